@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all the set-up themselves.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Everything stays in this folder unless your own settings say otherwise.
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
+export DO_NOT_TRACK ?= 1
+export DVC_NO_ANALYTICS ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+
+.PHONY: help setup demo test lint lock serve
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lock is unchanged
+
+.venv/.stamp: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed: name one with make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e .
+	touch $@
+
+demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
+	$(BIN)/python -m flows.pipeline
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style, types and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# PyTorch's own CUDA packages are left out of the lock, so that each machine gets the build that fits it.
+lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lock UPGRADE=--upgrade for newer versions)
+	cp requirements.lock .requirements.tmp
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-header --no-annotate \
+		--quiet $(UPGRADE) --output-file .requirements.tmp > /dev/null
+	grep -vE '^(nvidia-|cuda-|triton)' .requirements.tmp > requirements.lock
+	rm .requirements.tmp
+
+serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
+	$(BIN)/python -m flows.serve
