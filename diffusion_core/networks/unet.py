@@ -1,0 +1,177 @@
+"""The U-Net of Ho et al. 2020 as denoising-diffusion-pytorch builds it, with optional class conditioning."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_core.networks.layers import (
+    Attention,
+    LinearAttention,
+    ResnetBlock,
+    SinusoidalPosEmb,
+    downsample,
+    upsample,
+)
+
+
+class Unet(nn.Module):
+    """Predicts noise, x0 or v from x_t and t.
+
+    Args:
+        dim: channels of the first level; even, because half of the time embedding is sines.
+        init_dim: channels after the first convolution; `dim` if not given.
+        out_dim: channels of the output; `channels` if not given.
+        dim_mults: channels of each level in multiples of `dim`; each level but the last halves height and width.
+        channels: of the images.
+        self_condition: the input is cat(previous x0-hat or zeros, x_t) (Chen et al. 2022).
+        dropout: in the first block of each residual block, in [0, 1).
+        attn_dim_head: channels a head.
+        attn_heads: heads.
+        full_attn: whether a level has softmax attention, one value a level or one for all; the innermost alone if not
+            given.
+        linear_attn: whether the other levels have linear attention or none.
+        num_classes: how many labels there are; None for an unconditional network. The label `num_classes` stands for
+            "no label".
+        cond_drop_prob: share of the labels that training drops, so that guidance has an unconditional prediction
+            (Ho & Salimans 2022).
+
+    Raises:
+        ValueError: an argument is outside its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        init_dim: int | None = None,
+        out_dim: int | None = None,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        channels: int = 3,
+        self_condition: bool = False,
+        dropout: float = 0.0,
+        attn_dim_head: int = 32,
+        attn_heads: int = 4,
+        full_attn: bool | Sequence[bool] | None = None,
+        linear_attn: bool = True,
+        num_classes: int | None = None,
+        cond_drop_prob: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"dim is {dim}; it must be even and at least 4")
+        if not dim_mults:
+            raise ValueError("dim_mults is empty; it must have at least one level")
+        if not 0.0 <= cond_drop_prob < 1.0:
+            raise ValueError(f"cond_drop_prob is {cond_drop_prob}; it must lie in [0, 1)")
+        levels = len(dim_mults)
+        if full_attn is None:
+            full_attn = [False] * (levels - 1) + [True]
+        elif isinstance(full_attn, bool):
+            full_attn = [full_attn] * levels
+        if len(full_attn) != levels:
+            raise ValueError(f"full_attn has {len(full_attn)} values; it must have one for each of {levels} levels")
+
+        self.channels = channels
+        self.out_dim = out_dim or channels
+        self.self_condition = self_condition
+        self.num_classes = num_classes
+        self.cond_drop_prob = cond_drop_prob
+        self.downsample_factor = 2 ** (levels - 1)
+
+        init_dim = init_dim or dim
+        self.init_conv = nn.Conv2d(channels * (2 if self_condition else 1), init_dim, 7, padding=3)
+        time_dim = dim * 4
+        self.time_mlp = nn.Sequential(
+            SinusoidalPosEmb(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
+        )
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, time_dim)
+
+        def block(dim_in: int, dim_out: int) -> nn.Module:
+            return ResnetBlock(dim_in, dim_out, time_emb_dim=time_dim, dropout=dropout)
+
+        def attention(dim_in: int, full: bool) -> nn.Module:
+            if full:
+                return Attention(dim_in, attn_heads, attn_dim_head)
+            return LinearAttention(dim_in, attn_heads, attn_dim_head) if linear_attn else Nothing()
+
+        dims = [init_dim, *(dim * mult for mult in dim_mults)]
+        plan = list(zip(pairwise(dims), full_attn, strict=True))
+        self.downs = nn.ModuleList()
+        for level, ((dim_in, dim_out), full) in enumerate(plan):
+            last = level == levels - 1
+            down = nn.Conv2d(dim_in, dim_out, 3, padding=1) if last else downsample(dim_in, dim_out)
+            self.downs.append(
+                nn.ModuleList([block(dim_in, dim_in), block(dim_in, dim_in), attention(dim_in, full), down])
+            )
+        self.mid_block1 = block(dims[-1], dims[-1])
+        self.mid_attn = Attention(dims[-1], attn_heads, attn_dim_head)
+        self.mid_block2 = block(dims[-1], dims[-1])
+        self.ups = nn.ModuleList()
+        for level, ((dim_in, dim_out), full) in enumerate(reversed(plan)):
+            last = level == levels - 1
+            up = nn.Conv2d(dim_out, dim_in, 3, padding=1) if last else upsample(dim_out, dim_in)
+            joined = dim_out + dim_in
+            self.ups.append(
+                nn.ModuleList([block(joined, dim_out), block(joined, dim_out), attention(dim_out, full), up])
+            )
+        self.final_res_block = block(init_dim * 2, init_dim)
+        self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)
+
+    def drop_classes(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return labels, (B,), of which a share of `cond_drop_prob` has become "no label"."""
+        dropped = torch.rand(classes.shape, generator=generator, device=classes.device) < self.cond_drop_prob
+        return classes.masked_fill(dropped, self.num_classes or 0)
+
+    def forward(
+        self, x: Tensor, time: Tensor, x_self_cond: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Return the prediction, (B, out_dim, H, W).
+
+        Args:
+            x: x_t, (B, channels, H, W); H and W are multiples of `downsample_factor`.
+            time: t, (B,).
+            x_self_cond: the previous x0-hat, like x; zeros if not given.
+            classes: labels, (B,), in 0 .. num_classes; "no label" if not given.
+        """
+        if x.shape[-2] % self.downsample_factor or x.shape[-1] % self.downsample_factor:
+            raise ValueError(
+                f"the images are {x.shape[-2]} x {x.shape[-1]}; both sides must be multiples of"
+                f" {self.downsample_factor}, because dim_mults has that many halvings"
+            )
+        if self.self_condition:
+            x = torch.cat((torch.zeros_like(x) if x_self_cond is None else x_self_cond, x), dim=1)
+        t = self.time_mlp(time)
+        if self.class_embedding is not None:
+            if classes is None:
+                classes = torch.full_like(time, self.num_classes or 0, dtype=torch.long)
+            t = t + self.class_embedding(classes)
+
+        x = first = self.init_conv(x)
+        skips: list[Tensor] = []
+        for level in self.downs:
+            block1, block2, attend, down = level.children()
+            x = block1(x, t)
+            skips.append(x)
+            x = block2(x, t)
+            x = attend(x) + x
+            skips.append(x)
+            x = down(x)
+        x = self.mid_block1(x, t)
+        x = self.mid_attn(x) + x
+        x = self.mid_block2(x, t)
+        for level in self.ups:
+            block1, block2, attend, up = level.children()
+            x = block1(torch.cat((x, skips.pop()), dim=1), t)
+            x = block2(torch.cat((x, skips.pop()), dim=1), t)
+            x = attend(x) + x
+            x = up(x)
+        x = self.final_res_block(torch.cat((x, first), dim=1), t)
+        return self.final_conv(x)  # type: ignore[no-any-return]
+
+
+class Nothing(nn.Module):
+    """Adds nothing, where a level has no attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)

@@ -1,0 +1,69 @@
+"""The numbers of a schedule, computed once in float64 and gathered by timestep."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables by timestep, each float64 of shape (T,), with the usual names; a_t = 1 - b_t, abar_{-1} = 1."""
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+
+    @classmethod
+    def of(cls, betas: Tensor) -> "Tables":
+        """Derive all tables from the betas.
+
+        Raises:
+            ValueError: a beta lies outside [0, 1) and the process would divide by zero.
+        """
+        if not bool(((betas >= 0.0) & (betas < 1.0)).all()):
+            raise ValueError(f"beta_schedule reaches {float(betas.max()):.4g}; every beta must lie in [0, 1)")
+        alphas = 1.0 - betas
+        alpha_bar = torch.cumprod(alphas, dim=0)
+        previous = F.pad(alpha_bar[:-1], (1, 0), value=1.0)
+        variance = betas * (1.0 - previous) / (1.0 - alpha_bar)
+        return cls(
+            betas=betas,
+            alphas_cumprod=alpha_bar,
+            alphas_cumprod_prev=previous,
+            sqrt_alphas_cumprod=alpha_bar.sqrt(),
+            sqrt_one_minus_alphas_cumprod=(1.0 - alpha_bar).sqrt(),
+            log_one_minus_alphas_cumprod=(1.0 - alpha_bar).log(),
+            sqrt_recip_alphas_cumprod=(1.0 / alpha_bar).sqrt(),
+            sqrt_recipm1_alphas_cumprod=(1.0 / alpha_bar - 1.0).sqrt(),
+            posterior_variance=variance,
+            # The variance is 0 at t = 0, where no noise is added.
+            posterior_log_variance_clipped=variance.clamp(min=1e-20).log(),
+            posterior_mean_coef1=betas * previous.sqrt() / (1.0 - alpha_bar),
+            posterior_mean_coef2=(1.0 - previous) * alphas.sqrt() / (1.0 - alpha_bar),
+        )
+
+    @property
+    def snr(self) -> Tensor:
+        """abar / (1 - abar)."""
+        return self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each table with its name."""
+        return ((field.name, getattr(self, field.name)) for field in fields(self))
+
+
+def extract(table: Tensor, t: Tensor, shape: Size) -> Tensor:
+    """Gather a table at timesteps t, (B,), shaped to broadcast against a batch of that shape: (B, 1, 1, 1)."""
+    return table[t].reshape(len(t), *(1 for _ in shape[1:]))

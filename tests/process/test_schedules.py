@@ -1,0 +1,65 @@
+import math
+
+import pytest
+import torch
+
+from diffusion_core.kinds import choose, kinds
+from diffusion_core.process.schedules.cosine import Cosine
+from diffusion_core.process.schedules.linear import Linear
+from diffusion_core.process.schedules.sigmoid import Sigmoid
+from diffusion_core.process.tables import Tables
+
+SCHEDULES = [Linear(), Cosine(), Sigmoid()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: each.kind)
+@pytest.mark.parametrize("timesteps", [25, 1000, 4000])
+def test_snr_falls_strictly_and_betas_are_probabilities(schedule, timesteps):
+    tables = Tables.of(schedule.betas(timesteps))
+    assert tables.betas.dtype == torch.float64
+    assert tables.betas.shape == (timesteps,)
+    assert bool(((tables.betas > 0) & (tables.betas < 1)).all())
+    assert bool((tables.snr.diff() < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last_alpha_bar", "first_snr"),
+    [(Linear(), 4.036e-5, 9999), (Cosine(), 2.43e-9, 24221), (Sigmoid(), 3.003e-7, 3329)],
+    ids=lambda each: getattr(each, "kind", ""),
+)
+def test_ends_of_the_schedules_at_a_thousand_timesteps(schedule, last_alpha_bar, first_snr):
+    tables = Tables.of(schedule.betas(1000))
+    assert float(tables.alphas_cumprod[-1]) == pytest.approx(last_alpha_bar, rel=2e-3)
+    assert float(tables.snr[0]) == pytest.approx(first_snr, rel=1e-4)
+
+
+def test_cosine_alpha_bar_is_the_squared_cosine_until_the_clip():
+    timesteps, s = 200, 0.008
+    alpha_bar = Tables.of(Cosine(s=s).betas(timesteps)).alphas_cumprod
+    for t in range(timesteps - 1):
+        here = math.cos(((t + 1) / timesteps + s) / (1 + s) * math.pi / 2) ** 2
+        assert float(alpha_bar[t]) == pytest.approx(here / math.cos(s / (1 + s) * math.pi / 2) ** 2, rel=1e-9)
+
+
+def test_sigmoid_alpha_bar_is_symmetric_about_the_middle():
+    alpha_bar = Tables.of(Sigmoid().betas(1000)).alphas_cumprod
+    for t in (100, 250, 400):
+        assert float(alpha_bar[t - 1] + alpha_bar[999 - t]) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_linear_refuses_the_timesteps_at_which_beta_reaches_one():
+    with pytest.raises(ValueError, match="timesteps is 20.*at least 21"):
+        Linear().betas(20)
+    assert float(Linear().betas(21)[-1]) < 1.0
+
+
+@pytest.mark.parametrize("options", [{"kind": "cosine", "s": 0.0}, {"kind": "sigmoid", "tau": 0.0}])
+def test_schedules_refuse_options_outside_their_range(options):
+    with pytest.raises(ValueError, match=r"s is 0.0|tau is 0.0"):
+        choose("diffusion_core.process.schedules", options.pop("kind"), "beta_schedule", **options)
+
+
+def test_a_name_that_no_sibling_has_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="beta_schedule is 'os.system'.*cosine, linear, sigmoid"):
+        choose("diffusion_core.process.schedules", "os.system", "beta_schedule")
+    assert set(kinds("diffusion_core.process.schedules")) == {"linear", "cosine", "sigmoid"}
