@@ -1,0 +1,12 @@
+"""Diffusion models: networks, processes, samplers and a trainer, with PyTorch alone."""
+
+from diffusion_core.networks.unet import Unet
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.ddpm import DDPM
+from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.training.data import TensorData
+from diffusion_core.training.ema import EMA
+from diffusion_core.training.trainer import Trainer
+
+__all__ = ["DDIM", "DDPM", "EMA", "GaussianDiffusion", "ImageNoise", "TensorData", "Trainer", "Unet"]

@@ -1,0 +1,129 @@
+"""Checkpoints that survive a crash at any moment.
+
+A checkpoint is a folder `step-N` of safetensors files, `state.json` and, written last, `manifest.json` with the size
+and sha256 of each. It is written under a temporary name, flushed to the disk and renamed; only then are old ones
+removed. A checkpoint that does not verify is moved aside and the one before it is used.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion_core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# With two, the newest may be damaged and there is still one to go back to.
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` steps: tensors by file and name, and whatever JSON the caller adds."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint below `folder`, remove all but the newest two, and return its path."""
+    target = folder / f"step-{checkpoint.step:09d}"
+    if target.exists() and _problem(target) is None:
+        # Already there: removing it first would leave a moment with neither.
+        return target
+    temporary = folder / f"{target.name}.tmp-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, tensors in checkpoint.tensors.items():
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+        _write_json(temporary / "state.json", {"step": checkpoint.step, **checkpoint.state})
+        files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
+        _write_json(temporary / "manifest.json", {"files": files})
+        for file in temporary.iterdir():
+            _flush(file)
+        _flush(temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder)
+    for old in _checkpoints(folder)[KEEP:]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint below `folder` that verifies, or None where there has never been one.
+
+    Raises:
+        UserError: there are checkpoints, and not one of them is whole.
+    """
+    leftovers = [file for file in folder.glob("step-*.tmp-*") if file.is_dir()]
+    for leftover in leftovers:
+        shutil.rmtree(leftover)
+    damaged = [path for path in folder.glob("step-*.damaged*") if path.is_dir()]
+    for path in _checkpoints(folder):
+        problem = _problem(path)
+        if problem is None:
+            return _load(path)
+        aside = path.with_name(f"{path.name}.damaged-{len(damaged)}")
+        path.rename(aside)
+        damaged.append(aside)
+        logger.warning("checkpoint %s is damaged (%s): moved aside to %s", path, problem, aside.name)
+    if damaged:
+        raise UserError(
+            f"every checkpoint below {folder} is damaged: restore one from a backup, or remove the folder to train anew"
+        )
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
+
+
+def _problem(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None."""
+    try:
+        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if _fingerprint(path / name) != expected:
+                return f"{name} differs from its manifest"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"manifest.json: {error}"
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(state.pop("step"), tensors, state)
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""The exponential moving average of the weights, with which samples are drawn."""
+
+from copy import deepcopy
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class EMA(Generic[Module]):
+    """Averages a module's parameters over the images that it has seen (Karras et al. 2022, section F.2).
+
+    Args:
+        module: whose parameters are averaged; copied.
+        halflife_images: after so many images a weight's share has halved; greater than 0.
+        rampup_ratio: the half-life is at most this share of the images seen, so that the start is soon forgotten.
+    """
+
+    def __init__(self, module: Module, halflife_images: float, rampup_ratio: float = 0.05) -> None:
+        if halflife_images <= 0:
+            raise ValueError(f"halflife_images is {halflife_images}; it must be greater than 0")
+        self.module = deepcopy(module).eval().requires_grad_(False)
+        self.halflife_images = halflife_images
+        self.rampup_ratio = rampup_ratio
+
+    def decay(self, images: int, batch_size: int) -> float:
+        """Return the share of the old average that a step of `batch_size` images keeps, after `images` images."""
+        halflife = min(self.halflife_images, images * self.rampup_ratio)
+        return float(0.5 ** (batch_size / halflife)) if halflife > 0 else 0.0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, images: int, batch_size: int) -> None:
+        """Take in the parameters of `module` after a step."""
+        share = 1.0 - self.decay(images, batch_size)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), share)
+        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,71 @@
+"""What a training run reports on its way: means over the steps since the last report."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_core.training.trainer import StepReport
+
+COLUMNS = ("images", "loss", "grad_norm", "learning_rate")
+
+
+class History:
+    """Gathers step reports into rows; reads tensors from the device once a row.
+
+    Args:
+        every_images: images between two rows.
+        state: of a run that is gone on with, as `state()` gave it.
+    """
+
+    def __init__(self, every_images: int, state: dict[str, Any] | None = None) -> None:
+        state = state or {"rows": [], "pending": []}
+        self.every_images = every_images
+        self.rows: list[dict[str, float]] = state["rows"]
+        self._pending = [
+            StepReport(step, images, torch.tensor(loss), torch.tensor(norm), rate, skipped)
+            for step, images, loss, norm, rate, skipped in state["pending"]
+        ]
+        # Steps taken since the last row by this process, for the rate.
+        self._since, self._steps = time.monotonic(), 0
+
+    def add(self, report: StepReport, batch_size: int, last: bool) -> dict[str, float] | None:
+        """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
+
+        A row ends at the first step that reaches a multiple of `every_images`, and at the last step.
+        """
+        self._pending.append(report)
+        self._steps += 1
+        crossed = report.images // self.every_images > (report.images - batch_size) // self.every_images
+        if not (crossed or last):
+            return None
+        whole = [each for each in self._pending if not each.skipped]
+        speed = self._steps * batch_size / (time.monotonic() - self._since)
+        self._pending, self._since, self._steps = [], time.monotonic(), 0
+        if not whole:
+            return None
+        row = {
+            "images": report.images,
+            "loss": float(torch.stack([each.loss for each in whole]).mean()),
+            "grad_norm": float(torch.stack([each.grad_norm for each in whole]).mean()),
+            "learning_rate": report.learning_rate,
+        }
+        self.rows.append(row)
+        return {**row, "images_per_second": speed}
+
+    def state(self) -> dict[str, Any]:
+        """Return the rows, and the steps that no row holds yet, as JSON."""
+        pending = [
+            (each.step, each.images, float(each.loss), float(each.grad_norm), each.learning_rate, each.skipped)
+            for each in self._pending
+        ]
+        return {"rows": self.rows, "pending": pending}
+
+    def write(self, file: Path) -> None:
+        """Write the rows as CSV."""
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)

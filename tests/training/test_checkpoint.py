@@ -1,0 +1,121 @@
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_core.errors import UserError
+from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+
+
+def checkpoint(step):
+    return Checkpoint(
+        step, {"model": {"w": torch.full((64,), float(step))}, "ema": {"w": torch.zeros(2)}}, {"note": step}
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step))
+    return tmp_path
+
+
+def test_what_was_saved_is_loaded(folder):
+    loaded = load_newest(folder)
+    assert loaded.step == 2
+    assert loaded.state == {"note": 2}
+    assert torch.equal(loaded.tensors["model"]["w"], torch.full((64,), 2.0))
+    assert load_newest(folder / "nothing") is None
+
+
+def test_the_newest_two_are_kept(folder):
+    for step in (3, 10, 9):
+        save_checkpoint(folder, checkpoint(step))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000009", "step-000000010"]
+
+
+FILES = ["model.safetensors", "ema.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", ["empty", "half", "last byte", "flip", "gone"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(folder, name, harm, caplog):
+    file = folder / "step-000000002" / name
+    content = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    elif harm == "flip" and name == "manifest.json":
+        digest = json.loads(content)["files"]["model.safetensors"]["sha256"]
+        file.write_bytes(content.replace(digest[:8].encode(), b"00000000"))
+    elif harm == "flip":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        keep = {"empty": 0, "half": len(content) // 2, "last byte": len(content.rstrip()) - 1}[harm]
+        file.write_bytes(content[:keep])
+    assert load_newest(folder).step == 1
+    assert (folder / "step-000000002.damaged-0").is_dir()
+    assert "step-000000002" in caplog.text
+
+
+def test_when_all_are_damaged_nothing_is_trained_anew_in_silence(folder):
+    for path in folder.iterdir():
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="every checkpoint below .* is damaged"):
+        load_newest(folder)
+    with pytest.raises(UserError, match="every checkpoint below .* is damaged"):
+        load_newest(folder)
+
+
+# Kills itself at the n-th of the operations by which a checkpoint reaches the disk.
+KILLED_WHILE_SAVING = textwrap.dedent("""
+    import os, pathlib, signal, sys
+    sys.path.insert(0, {root!r})
+    from tests.training.test_checkpoint import checkpoint
+    from diffusion_core.training import checkpoint as module
+    from diffusion_core.training.checkpoint import save_checkpoint
+
+    left = int(sys.argv[2])
+
+    def counted(operation):
+        def wrapper(*args, **kwargs):
+            global left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+        return wrapper
+
+    os.fsync = counted(os.fsync)
+    module.save_file = counted(module.save_file)
+    for name in ("write_text", "rename"):
+        setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
+    module.shutil.rmtree = counted(module.shutil.rmtree)
+    save_checkpoint(pathlib.Path(sys.argv[1]), checkpoint(3))
+""")
+
+
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(folder, tmp_path_factory):
+    script = tmp_path_factory.mktemp("script") / "killed.py"
+    script.write_text(KILLED_WHILE_SAVING.format(root=str(Path.cwd())))
+    # The last moment is found by trying: then the child is not killed any more.
+    seen = set()
+    for moment in range(1, 40):
+        done = subprocess.run([sys.executable, script, folder, str(moment)], check=False, timeout=120)
+        loaded = load_newest(folder)
+        seen.add(loaded.step)
+        assert torch.equal(loaded.tensors["model"]["w"], torch.full((64,), float(loaded.step)))
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        for step in (1, 2):
+            save_checkpoint(folder, checkpoint(step))
+    else:
+        pytest.fail("the child never finished saving")
+    assert 3 in seen
+    assert moment > 10
+    assert not list(folder.glob("*.tmp-*"))

@@ -1,0 +1,153 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.training.order import batch_indices
+from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
+
+
+def build(seed=0, dropout=0.2, **options):
+    torch.manual_seed(1)
+    network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout)
+    diffusion = GaussianDiffusion(network, image_size=4)
+    generator = torch.Generator().manual_seed(2)
+    data = TensorData(
+        torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=generator), torch.arange(30) % 3
+    )
+    options = {"images": 96, "batch_size": 8, "horizontal_flip": True, "precision": "float32", **options}
+    return Trainer(diffusion, data, seed=seed, **options)
+
+
+def state(trainer):
+    return {f"{part}/{name}": each for part, named in trainer.tensors().items() for name, each in named.items()}
+
+
+def finished(trainer):
+    losses = [float(report.loss) for report in trainer.steps()]
+    return losses, {name: each.clone() for name, each in state(trainer).items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    return finished(build())
+
+
+@pytest.mark.parametrize("stop_after", range(1, 12))
+def test_a_run_that_is_stopped_and_restored_equals_the_unbroken_one(stop_after, unbroken):
+    first = build()
+    losses = [float(report.loss) for report in islice(first.steps(), stop_after)]
+    saved = {part: {name: each.clone() for name, each in named.items()} for part, named in first.tensors().items()}
+    second = build()
+    torch.manual_seed(12345)
+    second.restore(first.step, saved)
+    rest, tensors = finished(second)
+    assert losses + rest == unbroken[0]
+    assert_same(tensors, unbroken[1])
+
+
+@pytest.mark.parametrize("lost", ["ema", "optimizer", "step", "seed"])
+def test_a_run_restored_without_a_part_of_its_state_does_not_equal_it(lost, unbroken):
+    first = build()
+    list(islice(first.steps(), 5))
+    second = build(seed=1 if lost == "seed" else 0)
+    tensors = {**first.tensors(), **({lost: second.tensors()[lost]} if lost in ("ema", "optimizer") else {})}
+    second.restore(4 if lost == "step" else 5, tensors)
+    _, ended = finished(second)
+    assert any(not torch.equal(ended[name], unbroken[1][name]) for name in ended)
+
+
+def test_micro_batches_add_up_to_the_gradient_of_their_mean():
+    trainer = build(accumulate=4, dropout=0.0)
+    loss = trainer._backward()
+    gradient = {name: each.grad.clone() for name, each in trainer.diffusion.named_parameters()}
+    trainer.optimizer.zero_grad()
+    indices = batch_indices(0, 0, 8, 30)
+    assert len(indices.chunk(4)) == 4
+    total = 0.0
+    # The parts on their own, each drawing what it drew above.
+    for micro in range(4):
+        part = build(accumulate=4, dropout=0.0)
+        calls = []
+        forward = part.diffusion.forward
+        part.diffusion.forward = lambda *args, f=forward, c=calls, **kw: c.append(f(*args, **kw)) or c[-1]
+        part._backward()
+        total += float(calls[micro].detach()) / 4
+    assert float(loss) == pytest.approx(total, rel=1e-6)
+    assert all(bool(torch.isfinite(each).all()) for each in gradient.values())
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order_each_time():
+    seen = torch.cat([batch_indices(7, step, 8, 20) for step in range(5)])
+    first, second = seen[:20].tolist(), seen[20:40].tolist()
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert batch_indices(8, 0, 20, 20).tolist() != first
+
+
+def test_learning_rate_warms_up_over_the_given_images():
+    rates = [report.learning_rate for report in build(learning_rate=1e-3, warmup_images=32).steps()]
+    assert rates[:5] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3])
+
+
+def test_training_lowers_the_loss():
+    trainer = build(images=4000, batch_size=16, learning_rate=2e-3, dropout=0.0)
+    # Plain images: with random pixels there is nothing to learn but the noise.
+    trainer.data = TensorData(torch.full((30, 1, 4, 4), 200, dtype=torch.uint8), trainer.data.labels)
+    losses = [float(report.loss) for report in trainer.steps()]
+    assert sum(losses[-30:]) < 0.5 * sum(losses[:30])
+
+
+def test_a_step_whose_gradient_is_not_finite_changes_nothing():
+    trainer = build()
+    list(islice(trainer.steps(), 2))
+    before = {name: each.clone() for name, each in state(trainer).items()}
+    poison = trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("nan"))
+    (report,) = islice(trainer.steps(), 1)
+    assert report.skipped
+    assert_same(state(trainer), before)
+    poison.remove()
+    (report,) = islice(trainer.steps(), 1)
+    assert not report.skipped
+    assert any(not torch.equal(each, before[name]) for name, each in state(trainer).items())
+
+
+def test_training_stops_when_no_gradient_is_finite_any_more():
+    trainer = build(images=1000)
+    trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingDiverged, match="10 steps in a row.*learning_rate"):
+        list(trainer.steps())
+    assert trainer.step == MAX_BAD_STEPS
+
+
+def test_ema_forgets_by_half_over_its_half_life():
+    module = torch.nn.Linear(1, 1)
+    ema = EMA(module, halflife_images=1000)
+    start = ema.module.weight.clone()
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+    for step in range(100):
+        ema.update(module, images=10**6 + step, batch_size=10)
+    torch.testing.assert_close(ema.module.weight, 5.0 + (start - 5.0) * 0.5)
+
+
+def test_ema_follows_closely_while_few_images_are_seen():
+    ema = EMA(torch.nn.Linear(1, 1), halflife_images=1000)
+    assert ema.decay(0, 64) == 0.0
+    assert ema.decay(640, 64) == pytest.approx(0.5 ** (64 / 32))
+    assert ema.decay(10**6, 64) == pytest.approx(0.5 ** (64 / 1000))
+
+
+def test_arguments_outside_their_range_are_named():
+    with pytest.raises(ValueError, match="accumulate is 3.*8"):
+        build(accumulate=3)
+    with pytest.raises(ValueError, match="halflife_images is 0"):
+        build(ema_halflife_images=0)
+    with pytest.raises(ValueError, match="data is empty"):
+        Trainer(build().diffusion, TensorData(torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), images=1)
