@@ -1,0 +1,26 @@
+"""Class labels from the names of folders."""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+
+def class_names(sources: Iterable[str]) -> list[str]:
+    """Return the names of the folders that images lie in, at the first level, in natural order (`9` before `10`).
+
+    The list is empty, and the images have no labels, where an image lies outside of any folder or all lie in one.
+    """
+    tops = {PurePosixPath(source).parts[:-1][:1] for source in sources}
+    if () in tops or len(tops) < 2:
+        return []
+    return sorted((top[0] for top in tops), key=_natural)
+
+
+def class_name(source: str) -> str:
+    """Return the first folder of a path that has one."""
+    return PurePosixPath(source).parts[0]
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    # split() alternates text and number, so that only like is compared with like; the name itself settles 1 and 01.
+    return [int(part) if part.isdigit() else part.casefold() for part in re.split(r"(\d+)", name)], name

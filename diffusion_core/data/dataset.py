@@ -1,0 +1,108 @@
+"""The prepared dataset: what it is, and reading it back."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, read_manifest
+from diffusion_core.data.reading import reading
+from diffusion_core.data.shards import map_shard
+
+INFO = "dataset.json"
+
+
+class DatasetInfo(BaseModel):
+    """The content of `dataset.json`.
+
+    `count` images were kept, which is `train + validation`; `count + quarantined` files came in. `classes[label]` is
+    the name of a label, and the list is empty where images have no labels. Equal `digest`s mean equal datasets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int
+    train: int
+    validation: int
+    quarantined: int
+    classes: list[str]
+    image_size: int
+    channels: int
+    digest: str
+
+
+def dataset_digest(shards: Sequence[str], rows: Sequence[ManifestRow], classes: Sequence[str]) -> str:
+    """Return the sha256 of pixels (by the sha256 of each shard), labels, splits and class names."""
+    kept = [row for row in rows if row.quarantined is None]
+    identity = [shards, [row.label for row in kept], [row.split for row in kept], classes]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+class ImageDataset:
+    """Images and labels of one split, or of all; the pixels stay on the disk until they are asked for.
+
+    Attributes:
+        info: the content of `dataset.json`; its counts are those of the whole dataset.
+        labels: (N,) positions in `info.classes`, or None where there are no classes.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        shards: Sequence[npt.NDArray[np.uint8]],
+        shard: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64] | None,
+    ) -> None:
+        self.info = info
+        self.labels = labels
+        self._shards = shards
+        self._shard = shard
+        self._row = row
+
+    @classmethod
+    def open(cls, folder: Path, split: Split | None = None) -> Self:
+        """Open the dataset in `folder`; its images come in the order of the manifest.
+
+        Raises:
+            UserError: a file is missing or damaged, or the files do not belong together.
+        """
+        with reading(folder / INFO):
+            info = DatasetInfo.model_validate_json((folder / INFO).read_bytes())
+        manifest = read_manifest(folder / MANIFEST)
+        with reading(folder / MANIFEST):
+            kept = manifest.filter(manifest["quarantined"].is_null())
+            splits, shard, row, labels = (kept[name].to_numpy() for name in ("split", "shard", "row", "label"))
+            counts = [np.sum(splits == "train"), np.sum(splits == "validation"), len(kept), len(manifest)]
+            if counts != [info.train, info.validation, info.count, info.count + info.quarantined]:
+                raise ValueError(f"its counts are not those of {INFO}")
+            if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
+                raise ValueError(f"it has labels that are no classes of {INFO}")
+        image_shape = (info.image_size, info.image_size, info.channels)
+        shards = [
+            map_shard(folder, number, (int(rows), *image_shape)) for number, rows in enumerate(np.bincount(shard))
+        ]
+        wanted = np.full(len(kept), True) if split is None else splits == split
+        return cls(info, shards, shard[wanted], row[wanted], labels[wanted] if info.classes else None)
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def images(self, indices: npt.NDArray[np.integer] | slice | None = None) -> npt.NDArray[np.uint8]:
+        """Return the images at `indices`, all by default, in that order: uint8, (n, H, W, C).
+
+        Raises:
+            IndexError: an index is out of range.
+        """
+        chosen = slice(None) if indices is None else indices
+        shard, row = self._shard[chosen], self._row[chosen]
+        images = np.empty((len(shard), self.info.image_size, self.info.image_size, self.info.channels), np.uint8)
+        for number in np.unique(shard):
+            here = shard == number
+            images[here] = self._shards[number][row[here]]
+        return images

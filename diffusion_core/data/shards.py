@@ -1,0 +1,68 @@
+"""`images-00000.npy` and its siblings: the pixels of the whole dataset in few large files.
+
+A shard is a plain NumPy file (uint8, N x H x W x C), so that reading it is mapping it into memory.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from diffusion_core.data.reading import reading
+
+SHARD_BYTES = 256 * 2**20
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """Return the path of a shard."""
+    return folder / f"images-{number:05d}.npy"
+
+
+class ShardWriter:
+    """Packs images of one shape into shards of at most `shard_bytes` of pixels, and at least one image.
+
+    One shard at a time is in memory, and pages of it only as images come.
+    """
+
+    def __init__(self, folder: Path, image_shape: tuple[int, int, int], *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.digests: list[str] = []
+        self._folder = folder
+        self._pixels = np.empty((max(1, shard_bytes // int(np.prod(image_shape))), *image_shape), np.uint8)
+        self._rows = 0
+
+    def append(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
+        """Take one image, (H, W, C), and return the shard and the row it goes to."""
+        if self._rows == len(self._pixels):
+            self.flush()
+        self._pixels[self._rows] = image
+        self._rows += 1
+        return len(self.digests), self._rows - 1
+
+    def flush(self) -> None:
+        """Write what has been taken and add the file's sha256 to `digests`; call it after the last image."""
+        if not self._rows:
+            return
+        file = shard_file(self._folder, len(self.digests))
+        with file.open("w+b") as stream:
+            np.save(stream, self._pixels[: self._rows])
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.seek(0)
+            self.digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        self._rows = 0
+
+
+def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+    """Map a shard into memory, read-only.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not uint8 of `shape`.
+    """
+    file = shard_file(folder, number)
+    with reading(file):
+        pixels: npt.NDArray[np.uint8] = np.load(file, mmap_mode="r")
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 {shape}")
+    return pixels

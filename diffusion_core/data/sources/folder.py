@@ -1,0 +1,100 @@
+"""A folder of the user's own images."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from tqdm import tqdm
+
+from diffusion_core.data.formats import image_suffixes
+from diffusion_core.errors import UserError
+from diffusion_core.kinds import Kind
+
+
+@dataclass(frozen=True)
+class Folder(Kind):
+    """Copies every image file below `path` to the same place below `data/raw`.
+
+    `path` may begin with `~`; else it is relative to the project's folder. Hidden files and folders are left out.
+    A file counts as an image by its suffix; whether it decodes is for `prepare` to find out. Nothing is linked: DVC
+    must own the bytes that it versions.
+    """
+
+    path: Path
+    kind: Literal["folder"] = "folder"
+
+    def fetch(self, folder: Path) -> int:
+        """Copy the images into `folder` and return how many there are.
+
+        Raises:
+            UserError: `path` is missing, is no folder, cannot be read, overlaps the folder around `folder` or has no
+                image file, or the name of a file is not UTF-8.
+        """
+        root = self._root(folder.parent)
+        images, others, links = _scan(root)
+        if others or links:
+            print(f"ingest: left out {others} files that are no images and {links} links that lead elsewhere")
+        if not images:
+            suffixes = " ".join(sorted(image_suffixes()))
+            raise UserError(f"ingest.source.path is {self.path}, which holds no image ({suffixes}): add some to it")
+        for image in tqdm(images, desc="ingest", unit="file", disable=None):
+            copy = folder / image.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(image, copy)
+            except (PermissionError, FileNotFoundError) as error:
+                _refuse(error)
+        return len(images)
+
+    def _root(self, output: Path) -> Path:
+        try:
+            root = self.path.expanduser().resolve()
+        except RuntimeError as error:  # `~name` of an unknown user, or a ring of links
+            raise UserError(f"ingest.source.path is {self.path}: {error}; correct it in params.yaml") from None
+        if not root.exists():
+            raise UserError(f"ingest.source.path is {self.path}, which does not exist: correct it in params.yaml")
+        if not root.is_dir():
+            raise UserError(f"ingest.source.path is {self.path}, which is no folder: name the folder of the images")
+        output = output.resolve()
+        if root.is_relative_to(output) or output.is_relative_to(root):
+            raise UserError(
+                f"ingest.source.path is {self.path}, which overlaps {output}, where the pipeline writes:"
+                " keep the images in a folder of their own"
+            )
+        return root
+
+
+def _scan(root: Path) -> tuple[list[Path], int, int]:
+    """Return the images below `root` in order, and how many other files and stray links there are."""
+    suffixes = image_suffixes()
+    images: list[Path] = []
+    others = links = 0
+    for parent, folders, names in os.walk(root, onerror=_refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        # A link to a folder is never entered, so that a ring of links ends.
+        links += sum(Path(parent, name).is_symlink() for name in folders)
+        for name in names:
+            file = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
+                links += 1
+            elif file.suffix.lower() not in suffixes or not file.is_file():
+                others += 1
+            else:
+                images.append(file)
+    for image in images:
+        try:
+            str(image.relative_to(root)).encode()
+        except UnicodeEncodeError:
+            raw_name = os.fsencode(image)
+            raise UserError(f"ingest.source.path holds {raw_name!r}, which is no UTF-8: rename the file") from None
+    return sorted(images), others, links
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(
+        f"ingest.source.path: {error.filename} cannot be read ({error.strerror}): make it readable or move it away"
+    ) from None

@@ -1,0 +1,62 @@
+"""What goes into the shards comes out of them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_core.data.shards import ShardWriter, map_shard, shard_file
+from diffusion_core.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+
+
+def write(folder: Path, shard_bytes: int) -> tuple[list[tuple[int, int]], list[str]]:
+    folder.mkdir()
+    writer = ShardWriter(folder, (4, 4, 3), shard_bytes=shard_bytes)
+    places = [writer.append(image) for image in IMAGES]
+    writer.flush()
+    return places, writer.digests
+
+
+def test_every_image_is_where_the_writer_said(tmp_path: Path) -> None:
+    places, digests = write(tmp_path / "shards", shard_bytes=4 * 48 + 47)
+    shards = [map_shard(tmp_path / "shards", number, (rows, 4, 4, 3)) for number, rows in enumerate([4, 4, 2])]
+    np.testing.assert_array_equal([shards[shard][row] for shard, row in places], IMAGES)
+    files = sorted((tmp_path / "shards").iterdir())
+    assert [file.name for file in files] == ["images-00000.npy", "images-00001.npy", "images-00002.npy"]
+    assert digests == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+
+
+def test_the_last_shard_may_be_full(tmp_path: Path) -> None:
+    _, digests = write(tmp_path / "shards", shard_bytes=5 * 48)
+    assert len(digests) == len(list((tmp_path / "shards").iterdir())) == 2
+
+
+def test_an_image_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
+    places, _ = write(tmp_path / "shards", shard_bytes=1)
+    assert places == [(number, 0) for number in range(10)]
+
+
+def test_equal_images_make_equal_files(tmp_path: Path) -> None:
+    assert write(tmp_path / "one", 200) == write(tmp_path / "two", 200)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda file: file.unlink(), "is missing: run the stage that makes it with `dvc repro prepare`"),
+        (lambda file: file.write_bytes(b""), "is damaged"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
+        (lambda file: np.save(file, IMAGES[:9]), r"it holds uint8 \(9, 4, 4, 3\) and not uint8 \(10, 4, 4, 3\)"),
+        (lambda file: np.save(file, IMAGES.astype(np.float32)), "it holds float32"),
+        (lambda file: np.save(file, np.array([{}])), "is damaged"),
+    ],
+    ids=["missing", "empty", "truncated", "too short", "float", "pickle"],
+)
+def test_a_spoilt_shard_is_told(tmp_path: Path, spoil, sentence: str) -> None:
+    write(tmp_path / "shards", shard_bytes=10 * 48)
+    spoil(shard_file(tmp_path / "shards", 0))
+    with pytest.raises(UserError, match=rf"images-00000\.npy .*{sentence}"):
+        map_shard(tmp_path / "shards", 0, (10, 4, 4, 3))
