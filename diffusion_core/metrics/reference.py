@@ -1,0 +1,152 @@
+"""What evaluation needs of the real images: the feature extractor and the real images' features.
+
+It is computed once for a dataset and an extractor. Its digest is made of both, so that two evaluations with the same
+digest may be compared and others may not.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.errors import UserError
+from diffusion_core.metrics.classify import learn_classes
+from diffusion_core.metrics.contrast import learn_contrast
+from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Features, Images, extract, spans
+from diffusion_core.settings import ReferenceSettings
+
+# Two halves of two images, the least that a covariance can be made of.
+FEWEST_IMAGES = 4
+
+EXTRACTOR = "extractor.safetensors"
+FEATURES = "features.safetensors"
+DESCRIPTION = "reference.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The extractor and the features of every real image.
+
+    Attributes:
+        extractor: the feature network, in eval mode.
+        train_features: (n, features), float32, one row a training image, in the dataset's order.
+        validation_features: the same of the validation images.
+        dataset_digest: which dataset it was made of.
+        settings: the section of params.yaml it was made with.
+        quality: how well the extractor learned: `validation_accuracy` with labels, `final_loss` without.
+    """
+
+    extractor: FeatureNetwork
+    train_features: Features
+    validation_features: Features
+    dataset_digest: str
+    settings: Mapping[str, Any]
+    quality: Mapping[str, float]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the extractor's bytes and the dataset's digest: the key of an evaluation."""
+        return hashlib.sha256(self._extractor_bytes() + self.dataset_digest.encode()).hexdigest()
+
+    def extract(self, images: Images) -> Features:
+        """Return the features of uint8 images, (n, H, W, C), as float32, (n, features)."""
+        return extract(self.extractor, images)
+
+    def save(self, folder: Path) -> None:
+        """Write the files of data/reference into `folder`, which must exist."""
+        features = {"train": self.train_features, "validation": self.validation_features}
+        files = {EXTRACTOR: self._extractor_bytes(), FEATURES: safetensors.numpy.save(features)}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        description = {
+            "digest": self.digest,
+            "dataset_digest": self.dataset_digest,
+            "network": {name: getattr(self.extractor, name) for name in ("image_size", "channels", "features")},
+            "settings": dict(self.settings),
+            "quality": dict(self.quality),
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: a file is missing, or is not the one that was written.
+        """
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            contents = {name: (folder / name).read_bytes() for name in (EXTRACTOR, FEATURES)}
+            for name, content in contents.items():
+                if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
+                    raise ValueError(f"{name} is damaged")
+            extractor = FeatureNetwork(**description["network"])
+            extractor.load_state_dict(safetensors.torch.load(contents[EXTRACTOR]))
+            features = safetensors.numpy.load(contents[FEATURES])
+            return cls(
+                extractor=extractor.to(device).eval(),
+                train_features=features["train"],
+                validation_features=features["validation"],
+                dataset_digest=description["dataset_digest"],
+                settings=description["settings"],
+                quality=description["quality"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"{folder} cannot be read ({error}): make it again with `dvc repro --single-item --force reference`"
+            ) from error
+
+    def _extractor_bytes(self) -> bytes:
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.extractor.state_dict().items()}
+        return safetensors.torch.save(state)
+
+
+def fit_reference(
+    train: ImageDataset,
+    validation: ImageDataset,
+    settings: ReferenceSettings,
+    device: torch.device | str = "cpu",
+) -> Reference:
+    """Train the extractor, by labels where there are two classes or more and by contrast otherwise, and apply it.
+
+    The result depends on the arguments alone, as far as the device adds in a fixed order, which a CPU does; the
+    caller's random state is left as it was.
+
+    Raises:
+        UserError: the images are too small or too few, or the training diverged.
+    """
+    info = train.info
+    if info.image_size < SMALLEST_IMAGE:
+        raise UserError(f"prepare.image_size is {info.image_size}: evaluation needs at least {SMALLEST_IMAGE}")
+    if len(train) < FEWEST_IMAGES or len(validation) < FEWEST_IMAGES:
+        raise UserError(
+            f"the dataset has {len(train)} training and {len(validation)} validation images, and evaluation needs at"
+            f" least {FEWEST_IMAGES} of each: add images or change prepare.validation_fraction"
+        )
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(settings.seed)
+        extractor = FeatureNetwork(info.image_size, info.channels, settings.features).to(device)
+        if len(info.classes) >= 2:
+            quality = learn_classes(extractor, train, validation, settings)
+        else:
+            quality = learn_contrast(extractor, train, settings)
+    extractor.eval()
+    of_train, of_validation = _features(extractor, train), _features(extractor, validation)
+    if not (np.isfinite(of_train).all() and np.isfinite(of_validation).all()):
+        raise UserError("the features of the real images are not finite: lower reference.learning_rate")
+    return Reference(extractor, of_train, of_validation, info.digest, settings.model_dump(mode="json"), quality)
+
+
+def _features(extractor: FeatureNetwork, dataset: ImageDataset) -> Features:
+    # By parts, because a dataset may be larger than memory.
+    return np.concatenate([extract(extractor, dataset.images(span)) for span in spans(len(dataset), 4096)])

@@ -1,0 +1,41 @@
+"""Images as people look at them: grids, and files that are whole or not there."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# A tile of fewer pixels is enlarged until it has about as many.
+TILE = 64
+GAP = 2
+WHITE = 255
+
+
+def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
+    """Lay uint8 images, (n, H, W, C) with C 1 or 3, row by row into a grid, n and columns >= 1.
+
+    Tiny images are enlarged by a whole factor without smoothing, so that every pixel stays what it is.
+    """
+    factor = max(1, TILE // max(images.shape[1:3]))
+    tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = tiles.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), WHITE, np.uint8)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        top, left = row * (height + GAP) + GAP, column * (width + GAP) + GAP
+        sheet[top : top + height, left : left + width] = tile
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def save(image: Image.Image, file: Path) -> None:
+    """Write a PNG; on failure `file` is as it was and nothing else is left."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    try:
+        image.save(temporary, format="PNG")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

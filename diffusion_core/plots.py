@@ -1,0 +1,86 @@
+"""The pages of pictures that an evaluation leaves for people."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffusion_core.pictures import grid
+
+# Matplotlib reads this when it is imported, and would otherwise write into the user's home.
+os.environ.setdefault("MPLCONFIGDIR", ".cache/matplotlib")
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+Images = NDArray[np.uint8]
+
+SAMPLES_COLOUR = "#2a6f97"
+FLOOR_COLOUR = "#b8bec6"
+INK = "#22272e"
+
+
+def distances(figures: Mapping[str, float]) -> Image.Image:
+    """Draw every figure that has a floor as a bar beside the bar of its floor, each pair on a scale of its own."""
+    names = [name for name in figures if f"{name}_floor" in figures]
+    figure = Figure(figsize=(2.1 * len(names) + 0.6, 3.8), dpi=120, layout="constrained")
+    figure.suptitle("Generated images beside real ones: the closer the two bars, the better", color=INK)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        values = [figures[name], figures[f"{name}_floor"]]
+        bars = axes.bar(["generated", "real (floor)"], values, color=[SAMPLES_COLOUR, FLOOR_COLOUR], width=0.7)
+        axes.bar_label(bars, fmt="{:.3g}", padding=3, color=INK)
+        axes.set_title(name.replace("_", " "), color=INK)
+        axes.margins(y=0.15)
+        axes.axhline(0.0, color=INK, linewidth=0.8)
+        axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0, colors=INK)
+        axes.set_yticks([])
+    return _render(figure)
+
+
+def real_and_generated(real: Images, generated: Images) -> Image.Image:
+    """Draw real images left and generated ones right, uint8 (n, H, W, C), in squares of the same scale."""
+    columns = max(1, round(len(generated) ** 0.5))
+    figure = Figure(figsize=(11.0, 5.8), dpi=120, layout="constrained")
+    for axes, title, images in zip(
+        figure.subplots(1, 2), ("real images", "generated images"), (real, generated), strict=True
+    ):
+        _show(axes, grid(images, columns))
+        axes.set_title(title, color=INK)
+    return _render(figure)
+
+
+def nearest_images(samples: Images, neighbours: Images) -> Image.Image:
+    """Draw samples, (n, H, W, C), each with its nearest training images, (n, k, H, W, C), to its right."""
+    panels = 2 if len(samples) > 1 else 1
+    half = -(-len(samples) // panels)
+    sheets = []
+    for rows in (slice(0, half), slice(half, None))[:panels]:
+        near = neighbours[rows]
+        sheets += [grid(samples[rows], 1), grid(near.reshape(-1, *near.shape[2:]), near.shape[1])]
+    widths = [sheet.width for sheet in sheets]
+    height = 10.0 * max(sheet.height for sheet in sheets) / sum(widths)
+    figure = Figure(figsize=(11.0, height + 1.0), dpi=120, layout="constrained")
+    figure.suptitle("The samples nearest to the training images, the nearest of all first", color=INK)
+    for column, (axes, sheet) in enumerate(
+        zip(figure.subplots(1, len(sheets), width_ratios=widths), sheets, strict=True)
+    ):
+        _show(axes, sheet)
+        axes.set_anchor("N")
+        axes.set_title("nearest training images" if column % 2 else "sample", color=INK, fontsize=10)
+    return _render(figure)
+
+
+def _show(axes: Axes, image: Image.Image) -> None:
+    axes.imshow(np.asarray(image.convert("RGB")))
+    axes.set_axis_off()
+
+
+def _render(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return Image.fromarray(pixels).convert("RGB")

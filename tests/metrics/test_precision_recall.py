@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from diffusion_core.errors import UserError
+from diffusion_core.metrics.figures import RealFeatures
+from diffusion_core.metrics.figures.precision_recall import PrecisionRecall
+
+
+def against(half):
+    """Real features whose first half is `half`."""
+    return RealFeatures(half, (half, half), (half, half))
+
+
+def naive_share(points, centres, k):
+    radii = [sorted(np.linalg.norm(c - other) for other in centres)[k] for c in centres]
+    inside = [any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+    return sum(inside) / len(inside)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_equals_the_definition(k):
+    random = np.random.default_rng(k)
+    real, samples = random.normal(size=(60, 3)), random.normal(size=(40, 3)) * 1.3 + 0.4
+    figures = PrecisionRecall(neighbours=k).compute(samples, against(real))
+    assert figures["precision"] == pytest.approx(naive_share(samples, real, k))
+    assert figures["recall"] == pytest.approx(naive_share(real, samples, k))
+    assert 0.0 < figures["precision"] < 1.0
+
+
+def test_both_are_one_for_the_same_set_and_zero_far_away():
+    real = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float32)
+    assert PrecisionRecall().compute(real, against(real)) == {"precision": 1.0, "recall": 1.0}
+    assert PrecisionRecall().compute(real + 100.0, against(real)) == {"precision": 0.0, "recall": 0.0}
+
+
+def test_samples_of_one_mode_lose_recall_and_not_precision():
+    random = np.random.default_rng(0)
+    real = np.concatenate((random.normal(size=(300, 4)), random.normal(size=(300, 4)) + 50.0))
+    figures = PrecisionRecall().compute(random.normal(size=(600, 4)), against(real))
+    assert figures["precision"] > 0.85
+    assert figures["recall"] < 0.55
+
+
+def test_scattered_samples_lose_precision_and_not_recall():
+    random = np.random.default_rng(0)
+    real = random.normal(size=(300, 4))
+    scattered = np.concatenate((random.normal(size=(300, 4)), random.normal(size=(300, 4)) + 50.0))
+    figures = PrecisionRecall().compute(scattered, against(real))
+    assert figures["precision"] < 0.55
+    assert figures["recall"] > 0.85
+
+
+@pytest.mark.parametrize(("samples", "real"), [(3, 20), (20, 3)])
+def test_no_more_images_than_neighbours_is_told(samples, real):
+    random = np.random.default_rng(0)
+    with pytest.raises(UserError, match=r"neighbours of precision_recall .* lower it"):
+        PrecisionRecall().compute(random.normal(size=(samples, 2)), against(random.normal(size=(real, 2))))
+
+
+def test_one_neighbour_is_the_least():
+    with pytest.raises(ValueError, match="neighbours is 0"):
+        PrecisionRecall(neighbours=0)
