@@ -1,0 +1,17 @@
+"""What touches MLflow: tracking, the servable model and the gate.
+
+MLflow reads these variables when it is imported or called; what the user has set stays.
+"""
+
+import os
+
+for _name, _value in {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+}.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,128 @@
+"""The way to the MLflow store: its address, whether it answers, and its pages.
+
+An address may hold a user and a password. A server's are taken out of it before MLflow sees it, and no message shows
+them.
+"""
+
+import os
+import re
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+import mlflow
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+SECONDS_TO_ANSWER = 5
+
+VARIABLES = "DIFFUSION_TRACKING_URI (or MLFLOW_TRACKING_URI)"
+
+
+def tracking_uri(environment: Environment) -> str:
+    """Return where runs are tracked: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    return environment.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def without_userinfo(uri: str) -> str:
+    """Return `uri` as it may be shown: without user, password and query."""
+    return re.sub(r"(?<=://).*@", "", uri, flags=re.DOTALL).partition("?")[0]
+
+
+def connect(environment: Environment) -> MlflowClient:
+    """Make the tracking store of this environment MLflow's current one, and return its client.
+
+    A new SQLite store is created here, which takes a few seconds once.
+
+    Raises:
+        UserError: the store does not answer within about ten seconds, or refuses; the message names the variables.
+    """
+    uri = tracking_uri(environment)
+    shown = without_userinfo(uri)
+    try:
+        if is_server(uri):
+            _use_credentials(uri)
+            uri = shown
+            _check_server(uri)
+        else:
+            _check_database(uri)
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient()
+        client.search_experiments(max_results=1)
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, HTTPException, ValueError) as error:
+        reason = str(getattr(error, "reason", error)).replace(uri, shown).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"the tracking store {shown} cannot be used ({reason}): start it, or correct {VARIABLES}"
+        ) from None
+    return client
+
+
+def is_server(uri: str) -> bool:
+    """Whether `uri` is that of an MLflow server, and not of a database that this process opens itself."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def experiment_id(client: MlflowClient, environment: Environment) -> str:
+    """Return the id of the environment's experiment, which is created the first time.
+
+    Raises:
+        UserError: the experiment was deleted.
+    """
+    experiment = client.get_experiment_by_name(environment.experiment)
+    if experiment is None:
+        uri = tracking_uri(environment)
+        location = None if is_server(uri) else artifact_folder(uri).as_uri()
+        return client.create_experiment(environment.experiment, artifact_location=location)
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"the experiment {environment.experiment} was deleted in MLflow: restore it with"
+            f" `mlflow experiments restore -x {experiment.experiment_id}`, or set DIFFUSION_EXPERIMENT to another name"
+        )
+    return experiment.experiment_id
+
+
+def artifact_folder(uri: str) -> Path:
+    """Return where the artifacts of a database lie: `mlartifacts`, beside an SQLite file or else in this folder."""
+    url = sqlalchemy.make_url(uri)
+    folder = Path(url.database).parent if url.get_backend_name() == "sqlite" and url.database else Path()
+    return folder.absolute() / "mlartifacts"
+
+
+def run_page(environment: Environment, experiment: str, run: str) -> str:
+    """Return the address of a run's page."""
+    return f"{environment.tracking_page.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+
+
+def _use_credentials(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.username:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+    if parts.password:
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+
+
+def _check_server(uri: str) -> None:
+    """Ask once, because MLflow's own client asks again and again for minutes."""
+    try:
+        urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER).close()
+    except HTTPError as answer:
+        # A proxy may guard this path; whether the server serves is asked next.
+        answer.close()
+
+
+def _check_database(uri: str) -> None:
+    """Look at the database once, because MLflow's own check waits minutes for one that is not there."""
+    url = sqlalchemy.make_url(uri)
+    limit = {"connect_timeout": SECONDS_TO_ANSWER} if url.get_backend_name() in ("postgresql", "mysql") else {}
+    engine = sqlalchemy.create_engine(url, connect_args=limit)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()

@@ -1,0 +1,141 @@
+"""Where a result comes from: the commit, the data and the flow run. Works without git, DVC and Prefect too."""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, TypeAdapter
+
+from diffusion_core.errors import UserError
+
+DVC_LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """Which data a model was trained on.
+
+    Attributes:
+        name: what people call it.
+        digest: sha256 of its content.
+        md5: DVC's name of it, or None where DVC did not make it.
+        source: where it lies.
+    """
+
+    name: str
+    digest: str
+    md5: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The checkout that a result was made from; both are None outside a checkout."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+def dataset_version(folder: Path, digest: str) -> DatasetVersion:
+    """Return the version of the dataset in `folder`, a DVC output of this project, whose content has `digest`."""
+    return DatasetVersion(name=folder.as_posix(), digest=digest, md5=dvc_md5(folder), source=folder.as_posix())
+
+
+def git_state() -> GitState:
+    """Return the commit, and whether tracked files differ from it.
+
+    dvc.lock does not count: every stage that runs rewrites it, and what it says of the data is recorded by md5.
+    """
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){DVC_LOCK}")
+    return GitState(commit, None if changes is None else bool(changes))
+
+
+def dvc_md5(out: Path, lock: Path = DVC_LOCK) -> str | None:
+    """Return the md5 that dvc.lock gives for `out`, with DVC's ending `.dir` for a folder; None if it gives none.
+
+    Raises:
+        UserError: dvc.lock cannot be read.
+    """
+    outs = [entry for stage in _locked_stages(lock).values() for entry in stage.outs]
+    return next((entry.md5 for entry in outs if entry.path == out), None)
+
+
+def outdated_stages(lock: Path = DVC_LOCK) -> list[str]:
+    """Return the stages that, by dvc.lock, last ran on other inputs than the stages before them have made since.
+
+    Raises:
+        UserError: dvc.lock cannot be read.
+    """
+    stages = _locked_stages(lock)
+    made = {entry.path: entry.md5 for stage in stages.values() for entry in stage.outs}
+    return [name for name, stage in stages.items() if any(made.get(dep.path, dep.md5) != dep.md5 for dep in stage.deps)]
+
+
+def flow_run_id() -> str | None:
+    """Return the id of the Prefect flow run that this process works for, or None."""
+    return os.environ.get("PREFECT__FLOW_RUN_ID")
+
+
+def provenance_tags() -> dict[str, str]:
+    """Return the tags of an MLflow run: `git_commit`, `git_dirty` and `prefect_flow_run`, those that are known."""
+    git = git_state()
+    return known_tags({"git_commit": git.commit, "git_dirty": git.dirty, "prefect_flow_run": flow_run_id()})
+
+
+def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
+    """Return tags as MLflow stores them, without those that are None; truth values become `true` and `false`."""
+    return {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in tags.items()
+        if value is not None
+    }
+
+
+def files_digest(*files: Path) -> str:
+    """Return the sha256 over the sha256 of each file, in the given order."""
+    digests = []
+    for file in files:
+        with file.open("rb") as content:
+            digests.append(hashlib.file_digest(content, "sha256").digest())
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def json_digest(content: object) -> str:
+    """Return the sha256 of `content` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git prints, or None where there is no git, no checkout or no commit."""
+    try:
+        git = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None
+
+
+class _Entry(BaseModel):
+    path: Path
+    md5: str | None = None
+
+
+class _LockedStage(BaseModel):
+    deps: list[_Entry] = []
+    outs: list[_Entry] = []
+
+
+def _locked_stages(lock: Path) -> dict[str, _LockedStage]:
+    """Return what dvc.lock says of each stage; nothing where there is no dvc.lock."""
+    if not lock.exists():
+        return {}
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        return TypeAdapter(dict[str, _LockedStage]).validate_python(stages)
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+        raise UserError(f"{lock} cannot be read: restore it from git, or remove it and run `dvc repro`") from None

@@ -1,0 +1,71 @@
+"""The model as MLflow serves it: a table of labels in, images out.
+
+MLflow stores this file as the model's code, with the package beside it, and runs it wherever the model is loaded;
+the weights are safetensors, and nothing is pickled.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from diffusion_core.generation import generate
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.saved_model import load_model
+
+BATCH_SIZE = 64
+LABEL = "label"
+
+
+class Generator(PythonModel):
+    """Draws images with DDIM from the model in the artifact `model`."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the weights, onto a GPU where there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.diffusion, _ = load_model(Path(context.artifacts["model"]), device)
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - the model is loaded already
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """Return images, uint8 (N, H, W, C).
+
+        Args:
+            context: not used.
+            model_input: with a column `label` one image a row, each label in 0 .. number of classes - 1; without it
+                `params["n"]` images.
+            params: `n`, `steps`, `seed`, `eta` and `guidance`, all of them; MLflow fills in the signature's defaults.
+
+        Raises:
+            MlflowException: an argument is outside its range, or labels are given to a model without classes.
+        """
+        settings = params or {}
+        try:
+            labels = [int(label) for label in model_input[LABEL]] if LABEL in model_input else None
+            count = settings["n"] if labels is None else len(labels)
+            if count < 1:
+                raise ValueError(f"n is {count}; it must be at least 1")
+            images, _ = generate(
+                self.diffusion,
+                count,
+                seed=settings["seed"],
+                sampler=DDIM(steps=settings["steps"], eta=settings["eta"]),
+                guidance_scale=settings["guidance"],
+                batch_size=BATCH_SIZE,
+                labels=labels,
+            )
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return images
+
+
+mlflow.models.set_model(Generator())

@@ -1,0 +1,173 @@
+"""The training run in MLflow: its parameters, its data, its figures by step, and how it ended."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.data import sources
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.registry.connection import connect, experiment_id, tracking_uri, without_userinfo
+from diffusion_core.registry.provenance import DatasetVersion
+
+LONGEST_DIGEST = 36
+
+_logger = logging.getLogger(__name__)
+
+
+class Run:
+    """An open run.
+
+    What a store that does not answer could not take is kept, and sent in its order before anything newer.
+
+    Attributes:
+        id: MLflow's id of the run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, store: str) -> None:
+        self.id = run_id
+        self._client = client
+        self._store = store
+        self._unsent: deque[Callable[[], object]] = deque()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log figures of one step."""
+        now = time.time_ns() // 1_000_000
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._unsent.append(lambda: self._client.log_batch(self.id, metrics=metrics))
+        self._send()
+
+    def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
+        """Log a picture, uint8 (H, W, C) with 1, 3 or 4 channels; MLflow shows pictures of one key as a series."""
+        self._unsent.append(lambda: self._client.log_image(self.id, image, key=key, step=step))
+        self._send()
+
+    def finish(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED.
+
+        Raises:
+            UserError: the store does not answer.
+        """
+        self._send()
+        if self._unsent:
+            _logger.warning("%d entries of the MLflow run %s were never taken", len(self._unsent), self.id)
+        try:
+            mlflow.end_run(status)
+        except MlflowException as error:
+            raise UserError(
+                f"the tracking store {self._store} no longer answers, so that the end of the run {self.id} is not"
+                f" recorded: start it and run this again ({' '.join(str(error).split())})"
+            ) from None
+
+    def _send(self) -> None:
+        waited = len(self._unsent) > 1
+        while self._unsent:
+            send = self._unsent.popleft()
+            try:
+                send()
+            except MlflowException as error:
+                # A refusal is a mistake in what was sent; trouble on the way passes.
+                if error.get_http_status_code() < 500:  # type: ignore[no-untyped-call]
+                    raise
+                self._unsent.appendleft(send)
+                if not waited:
+                    _logger.warning("the tracking store %s does not answer; what is logged waits", self._store)
+                return
+
+
+@contextmanager
+def training_run(
+    environment: Environment,
+    *,
+    run_id: str | None,
+    params: Mapping[str, object],
+    dataset: DatasetVersion,
+    tags: Mapping[str, str],
+) -> Iterator[Run]:
+    """Open a run for the block: a new one, or `run_id` where the store has it.
+
+    The run ends FINISHED, KILLED where the block was left by SystemExit or KeyboardInterrupt, and FAILED where it was
+    left by anything else. A new run that stands in for a missing one has the tag `continues_missing_run`.
+
+    Args:
+        environment: names the store and the experiment.
+        run_id: the run to go on with, or None.
+        params: logged under dotted names (`train.network.dim`).
+        dataset: logged as the input of the training.
+        tags: set on the run.
+
+    Raises:
+        UserError: the store cannot be reached, or the run to go on with was made with other parameters.
+    """
+    client = connect(environment)
+    store = without_userinfo(tracking_uri(environment))
+    tags = dict(tags)
+    if run_id is not None and not has_run(client, run_id):
+        tags["continues_missing_run"] = run_id
+        run_id = None
+    unlogged = flattened(params) if run_id is None else _unlogged(client, run_id, flattened(params))
+    experiment = experiment_id(client, environment) if run_id is None else None
+    active = mlflow.start_run(run_id=run_id, experiment_id=experiment, tags=tags, log_system_metrics=True)
+    run = Run(client, active.info.run_id, store)
+    try:
+        mlflow.log_params(unlogged)
+        mlflow.log_input(_mlflow_dataset(dataset), context="training")
+        yield run
+    except BaseException as error:
+        try:
+            run.finish("KILLED" if isinstance(error, SystemExit | KeyboardInterrupt) else "FAILED")
+        except UserError as trouble:
+            # What ended the block is the news; that its end could not be recorded comes second.
+            _logger.warning("%s", trouble)
+        raise
+    run.finish("FINISHED")
+
+
+def has_run(client: MlflowClient, run_id: str) -> bool:
+    """Whether the store has this run and it is not deleted."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+
+
+def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return nested parameters under dotted names, each as text."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
+
+
+def _unlogged(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
+    """Return those parameters that the run does not have yet; it must not have others of the same name."""
+    logged: dict[str, str] = client.get_run(run_id).data.params
+    for name, value in params.items():
+        if logged.get(name, value) != value:
+            raise UserError(
+                f"the MLflow run {run_id} was started with {name} {logged[name]}, and it is {value} now: set it back,"
+                " or remove .checkpoints to train anew"
+            )
+    return {name: value for name, value in params.items() if name not in logged}
+
+
+def _mlflow_dataset(dataset: DatasetVersion) -> MetaDataset:
+    # MLflow makes this class when it is imported, where mypy does not see it.
+    source = sources.LocalArtifactDatasetSource(dataset.source)  # type: ignore[attr-defined]
+    digest = (dataset.md5 or dataset.digest)[:LONGEST_DIGEST]
+    return MetaDataset(source, name=dataset.name, digest=digest)  # type: ignore[abstract]

@@ -1,0 +1,92 @@
+"""The versions of the registered model: which files they are, what was measured of them, and which is the champion.
+
+All of it stands in the tags of the versions, so that it can be found from any machine.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from diffusion_core.registry.evaluation import Evaluation
+from diffusion_core.registry.promotion import Decision
+from diffusion_core.registry.provenance import files_digest
+from diffusion_core.saved_model import DESCRIPTION, WEIGHTS
+
+CHAMPION = "champion"
+
+MODEL_DIGEST = "model_digest"
+EVALUATION_KEY = "evaluation_key"
+METRIC = "metric."
+
+
+def model_digest(folder: Path) -> str:
+    """Return what tells one trained model from another: the sha256 over its weights and its description."""
+    return files_digest(folder / WEIGHTS, folder / DESCRIPTION)
+
+
+def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    """Return the version of the registered model `name` whose files have `digest`; the oldest, if there are more."""
+    found = client.search_model_versions(f"name = '{name}' and tags.{MODEL_DIGEST} = '{digest}'")
+    return min(found, key=lambda each: int(each.version), default=None)
+
+
+def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """Return the version of the registered model `name` that bears the alias, or None."""
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        # MLflow calls an alias that is not there an invalid parameter.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def record_evaluation(client: MlflowClient, version: ModelVersion, evaluation: Evaluation) -> None:
+    """Write the figures and their key into the version's tags.
+
+    The old key goes first and the new one comes last, so that figures of two evaluations never stand under one key.
+    """
+    wanted = {METRIC + name: repr(value) for name, value in evaluation.figures.items()}
+    wanted[EVALUATION_KEY] = evaluation.key
+    standing = {tag: value for tag, value in version.tags.items() if tag == EVALUATION_KEY or tag.startswith(METRIC)}
+    if standing == wanted:
+        return
+    for tag in sorted(standing, key=lambda each: each != EVALUATION_KEY):
+        client.delete_model_version_tag(version.name, version.version, tag)
+    for tag, value in wanted.items():
+        client.set_model_version_tag(version.name, version.version, tag, value)
+
+
+def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
+    """Return what stands in the version's tags, or None where no evaluation was recorded as a whole."""
+    if EVALUATION_KEY not in version.tags:
+        return None
+    figures = {tag.removeprefix(METRIC): float(value) for tag, value in version.tags.items() if tag.startswith(METRIC)}
+    return Evaluation(version.tags[EVALUATION_KEY], figures)
+
+
+@contextmanager
+def downloaded(version: ModelVersion) -> Iterator[Path]:
+    """Yield a temporary folder with the version's `model.safetensors` and `model.json`."""
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
+        yield next(Path(folder).rglob(WEIGHTS)).parent
+
+
+def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
+    """Write the decision into the version's tags and, if it is promoted, move the alias, which comes last."""
+    if decision.outcome == "unchanged":
+        return
+    tags = {"gate": decision.outcome, "gate_reasons": "; ".join(decision.reasons) or "none"}
+    if decision.champion is not None:
+        tags["champion_before"] = str(decision.champion)
+    for tag, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, tag, value)
+    if decision.outcome == "promoted":
+        client.set_registered_model_alias(version.name, CHAMPION, version.version)

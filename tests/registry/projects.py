@@ -1,0 +1,101 @@
+"""A project's folder as `evaluate` leaves it, with a small untrained model, and an MLflow store for it."""
+
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion_core.environment import Environment
+from diffusion_core.generation import generate
+from diffusion_core.metrics.evaluation import evaluate_samples
+from diffusion_core.metrics.features import FeatureNetwork, extract
+from diffusion_core.metrics.reference import Reference
+from diffusion_core.pictures import grid, save
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.run_info import RunInfo
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.saved_model import build_model, load_model, save_model
+from diffusion_core.settings import EvaluateSettings, SampleSettings
+
+SAMPLE = SampleSettings(count=24, seed=3, sampler=DDIM(steps=2))
+EVALUATE = EvaluateSettings()
+UNKNOWN_RUN = "0" * 32
+
+# For networks this small, a second thread costs more than it brings.
+torch.set_num_threads(1)
+
+
+@cache
+def _empty_store():
+    with tempfile.TemporaryDirectory() as folder:
+        connect(Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db"))
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+def new_environment(folder):
+    """An environment whose store is new, in `folder`; migrating it takes seconds, so that is done once."""
+    (folder / "mlflow.db").write_bytes(_empty_store())
+    return Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db", device="cpu")
+
+
+def write_model(folder, seed=0, num_classes=3, image_size=8):
+    """A model that no training has touched; another seed makes other weights."""
+    torch.manual_seed(seed)
+    network = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "num_classes": num_classes}
+    process = {"image_size": image_size, "timesteps": 8, "beta_schedule": "cosine", "weighting": "snr"}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, build_model(network, process), network, process, {"classes": ["a", "b", "c"]})
+
+
+def write_run_info(folder, run_id=UNKNOWN_RUN):
+    info = RunInfo(
+        run_id=run_id,
+        dataset_md5="5" * 32 + ".dir",
+        dataset_digest="d" * 64,
+        git_commit="c" * 40,
+        git_dirty=False,
+        params_digest="p" * 64,
+    )
+    info.write(folder / "run_info.json")
+
+
+def write_reference(folder, seed=0):
+    """Statistics of random images behind an extractor that nothing has trained."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    extractor = FeatureNetwork(8, 1, 8).eval()
+    train, validation = (
+        extract(extractor, random.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)) for count in (80, 40)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    Reference(extractor, train, validation, "d" * 64, {}, {}).save(folder)
+
+
+def evaluate_model(project):
+    """What the stages `sample` and `evaluate` do, in few words."""
+    diffusion, _ = load_model(project / "models")
+    images, _ = generate(diffusion, SAMPLE.count, seed=SAMPLE.seed, sampler=SAMPLE.sampler)
+    for folder in ("samples", "plots", "metrics"):
+        (project / folder).mkdir(exist_ok=True)
+    save(grid(images, columns=6), project / "samples/grid.png")
+    shutil.copy(project / "samples/grid.png", project / "plots/nearest.png")
+    write_figures(project, evaluate_samples(images, Reference.load(project / "data/reference"), EVALUATE))
+
+
+def write_figures(project, figures):
+    (project / "metrics/evaluate.json").write_text(json.dumps(figures))
+
+
+def read_figures(project):
+    return json.loads((project / "metrics/evaluate.json").read_text())
+
+
+def write_project(project, seed=0):
+    write_model(project / "models", seed)
+    write_run_info(project / "models")
+    write_reference(project / "data/reference")
+    evaluate_model(project)

@@ -1,0 +1,139 @@
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.registry.connection import (
+    artifact_folder,
+    connect,
+    experiment_id,
+    run_page,
+    tracking_uri,
+    without_userinfo,
+)
+
+SECRET = "canary"
+
+
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def _variables(monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        # So that what the code sets is taken back.
+        monkeypatch.setenv(name, "")
+
+
+def refusal(uri):
+    with pytest.raises(UserError) as caught:
+        connect(Environment(tracking_uri=uri))
+    return str(caught.value)
+
+
+def test_the_projects_own_variable_comes_first(monkeypatch):
+    assert tracking_uri(Environment()) == "sqlite:///mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
+    assert tracking_uri(Environment()) == "http://a"
+    assert tracking_uri(Environment(tracking_uri="http://b")) == "http://b"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:canary@host:5000/path?token=canary", "http://host:5000/path"),
+        ("postgresql+psycopg://user:can@canary@host/db", "postgresql+psycopg://host/db"),
+        ("http://user:can/canary@host", "http://host"),
+        ("http://user:can?canary@host", "http://host"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+    ],
+)
+def test_no_userinfo_and_no_query_is_shown(uri, shown):
+    assert without_userinfo(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:canary@127.0.0.1:1",
+        "http://user:can%2Fcanary@127.0.0.1:1/path?token=canary",
+        "http://user:can/canary@127.0.0.1:1",
+        "http://user:canary@127.0.0.1:notaport",
+        "http://user:canary@nowhere.invalid",
+        "postgresql://user:canary@127.0.0.1:1/db",
+        "mysql+pymysql://user:canary@127.0.0.1:1/db",
+        "postgresql://user:canary@127.0.0.1:notaport/db",
+        "gopher://user:canary@127.0.0.1",
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_told_without_its_secret(uri):
+    message = refusal(uri)
+    assert "DIFFUSION_TRACKING_URI" in message
+    assert "MLFLOW_TRACKING_URI" in message
+    assert without_userinfo(uri) in message
+    assert SECRET not in message
+    assert "\n" not in message
+
+
+def test_a_server_that_never_answers_is_given_up_soon(silent_port):
+    begin = time.monotonic()
+    message = refusal(f"http://user:{SECRET}@127.0.0.1:{silent_port}")
+    assert time.monotonic() - begin < 15
+    assert f"http://127.0.0.1:{silent_port}" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////nowhere/at/all/mlflow.db", "./mlruns", "file:///tmp/mlruns", "databricks"])
+def test_a_store_that_cannot_be_opened_is_told(uri):
+    assert "DIFFUSION_TRACKING_URI" in refusal(uri)
+
+
+def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("these are notes, not a database " * 100)
+    before = file.read_bytes()
+    assert "not a database" in refusal(f"sqlite:///{file}")
+    assert file.read_bytes() == before
+
+
+def test_credentials_reach_mlflow_beside_the_address():
+    # The check fails after the credentials were taken out.
+    refusal(f"http://some%40one:{SECRET}@127.0.0.1:1")
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "some@one"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == SECRET
+
+
+def test_the_experiment_is_made_once_and_its_artifacts_lie_beside_the_store(environment, tmp_path):
+    client = connect(environment)
+    experiment = experiment_id(client, environment)
+    assert experiment_id(client, environment) == experiment
+    assert client.get_experiment(experiment).artifact_location == (tmp_path / "mlartifacts").as_uri()
+
+
+def test_a_deleted_experiment_is_told(environment):
+    client = connect(environment)
+    client.delete_experiment(experiment_id(client, environment))
+    with pytest.raises(UserError, match="DIFFUSION_EXPERIMENT"):
+        experiment_id(client, environment)
+
+
+def test_artifacts_of_other_databases_lie_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert artifact_folder("postgresql://u:p@host/db") == tmp_path / "mlartifacts"
+    assert artifact_folder("sqlite:///mlflow.db") == tmp_path / "mlartifacts"
+    assert artifact_folder("sqlite:////srv/mlflow.db") == Path("/srv/mlartifacts")
+
+
+def test_a_run_has_a_page():
+    page = run_page(Environment(tracking_page="https://host/mlflow/"), "1", "abc")
+    assert page == "https://host/mlflow/#/experiments/1/runs/abc"

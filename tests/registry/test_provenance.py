@@ -1,0 +1,145 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from diffusion_core.errors import UserError
+from diffusion_core.registry.provenance import (
+    dataset_version,
+    dvc_md5,
+    files_digest,
+    git_state,
+    json_digest,
+    outdated_stages,
+    provenance_tags,
+)
+
+LOCK = """
+schema: '2.0'
+stages:
+  prepare:
+    cmd: x
+    outs:
+    - {path: data/prepared, hash: md5, md5: 0123.dir, size: 1, nfiles: 2}
+  train:
+    cmd: x
+    deps:
+    - {path: data/prepared, hash: md5, md5: 0123.dir}
+    outs:
+    - {path: models/model.json, hash: md5, md5: aa, size: 1}
+  sample:
+    cmd: x
+    deps:
+    - {path: models/model.json, hash: md5, md5: aa}
+    - {path: some/code.py, hash: md5, md5: cc}
+    outs:
+    - {path: samples, hash: md5, md5: bb.dir}
+"""
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "x")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_commit_is_named(checkout):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True)
+    assert git_state().commit == head.stdout.strip()
+    assert provenance_tags()["git_commit"] == head.stdout.strip()
+
+
+def test_a_changed_tracked_file_makes_it_dirty(checkout):
+    assert git_state().dirty is False
+    (checkout / "code.py").write_text("2")
+    assert git_state().dirty is True
+    assert provenance_tags()["git_dirty"] == "true"
+
+
+def test_what_git_does_not_track_and_dvc_lock_leave_it_clean(checkout):
+    (checkout / "new.txt").write_text("x")
+    (checkout / "dvc.lock").write_text(LOCK + "\n")
+    assert git_state().dirty is False
+
+
+def test_dirt_is_seen_from_a_folder_below(checkout, monkeypatch):
+    (checkout / "below").mkdir()
+    monkeypatch.chdir(checkout / "below")
+    (checkout / "code.py").write_text("2")
+    assert git_state().dirty is True
+
+
+def test_outside_a_checkout_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+    assert git_state().commit is None
+    assert git_state().dirty is None
+    assert provenance_tags() == {}
+
+
+def test_without_git_nothing_is_known(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", str(checkout))
+    assert git_state().commit is None
+
+
+def test_the_flow_run_is_a_tag(monkeypatch):
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "an-id")
+    assert provenance_tags()["prefect_flow_run"] == "an-id"
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_md5_comes_from_dvc_lock():
+    assert dvc_md5(Path("data/prepared")) == "0123.dir"
+    assert dvc_md5(Path("data/raw")) is None
+    version = dataset_version(Path("data/prepared"), "digest")
+    assert (version.md5, version.digest, version.source) == ("0123.dir", "digest", "data/prepared")
+
+
+def test_without_dvc_lock_there_is_no_md5(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dvc_md5(Path("data/prepared")) is None
+    assert outdated_stages() == []
+
+
+@pytest.mark.parametrize("content", ["stages: [", "other: 1", "stages: {train: {outs: [{md5: x}]}}", "[]", "\xff"])
+def test_a_broken_dvc_lock_is_told(tmp_path, content):
+    lock = tmp_path / "dvc.lock"
+    lock.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"dvc\.lock cannot be read"):
+        dvc_md5(Path("data/prepared"), lock)
+
+
+def test_a_stage_whose_input_was_made_anew_is_outdated(tmp_path):
+    lock = tmp_path / "dvc.lock"
+    lock.write_text(LOCK)
+    assert outdated_stages(lock) == []
+    lock.write_text(
+        LOCK.replace(
+            "outs:\n    - {path: models/model.json, hash: md5, md5: aa",
+            "outs:\n    - {path: models/model.json, hash: md5, md5: ab",
+        )
+    )
+    assert outdated_stages(lock) == ["sample"]
+
+
+def test_digests_depend_on_content_and_on_which_file_has_it(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("xy")
+    b.write_text("z")
+    before = files_digest(a, b)
+    assert files_digest(b, a) != before
+    a.write_text("x")
+    b.write_text("yz")
+    assert files_digest(a, b) != before
+    assert json_digest({"a": 1, "b": 2}) == json_digest({"b": 2, "a": 1}) != json_digest({"a": 2, "b": 1})
