@@ -1,0 +1,94 @@
+"""The command line: `python -m diffusion_core <stage>`; what to do is in params.yaml, where in the environment."""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict
+
+from diffusion_core.environment import load_environment
+from diffusion_core.errors import UserError
+
+
+class Stage(BaseModel):
+    """A stage: its class is called like its module in `diffusion_core.stages`."""
+
+    def cli_cmd(self) -> None:
+        """Run it with the sections of params.yaml that its function asks for."""
+        # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
+        from diffusion_core.settings import load_settings
+
+        settings = load_settings()
+        run: Callable[..., None] = import_module(f"diffusion_core.stages.{type(self).__name__.lower()}").run
+        arguments: dict[str, object] = {}
+        for name in inspect.signature(run).parameters:
+            arguments[name] = load_environment() if name == "environment" else getattr(settings, name)
+        run(**arguments)
+
+
+class Ingest(Stage):
+    """Bring the images, as they are, into data/raw."""
+
+
+class Prepare(Stage):
+    """Decode the images into data/prepared; what cannot be decoded is quarantined."""
+
+
+class Reference(Stage):
+    """Make what evaluation needs of the real images: data/reference."""
+
+
+class Train(Stage):
+    """Train the model, or go on with an interrupted training: models/."""
+
+
+class Sample(Stage):
+    """Draw images from the trained model: samples/."""
+
+
+class Evaluate(Stage):
+    """Measure the samples against the real images: metrics/evaluate.json and plots/."""
+
+
+class Publish(Stage):
+    """Register the model as a version in MLflow."""
+
+
+class Promote(Stage):
+    """Move the alias `champion` to the published version if it passes the gate."""
+
+
+class CommandLine(BaseSettings):
+    """Diffusion models of your own images. The stages in their order: each reads what those before it wrote."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m diffusion_core")
+
+    ingest: CliSubCommand[Ingest]
+    prepare: CliSubCommand[Prepare]
+    reference: CliSubCommand[Reference]
+    train: CliSubCommand[Train]
+    sample: CliSubCommand[Sample]
+    evaluate: CliSubCommand[Evaluate]
+    publish: CliSubCommand[Publish]
+    promote: CliSubCommand[Promote]
+
+    def cli_cmd(self) -> None:
+        """Run the stage that was named."""
+        CliApp.run_subcommand(self)
+
+
+def main() -> None:
+    """Run one stage; exit code 2 and one sentence for a mistake of the user's."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

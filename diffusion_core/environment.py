@@ -1,0 +1,40 @@
+"""Where things run: endpoints, devices and credentials, from environment variables and `.env`.
+
+Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never become parameters, tags or log lines.
+"""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from diffusion_core.errors import UserError
+
+
+class Environment(BaseSettings):
+    """Variables are called `DIFFUSION_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="DIFFUSION_", env_file=".env", extra="ignore", frozen=True)
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    sample_batch_size: PositiveInt = 100
+    checkpoint_seconds: PositiveFloat = Field(default=300.0, description="a checkpoint at least this often")
+    tracking_uri: str | None = Field(default=None, description="else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    tracking_page: str = Field(default="http://127.0.0.1:5000", description="where people open MLflow's pages")
+    experiment: str = "diffusion"
+    registered_model: str = "diffusion"
+
+
+def load_environment() -> Environment:
+    """Read the environment.
+
+    Raises:
+        UserError: a variable has a value that its field does not take.
+    """
+    try:
+        return Environment()
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        variable = "DIFFUSION_" + "_".join(str(part) for part in problem["loc"]).upper()
+        raise UserError(f"{variable} is {problem['input']!r}: {problem['msg']}") from None

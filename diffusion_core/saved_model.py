@@ -1,0 +1,90 @@
+"""A trained model on disk: `model.safetensors` with the weights and `model.json` with all else, and no pickle.
+
+The network's and the process's options in `model.json` are the arguments of `Unet` and `GaussianDiffusion`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from diffusion_core.errors import UserError
+from diffusion_core.kinds import choose
+from diffusion_core.networks.unet import Unet
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+FORMAT = 1
+
+
+def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:
+    """Build an untrained process from the arguments of `Unet` and `GaussianDiffusion`.
+
+    `beta_schedule` and `weighting` may be mappings with a `kind`, as they are in JSON.
+    """
+    options = dict(process)
+    for argument, package in (("beta_schedule", "schedules"), ("weighting", "weightings")):
+        if isinstance(options[argument], Mapping):
+            choice = dict(options[argument])
+            options[argument] = choose(f"diffusion_core.process.{package}", choice.pop("kind"), argument, **choice)
+    return GaussianDiffusion(Unet(**network), **options)
+
+
+def save_model(
+    folder: Path,
+    diffusion: GaussianDiffusion,
+    network: Mapping[str, Any],
+    process: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+) -> None:
+    """Write the weights of `diffusion.model` and what is needed to build it again.
+
+    Args:
+        folder: exists; takes both files.
+        diffusion: the trained process.
+        network: arguments of `Unet`.
+        process: arguments of `GaussianDiffusion`.
+        dataset: what the model was trained on, as JSON; `classes` names the labels.
+    """
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    content = {"format": FORMAT, "network": network, "process": process, "dataset": dataset}
+    text = json.dumps(content, indent=2, default=_plain)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[GaussianDiffusion, dict[str, Any]]:
+    """Return the process with its weights, ready to sample, and the content of `model.json`.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit the other.
+    """
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{folder / DESCRIPTION} has format {content['format']}; this version reads {FORMAT}:"
+                " train the model again"
+            )
+        diffusion = build_model(content["network"], content["process"])
+        diffusion.model.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: make it with `dvc repro train`") from None
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the model in {folder} cannot be loaded ({reason}): make it anew with `dvc repro -f train`"
+        ) from None
+    return diffusion.to(device).eval().requires_grad_(False), content
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{value!r} has no JSON form")

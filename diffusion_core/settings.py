@@ -1,0 +1,253 @@
+"""params.yaml as types: everything that changes results, one section a stage, and nothing else.
+
+The file is checked as a whole before any stage starts, so that a slip in the last section is told at once and
+not after the training.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from diffusion_core.data.sources import Source
+from diffusion_core.errors import UserError
+from diffusion_core.kinds import kinds
+from diffusion_core.metrics.figures import Metric, every_metric
+from diffusion_core.process.schedules import BetaSchedule
+from diffusion_core.process.tables import Tables
+from diffusion_core.process.weightings import Weighting
+from diffusion_core.samplers import Sampler
+
+PARAMS_FILE = Path("params.yaml")
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class OneOf:
+    """Marks a field whose value is one of a package's choices, named by its `kind`."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = tuple(kinds(self.package).values())
+        return handler.generate_schema(Annotated[Union[choices], Field(discriminator="kind")])  # noqa: UP007
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IngestSettings(Section):
+    """Where the images come from."""
+
+    source: Annotated[Source, OneOf("diffusion_core.data.sources")]
+
+
+class PrepareSettings(Section):
+    """What every image is made into."""
+
+    image_size: PositiveInt
+    color: Literal["grayscale", "rgb"]
+    validation_fraction: Fraction = 0.1
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color == "grayscale" else 3
+
+
+class ReferenceSettings(Section):
+    """The feature extractor that evaluation looks through, and how it is trained."""
+
+    seed: int = 0
+    features: PositiveInt = 64
+    images: PositiveInt = Field(description="training budget, in images")
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 3e-3
+
+
+class NetworkSettings(Section):
+    """The U-Net; keys are the arguments of `Unet`."""
+
+    dim: int = Field(64, ge=4, multiple_of=2)
+    dim_mults: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1)
+    full_attn: tuple[bool, ...] | None = Field(None, description="one a level; None: the innermost only")
+    linear_attn: bool = True
+    attn_heads: PositiveInt = 4
+    attn_dim_head: PositiveInt = 32
+    dropout: Fraction = 0.0
+    self_condition: bool = True
+    class_conditional: bool = Field(True, description="where the dataset has classes")
+    cond_drop_prob: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _attention_is_told_for_every_level(self) -> Self:
+        if self.full_attn is not None and len(self.full_attn) != len(self.dim_mults):
+            raise ValueError(
+                f"full_attn has {len(self.full_attn)} values; it must have one for each of the"
+                f" {len(self.dim_mults)} levels of dim_mults"
+            )
+        return self
+
+
+class ProcessSettings(Section):
+    """The process and what the network predicts; keys are the arguments of `GaussianDiffusion`."""
+
+    timesteps: PositiveInt = 1000
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
+    beta_schedule: Annotated[BetaSchedule, OneOf("diffusion_core.process.schedules")]
+    weighting: Annotated[Weighting, OneOf("diffusion_core.process.weightings")]
+    offset_noise_strength: float = Field(0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _schedule_exists_for_that_many_timesteps(self) -> Self:
+        Tables.of(self.beta_schedule.betas(self.timesteps))
+        return self
+
+
+class TrainSettings(Section):
+    """The training run; amounts of training are counted in images, so that they hold for any batch size."""
+
+    seed: int = 0
+    images: PositiveInt = Field(description="training budget, in images")
+    batch_size: PositiveInt = 64
+    accumulate: PositiveInt = Field(1, description="micro-batches a step; divides batch_size")
+    learning_rate: PositiveFloat = 3e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0.0)
+    warmup_images: int = Field(0, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    ema_halflife_images: PositiveFloat = 50_000
+    horizontal_flip: bool = False
+    report_every_images: PositiveInt = 10_000
+    preview_every_images: PositiveInt = 100_000
+    network: NetworkSettings
+    process: ProcessSettings
+
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate is {self.accumulate}; it must divide batch_size, which is {self.batch_size}")
+        return self
+
+
+class SampleSettings(Section):
+    """Which images are drawn from the trained model."""
+
+    count: PositiveInt = 1000
+    seed: int = 0
+    sampler: Annotated[Sampler, OneOf("diffusion_core.samplers")]
+    guidance_scale: PositiveFloat = 1.0
+
+
+class EvaluateSettings(Section):
+    """How the samples are measured."""
+
+    seed: int = 0
+    half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
+    metrics: tuple[Annotated[Metric, OneOf("diffusion_core.metrics.figures")], ...] = Field(
+        default_factory=every_metric
+    )
+
+
+class Limit(Section):
+    """An absolute bound on one figure of metrics/evaluate.json."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("a limit needs at_most or at_least")
+        return self
+
+
+class Comparison(Section):
+    """What "not worse than the champion" means for one figure."""
+
+    better: Literal["lower", "higher"]
+    tolerance: float = Field(0.0, ge=0.0, description="how much worse is still the same, relative to the champion's")
+
+
+class PromoteSettings(Section):
+    """The gate in front of the alias `champion`."""
+
+    limits: dict[str, Limit] = {}
+    champion: dict[str, Comparison] = {}
+
+
+class Settings(Section):
+    """The whole of params.yaml."""
+
+    ingest: IngestSettings
+    prepare: PrepareSettings
+    reference: ReferenceSettings
+    train: TrainSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings
+    promote: PromoteSettings
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Self:
+        downsampling = 2 ** (len(self.train.network.dim_mults) - 1)
+        if self.prepare.image_size % downsampling:
+            raise ValueError(
+                f"prepare.image_size is {self.prepare.image_size}; with {len(self.train.network.dim_mults)} levels in"
+                f" train.network.dim_mults it must be a multiple of {downsampling}"
+            )
+        steps = getattr(self.sample.sampler, "steps", None)
+        if steps is not None and steps > self.train.process.timesteps:
+            raise ValueError(
+                f"sample.sampler.steps is {steps}; it must be at most train.process.timesteps,"
+                f" which is {self.train.process.timesteps}"
+            )
+        return self
+
+
+def load_settings(file: Path = PARAMS_FILE) -> Settings:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: run the command from the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Settings.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_first_sentence(error)}") from None
+
+
+def _first_sentence(error: ValidationError) -> str:
+    """Say each problem of a validation in half a sentence that begins with the key."""
+    sentences = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentence = f"unknown key {key}: remove it or correct its spelling"
+        elif problem["type"] == "missing":
+            sentence = f"{key} is missing: add it"
+        elif problem["type"] == "value_error":
+            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+        else:
+            sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        sentences.append(sentence)
+    return "; ".join(sentences)

@@ -1,0 +1,73 @@
+"""Measure the samples against the real images: metrics/evaluate.json and plots/."""
+
+import json
+
+import numpy as np
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.device import choose_device
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.metrics.evaluation import evaluate_features
+from diffusion_core.metrics.features import Images
+from diffusion_core.metrics.neighbours import nearest
+from diffusion_core.metrics.reference import Reference
+from diffusion_core.pictures import save
+from diffusion_core.plots import distances, nearest_images, real_and_generated
+from diffusion_core.settings import EvaluateSettings
+from diffusion_core.stages.output import replaced_files
+from diffusion_core.stages.paths import METRICS, PLOTS, PREPARED, REFERENCE, SAMPLES, needs
+
+SHOWN = 64
+SHOWN_NEAREST = 16
+NEIGHBOURS = 5
+DIGITS = 6
+
+
+def run(evaluate: EvaluateSettings, environment: Environment) -> None:
+    """Write the figures and, for people, what they look like.
+
+    Raises:
+        UserError: an input is missing or damaged, or samples, reference and dataset do not belong together.
+    """
+    needs(PREPARED, "prepare")
+    needs(REFERENCE, "reference")
+    dataset = ImageDataset.open(PREPARED, "train")
+    reference = Reference.load(REFERENCE, choose_device(environment))
+    if reference.dataset_digest != dataset.info.digest:
+        raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
+    samples = _read_samples((dataset.info.image_size, dataset.info.image_size, dataset.info.channels))
+    features = reference.extract(samples)
+    figures = evaluate_features(features, reference, evaluate)
+
+    near = nearest(features, reference.train_features, min(NEIGHBOURS, len(dataset)))
+    suspects = np.argsort(near.distances[:, 0], kind="stable")[:SHOWN_NEAREST]
+    originals = np.stack([dataset.images(row) for row in near.indices[suspects]])
+    random = np.random.default_rng(evaluate.seed)
+    shown, beside = (random.permutation(len(images))[:SHOWN] for images in (samples, dataset))
+    pictures = {
+        "distances.png": distances(figures),
+        "real_and_generated.png": real_and_generated(dataset.images(beside), samples[shown]),
+        "nearest.png": nearest_images(samples[suspects], originals),
+    }
+    with replaced_files([METRICS, *(PLOTS / name for name in pictures)]) as folder:
+        for name, picture in pictures.items():
+            save(picture, folder / name)
+        rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in figures.items()}
+        (folder / METRICS.name).write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    for name, value in rounded.items():
+        print(f"evaluate: {name} {value:g}")
+
+
+def _read_samples(image_shape: tuple[int, int, int]) -> Images:
+    file = needs(SAMPLES / "samples.npy", "sample")
+    try:
+        samples: Images = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is damaged ({error}): run `dvc repro --single-item --force sample`") from error
+    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != image_shape:
+        raise UserError(
+            f"{file} holds {samples.dtype} {samples.shape} and the dataset's images are uint8 {image_shape}:"
+            " train and sample again with `dvc repro sample`"
+        )
+    return samples

@@ -1,0 +1,36 @@
+"""The names of the files that stages hand to each other, relative to the project's folder."""
+
+from pathlib import Path
+
+from diffusion_core.errors import UserError
+
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared")
+REFERENCE = Path("data/reference")
+
+MODELS = Path("models")
+RUN_INFO = MODELS / "run_info.json"
+CHECKPOINTS = Path(".checkpoints")
+
+SAMPLES = Path("samples")
+
+METRICS = Path("metrics/evaluate.json")
+PLOTS = Path("plots")
+LOSS = PLOTS / "loss.csv"
+
+REFERENCE_DESCRIPTION = REFERENCE / "reference.json"
+
+# What the flow shows of the last two stages.
+PUBLICATION = Path(".cache/publication.json")
+PROMOTION = Path(".cache/promotion.json")
+
+
+def needs(path: Path, stage: str) -> Path:
+    """Return `path` if it is there.
+
+    Raises:
+        UserError: it is missing; the message names the stage that makes it.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing: run the stage that makes it with `dvc repro {stage}`")
+    return path

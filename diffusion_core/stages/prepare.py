@@ -1,0 +1,116 @@
+"""Decode data/raw once and for all into data/prepared."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffusion_core.data.classes import class_name, class_names
+from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
+from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
+from diffusion_core.data.parallel import decode_all
+from diffusion_core.data.shards import ShardWriter
+from diffusion_core.data.split import split_of
+from diffusion_core.errors import UserError
+from diffusion_core.settings import PrepareSettings
+from diffusion_core.stages.output import replaced
+from diffusion_core.stages.paths import PREPARED, RAW, needs
+
+
+def run(prepare: PrepareSettings) -> None:
+    """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`.
+
+    Raises:
+        UserError: there are no images, none of them decodes, or a split would be empty; `data/prepared` is then as it
+            was.
+    """
+    files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file())
+    if not files:
+        raise UserError(f"{RAW} holds no images: fill it with `dvc repro --force --single-item ingest`")
+    with replaced(PREPARED) as folder:
+        shards = ShardWriter(folder, (prepare.image_size, prepare.image_size, prepare.channels))
+        rows = _decode(files, shards, prepare)
+        shards.flush()
+        classes, rows = _label(rows)
+        info = _describe(shards.digests, rows, classes, prepare)
+        write_manifest(folder / MANIFEST, rows)
+        with (folder / INFO).open("w", encoding="utf-8") as stream:
+            stream.write(info.model_dump_json(indent=2) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    print(f"prepare: {info.train} images to train, {info.validation} to validate, {len(classes)} classes")
+    if info.quarantined:
+        print(
+            f"prepare: left out {info.quarantined} of {len(rows)} files;"
+            f" the column `quarantined` of {PREPARED / MANIFEST} says why"
+        )
+
+
+def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:
+    """Put the pixels of each file into the shards and return one row a file, still without labels."""
+    rows = []
+    decoded_files = decode_all(files, prepare.image_size, prepare.channels)
+    with tqdm(decoded_files, total=len(files), desc="prepare", unit="image", disable=None) as progress:
+        for file, decoded in zip(files, progress, strict=True):
+            shard = row = split = None
+            if decoded.pixels is not None:
+                shard, row = shards.append(decoded.pixels)
+                split = split_of(decoded.sha256, prepare.validation_fraction)
+            rows.append(
+                ManifestRow(
+                    source=file.relative_to(RAW).as_posix(),
+                    sha256=decoded.sha256,
+                    label=None,
+                    split=split,
+                    shard=shard,
+                    row=row,
+                    width=decoded.width,
+                    height=decoded.height,
+                    mode=decoded.mode,
+                    quarantined=decoded.reason,
+                )
+            )
+    return rows
+
+
+def _label(rows: list[ManifestRow]) -> tuple[list[str], list[ManifestRow]]:
+    """Return the classes of the images that were kept, and the rows with their labels."""
+    classes = class_names(row.source for row in rows if row.quarantined is None)
+    if not classes:
+        return [], rows
+    labels = {name: label for label, name in enumerate(classes)}
+    return classes, [
+        row if row.quarantined is not None else replace(row, label=labels[class_name(row.source)]) for row in rows
+    ]
+
+
+def _describe(
+    digests: Sequence[str], rows: Sequence[ManifestRow], classes: list[str], prepare: PrepareSettings
+) -> DatasetInfo:
+    """Return the description of the dataset, if it is one that can be trained on and evaluated."""
+    quarantined = [row for row in rows if row.quarantined is not None]
+    train, validation = (sum(row.split == split for row in rows) for split in ("train", "validation"))
+    if not train + validation:
+        first = "; ".join(f"{row.source}: {row.quarantined}" for row in quarantined[:3])
+        raise UserError(
+            f"prepare: none of the {len(rows)} files in {RAW} is an image that decodes ({first}):"
+            " bring other images by ingest.source"
+        )
+    if not train or not validation:
+        empty, change = ("train", "lower it") if validation else ("validation", "raise it")
+        raise UserError(
+            f"prepare.validation_fraction is {prepare.validation_fraction}, which leaves no image to the {empty} split"
+            f" of {train + validation} images: {change}, or bring more images"
+        )
+    return DatasetInfo(
+        count=train + validation,
+        train=train,
+        validation=validation,
+        quarantined=len(quarantined),
+        classes=classes,
+        image_size=prepare.image_size,
+        channels=prepare.channels,
+        digest=dataset_digest(digests, rows, classes),
+    )

@@ -1,0 +1,24 @@
+"""Make what evaluation needs of the real images: data/prepared to data/reference."""
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.device import choose_device
+from diffusion_core.environment import Environment
+from diffusion_core.metrics.reference import fit_reference
+from diffusion_core.settings import ReferenceSettings
+from diffusion_core.stages.output import replaced
+from diffusion_core.stages.paths import PREPARED, REFERENCE, needs
+
+
+def run(reference: ReferenceSettings, environment: Environment) -> None:
+    """Replace `data/reference` by the extractor trained on `data/prepared` and the features of its images.
+
+    Raises:
+        UserError: the dataset is missing, damaged or too small; `data/reference` is then as it was.
+    """
+    needs(PREPARED, "prepare")
+    train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")
+    with replaced(REFERENCE) as folder:
+        made = fit_reference(train, validation, reference, choose_device(environment))
+        made.save(folder)
+    quality = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in made.quality.items())
+    print(f"reference: features of {len(train)} training and {len(validation)} validation images, {quality}")

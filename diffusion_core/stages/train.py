@@ -1,0 +1,179 @@
+"""Train the model: data/prepared to models/, and plots/loss.csv."""
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.device import choose_device
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.generation import generate
+from diffusion_core.pictures import grid
+from diffusion_core.randomness import derive_seed
+from diffusion_core.registry.provenance import dataset_version, git_state, known_tags, provenance_tags
+from diffusion_core.registry.run_info import RunInfo
+from diffusion_core.registry.tracking import Run, training_run
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.saved_model import build_model, save_model
+from diffusion_core.settings import TrainSettings
+from diffusion_core.stages.output import replaced_files
+from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO, needs
+from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from diffusion_core.training.history import History
+from diffusion_core.training.progress import Progress
+from diffusion_core.training.stopping import stop_on_signal
+from diffusion_core.training.trainer import Trainer, TrainingDiverged
+
+PREVIEW_IMAGES = 20
+PREVIEW_STEPS = 25
+
+
+@dataclass(frozen=True)
+class ShardData:
+    """The prepared images as the trainer wants them."""
+
+    dataset: ImageDataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return uint8 (B, C, H, W) and labels."""
+        which = indices.numpy()
+        images = torch.from_numpy(self.dataset.images(which)).permute(0, 3, 1, 2)
+        labels = self.dataset.labels
+        return images, None if labels is None else torch.from_numpy(labels[which])
+
+
+def run(train: TrainSettings, environment: Environment) -> None:
+    """Train, going on from a checkpoint of the same data and parameters where there is one.
+
+    Raises:
+        UserError: data/prepared is missing, a checkpoint does not fit, or the tracking server cannot be reached.
+        SystemExit: a signal asked to stop; a checkpoint is written and the exit code is 128 plus its number.
+    """
+    dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
+    network, process = _options(train, dataset)
+    device = choose_device(environment)
+    torch.manual_seed(derive_seed(train.seed, "weights"))
+    trainer = Trainer(
+        build_model(network, process).to(device),
+        ShardData(dataset),
+        precision=environment.precision,
+        **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
+    )
+    params_digest = _digest(train.model_dump_json())
+    folder = CHECKPOINTS / _digest(f"{dataset.info.digest} {params_digest}")[:16]
+    checkpoint = load_newest(folder)
+    if checkpoint is not None:
+        _restore(trainer, checkpoint, folder)
+    state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+
+    version = dataset_version(PREPARED, dataset.info.digest)
+    commit = git_state()
+    with training_run(
+        environment,
+        run_id=state.get("run_id"),
+        params={"train": train.model_dump(mode="json")},
+        dataset=version,
+        tags=provenance_tags() | known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest}),
+    ) as tracked:
+        history = History(train.report_every_images, state.get("history"))
+        _steps(trainer, train, environment, tracked, history, folder)
+        info = RunInfo(
+            run_id=tracked.id,
+            dataset_md5=version.md5,
+            dataset_digest=version.digest,
+            params_digest=params_digest,
+            git_commit=commit.commit,
+            git_dirty=commit.dirty,
+        )
+        with replaced_files([MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS]) as temporary:
+            save_model(temporary, trainer.ema.module, network, process, dataset.info.model_dump(mode="json"))
+            info.write(temporary / RUN_INFO.name)
+            history.write(temporary / LOSS.name)
+    shutil.rmtree(folder)
+
+
+def _options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of the network and of the process."""
+    classes = len(dataset.info.classes) if train.network.class_conditional else 0
+    network = train.network.model_dump(exclude={"class_conditional"})
+    network |= {"channels": dataset.info.channels, "num_classes": classes or None}
+    process = train.process.model_dump(mode="json") | {"image_size": dataset.info.image_size}
+    return network, process
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
+    try:
+        trainer.restore(checkpoint.step, checkpoint.tensors)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
+            f" ({' '.join(str(error).split())}): remove {folder} to train anew"
+        ) from None
+
+
+def _steps(
+    trainer: Trainer, train: TrainSettings, environment: Environment, tracked: Run, history: History, folder: Path
+) -> None:
+    """Take all steps that are left, with reports, previews and checkpoints on the way."""
+    progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
+
+    def save() -> None:
+        state = {"run_id": tracked.id, "history": history.state()}
+        save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
+
+    saved = time.monotonic()
+    with stop_on_signal() as request:
+        try:
+            for report in trainer.steps():
+                last = report.step == trainer.total_steps
+                progress.step(trainer.batch_size)
+                row = history.add(report, trainer.batch_size, last)
+                # First the checkpoint: who asked to stop may not wait for a slow tracking server.
+                if request.signal is not None or time.monotonic() - saved > environment.checkpoint_seconds:
+                    save()
+                    saved = time.monotonic()
+                if row is not None:
+                    tracked.metrics({f"train/{name}": value for name, value in row.items()}, step=report.images)
+                    progress.report(row)
+                if request.signal is not None:
+                    raise SystemExit(request.exit_code)
+                if _crosses(report.images, trainer.batch_size, train.preview_every_images) or last:
+                    tracked.image(_preview(trainer, environment), key="samples", step=report.images)
+        except TrainingDiverged as error:
+            raise UserError(str(error)) from None
+        finally:
+            progress.close()
+    # Whatever fails from here on, the training itself is not lost.
+    save()
+
+
+def _crosses(images: int, batch_size: int, every: int) -> bool:
+    """Whether this step reached a multiple of `every`."""
+    return images // every > (images - batch_size) // every
+
+
+def _preview(trainer: Trainer, environment: Environment) -> np.ndarray:
+    steps = min(PREVIEW_STEPS, trainer.diffusion.num_timesteps)
+    images, _ = generate(
+        trainer.ema.module,
+        PREVIEW_IMAGES,
+        seed=trainer.seed,
+        sampler=DDIM(steps=steps),
+        batch_size=environment.sample_batch_size,
+    )
+    return np.asarray(grid(images, columns=10))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,155 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from flows.child import run_child
+
+# A command that starts another; both write down who they are, and then work for a minute.
+FAMILY = """
+import os, subprocess, sys, time
+from pathlib import Path
+if len(sys.argv) == 1:
+    subprocess.Popen([sys.executable, __file__, "grandchild"])
+Path(f"{os.getpid()}.pid").touch()
+time.sleep(60)
+"""
+
+OWNER = """
+import os, signal, sys
+from flows.child import run_child
+def leave(*_):
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, leave)
+run_child([sys.executable, "family.py"], dict(os.environ), lambda output: os.write(1, output))
+"""
+
+# The same without a group: TERM goes to the child alone.
+CARELESS_OWNER = """
+import signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "family.py"])
+def leave(*_):
+    child.terminate()
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, leave)
+child.wait()
+"""
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def run(code, **variables):
+    output = bytearray()
+    return run_child(python(code), {**os.environ, **variables}, output.extend), output.decode()
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return result
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_output_of_both_streams_comes_in_order_and_the_exit_code_after_it():
+    code, output = run("import sys; print(1, flush=True); print(2, file=sys.stderr, flush=True); print(3); sys.exit(7)")
+    assert (code, output) == (7, "1\n2\n3\n")
+
+
+def test_a_signal_is_a_negative_code():
+    assert run("import os; os.kill(os.getpid(), 9)")[0] == -9
+
+
+def test_the_child_has_the_given_variables_and_nothing_to_read():
+    assert run("import os, sys; print(os.environ['WORD'], repr(sys.stdin.read()))", WORD="x") == (0, "x ''\n")
+
+
+ABANDONED = """
+import os, time
+from pathlib import Path
+Path(f"{os.getpid()}.pid").touch()
+os.close(1)
+os.close(2)
+time.sleep(60)
+"""
+
+
+def test_whoever_a_command_leaves_behind_is_ended(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _ = run(
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {ABANDONED!r}]); time.sleep(2)"
+    )
+    assert code == 0
+    (pid,) = members(tmp_path)
+    wait_for(lambda: not alive(pid))
+
+
+def members(folder):
+    return [int(file.stem) for file in folder.glob("*.pid")]
+
+
+def end_by_term(folder, owner):
+    """Run an owner of a family, end it by TERM, and return its exit code and the family's members."""
+    (folder / "family.py").write_text(FAMILY)
+    process = subprocess.Popen(python(owner), cwd=folder)
+    wait_for(lambda: len(members(folder)) == 2)
+    process.send_signal(signal.SIGTERM)
+    return process.wait(30), members(folder)
+
+
+def test_term_leaves_nobody(tmp_path):
+    code, family = end_by_term(tmp_path, OWNER)
+    assert code == 143
+    assert not [pid for pid in family if alive(pid)]
+
+
+def test_without_a_group_term_would_leave_one(tmp_path):
+    _, family = end_by_term(tmp_path, CARELESS_OWNER)
+    (left,) = [pid for pid in family if alive(pid)]
+    os.kill(left, signal.SIGKILL)
+
+
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+print("ready", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("grace", [0.0, 1.0])
+def test_who_does_not_heed_term_is_killed_after_its_grace(tmp_path, grace):
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    owner = OWNER.replace("family.py", "stubborn.py").replace(
+        "def leave", f"import flows.child; flows.child.GRACE_SECONDS = {grace}\ndef leave"
+    )
+    process = subprocess.Popen(python(owner), cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    (child,) = psutil.Process(process.pid).children()
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    assert process.wait(30) == 143
+    assert grace <= time.monotonic() - begin < grace + 10
+    assert rest == (b"heard\n" if grace else b"")
+    assert not alive(child.pid)
+
+
+def test_last_words_after_term_are_heard(tmp_path):
+    (tmp_path / "family.py").write_text(STUBBORN.replace('print("heard", flush=True)', 'sys.exit(print("saved"))'))
+    process = subprocess.Popen(python(OWNER), cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == b"saved\n"
+    assert process.wait(30) == 143

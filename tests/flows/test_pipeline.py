@@ -1,0 +1,198 @@
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import TaskRunSort
+from prefect.settings import PREFECT_API_URL
+
+from flows.pipeline import pipeline
+from flows.tasks import StageFailed
+from tests.flows.repository import graph, ran
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def task_runs(flow_run_id):
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+        return client.read_task_runs(flow_run_filter=wanted, sort=TaskRunSort.EXPECTED_START_TIME_ASC)
+
+
+def artifacts(flow_run_id):
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/filter", json={}).json()
+    return {each["key"]: each for each in found if each["flow_run_id"] == str(flow_run_id)}
+
+
+def dvc_status(project):
+    command = [sys.executable, "-m", "dvc", "status"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
+
+
+def with_our_server():
+    return {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+
+
+def start_flow(variables):
+    """Run the flow as a command, at the head of a process group as a terminal would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.pipeline"],
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_the_chain_is_the_graph_of_dvc_yaml_and_then_the_registry(finished_project):
+    folder, flow_run_id, stages = finished_project
+    order = [stage for stage, _ in stages]
+    assert order[-2:] == ["publish", "promote"]
+    assert sorted(order[:-2]) == sorted(graph())
+    made = set()
+    for stage in order[:-2]:
+        inputs, outputs = graph()[stage]
+        assert made.issuperset(inputs), stage
+        made.update(outputs)
+    # Nothing is left for DVC, so no stage ran before what it reads was made.
+    assert "up to date" in dvc_status(folder)
+    assert [run.name for run in task_runs(flow_run_id)] == order
+
+
+def test_every_stage_knows_the_flow_run(finished_project):
+    _, flow_run_id, stages = finished_project
+    assert {run for _, run in stages} == {str(flow_run_id)}
+
+
+def test_the_pages_show_figures_samples_run_and_decision(finished_project):
+    shown = artifacts(finished_project[1])
+    assert set(shown) == {"metrics", "samples", "mlflow-run", "promotion"}
+    assert '{"figure": "frechet", "value": 2.5, "floor": 1.0}' in shown["metrics"]["data"]
+    assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in shown["mlflow-run"]["data"]
+    assert "1.5 above 1" in shown["promotion"]["data"]
+    text = shown["samples"]["data"].partition("data:image/png;base64,")[2].rstrip(")")
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1000, 200))
+
+
+def test_a_second_run_looks_for_new_data_and_does_nothing_else(project_after_a_run):
+    pipeline()
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["ingest", "publish", "promote"]
+
+
+def test_a_run_without_refresh_takes_the_data_that_are_there(project_after_a_run):
+    (project_after_a_run / "source.txt").write_text("other images")
+    pipeline(refresh_data=False)
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["publish", "promote"]
+
+
+def test_new_data_run_everything_again(project_after_a_run):
+    (project_after_a_run / "source.txt").write_text("other images")
+    pipeline()
+    assert len(ran(project_after_a_run)) == len(graph()) + 2
+
+
+def test_a_mistake_ends_the_run_with_its_sentence_and_later_stages_do_not_run(project):
+    (project / "on_prepare.py").write_text(
+        "import sys; print('error: params.yaml: unknown key x: remove it', file=sys.stderr); sys.exit(2)"
+    )
+    with pytest.raises(StageFailed, match=r"^prepare: params\.yaml: unknown key x: remove it$") as caught:
+        pipeline()
+    assert caught.value.is_mistake
+    assert [stage for stage, _ in ran(project)] == ["ingest", "prepare"]
+
+
+def test_a_crash_is_no_mistake(project):
+    (project / "on_ingest.py").write_text("raise RuntimeError('a bug')")
+    with pytest.raises(StageFailed, match="ingest ended with exit code 255") as caught:
+        pipeline()
+    assert not caught.value.is_mistake
+
+
+def test_the_command_ends_with_code_2_and_the_sentence(project):
+    (project / "on_ingest.py").write_text(
+        "import sys; print('error: no images: add some', file=sys.stderr); sys.exit(2)"
+    )
+    process = start_flow(with_our_server())
+    output = process.communicate()[0]
+    assert process.returncode == 2
+    assert output.strip().splitlines()[-1] == "error: ingest: no images: add some"
+    assert "Traceback" not in output
+
+
+def test_another_dvc_command_at_work_is_told(project):
+    (project / "on_ingest.py").write_text("import time; open('busy', 'w').close(); time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "ingest"], start_new_session=True)
+    try:
+        while not (project / "busy").exists():
+            assert other.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(StageFailed, match="another DVC command works in this folder") as caught:
+            pipeline()
+        assert caught.value.is_mistake
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.wait()
+
+
+SLOW_STAGE = """
+import os, subprocess, sys, time
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with open("pids.tmp", "w") as file:
+    print(os.getpid(), os.getppid(), grandchild.pid, file=file)
+os.rename("pids.tmp", "pids")
+time.sleep(60)
+"""
+
+
+def stop_in_mid_stage(project, variables, stop):
+    """Start the flow, call `stop` when its first stage is at work, and return the output and the code it ended with."""
+    (project / "on_ingest.py").write_text(SLOW_STAGE)
+    process = start_flow(variables)
+    while not (project / "pids").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert {int(pid) for pid in (project / "pids").read_text().split()} <= {each.pid for each in family}
+    stop(process.pid)
+    output = process.communicate(timeout=60)[0]
+    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    return output, process.returncode
+
+
+def test_term_leaves_no_process_and_no_running_state(project):
+    output, code = stop_in_mid_stage(project, with_our_server(), lambda pid: os.kill(pid, signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM, output
+    ((_, flow_run_id),) = ran(project)
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(flow_run_id).state.is_crashed()
+    # DVC's lock died with it.
+    (project / "on_ingest.py").unlink()
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "ingest"], check=True, capture_output=True)
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_temporary_server_too_and_the_run_is_reported_all_the_same(
+    project, server_variables
+):
+    begin = time.monotonic()
+    output, code = stop_in_mid_stage(project, server_variables, lambda pid: os.killpg(pid, signal.SIGINT))
+    assert code == 128 + signal.SIGINT, output
+    assert "Finished in state Crashed" in output
+    assert "Traceback" not in output
+    assert time.monotonic() - begin < 60
+
+
+def test_flows_load_neither_torch_nor_mlflow():
+    program = "import sys, flows.pipeline, flows.serve; print({'torch', 'mlflow', 'diffusion_core'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

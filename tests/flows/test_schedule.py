@@ -1,0 +1,81 @@
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+
+from flows.schedule import nightly
+from tests.flows.repository import CHECKOUT
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def client():
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def read(client):
+    deployment = client.read_deployment_by_name("pipeline/nightly")
+    (schedule,) = deployment.schedules
+    options = deployment.concurrency_options
+    return {
+        "cron": schedule.schedule.cron,
+        "timezone": schedule.schedule.timezone,
+        "active": schedule.active,
+        "parameters": deployment.parameters,
+        "limit": deployment.global_concurrency_limit.limit,
+        "collision": options.collision_strategy.value,
+        "entrypoint": deployment.entrypoint,
+    }
+
+
+EXPECTED = {
+    "cron": "0 2 * * *",
+    "timezone": "UTC",
+    "active": True,
+    "parameters": {"refresh_data": True},
+    "limit": 1,
+    "collision": "ENQUEUE",
+    "entrypoint": "flows/pipeline.py:pipeline",
+}
+
+
+def prefect(*arguments):
+    variables = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_what_is_served_is_what_prefect_yaml_deploys(client, monkeypatch):
+    monkeypatch.chdir(CHECKOUT)
+    nightly().apply()
+    served = read(client)
+    client.delete_deployment(client.read_deployment_by_name("pipeline/nightly").id)
+    prefect("work-pool", "create", "--type", "process", "machine")
+    prefect("deploy", "--all")
+    assert read(client) == served == EXPECTED
+
+
+def test_the_schedule_makes_runs(client, monkeypatch):
+    monkeypatch.chdir(CHECKOUT)
+    deployment = nightly().apply()
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    # The server answers 503 while another of its writers holds the SQLite file; its client would try for minutes.
+    url = f"{PREFECT_API_URL.value()}/deployments/{deployment}/schedule"
+    for _ in range(20):
+        answer = httpx.post(url, json={"end_time": tomorrow.isoformat()}, timeout=30)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            break
+        time.sleep(1)
+    answer.raise_for_status()
+    runs = client.read_flow_runs()
+    starts = {run.expected_start_time for run in runs if run.deployment_id == deployment}
+    assert {(start.hour, start.minute) for start in starts} == {(2, 0)}

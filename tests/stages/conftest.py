@@ -1,0 +1,50 @@
+"""A project of its own for each test: params.yaml with a tiny network, and the digits prepared."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion_core.environment import Environment
+from diffusion_core.settings import load_settings
+from diffusion_core.stages import ingest, prepare
+
+TINY = {
+    "images": 320,
+    "batch_size": 32,
+    "warmup_images": 64,
+    "report_every_images": 64,
+    "preview_every_images": 10**6,
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A folder with params.yaml and data/prepared."""
+    folder = tmp_path_factory.mktemp("digits")
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    content["train"] |= TINY
+    content["train"]["network"] |= {"dim": 8, "dropout": 0.1}
+    content["sample"] |= {"count": 12, "sampler": {"kind": "ddim", "steps": 4}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    settings = load_settings(folder / "params.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ingest.run(settings.ingest)
+        prepare.run(settings.prepare)
+    return folder
+
+
+@pytest.fixture
+def project(digits, tmp_path, monkeypatch):
+    """A copy of `digits` as the working directory; returns its settings."""
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return load_settings()
+
+
+@pytest.fixture
+def environment():
+    return Environment(device="cpu", precision="float32")

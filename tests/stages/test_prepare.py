@@ -1,0 +1,200 @@
+"""`data/prepared` accounts for every file of `data/raw`, and is the same whenever and however it is made."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.errors import UserError
+from diffusion_core.settings import PrepareSettings
+from diffusion_core.stages import prepare
+
+RAW, PREPARED = Path("data/raw"), Path("data/prepared")
+SETTINGS = PrepareSettings(image_size=4, color="rgb", validation_fraction=0.3)
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def fill(count: int, classes: tuple[str, ...] = ("2", "10")) -> list[Path]:
+    """Write images of random pixels and return their files in order."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), np.uint8)
+    files = [RAW / classes[number % len(classes)] / f"{number:03d}.png" for number in range(count)]
+    for file, image in zip(files, pixels, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return sorted(files)
+
+
+def manifest() -> list[dict]:
+    return pq.read_table(PREPARED / "manifest.parquet").to_pylist()
+
+
+def contents() -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in PREPARED.iterdir()}
+
+
+def test_every_file_is_kept_or_quarantined(capsys: pytest.CaptureFixture) -> None:
+    files = fill(40)
+    (RAW / "2" / "empty.png").touch()
+    (RAW / "10" / "cut.png").write_bytes(files[0].read_bytes()[:-30])
+    (RAW / "stray.png").write_text("no image")
+    prepare.run(SETTINGS)
+    rows, info = manifest(), ImageDataset.open(PREPARED).info
+    assert [row["source"] for row in rows] == sorted(
+        [file.relative_to(RAW).as_posix() for file in files] + ["2/empty.png", "10/cut.png", "stray.png"]
+    )
+    assert {row["source"] for row in rows if row["quarantined"]} == {"2/empty.png", "10/cut.png", "stray.png"}
+    for row in rows:
+        kept = [row[name] is not None for name in ("split", "shard", "row", "label")]
+        assert kept == [row["quarantined"] is None] * 4
+    assert (info.count, info.quarantined) == (40, 3)
+    assert info.train + info.validation == info.count
+    assert "left out 3 of 43 files; the column `quarantined` of data/prepared/manifest.parquet says why" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_dataset_holds_the_images_with_the_names_of_their_folders() -> None:
+    files = fill(40)
+    prepare.run(SETTINGS)
+    dataset = ImageDataset.open(PREPARED)
+    assert dataset.info.classes == ["2", "10"]
+    assert [dataset.info.classes[label] for label in dataset.labels] == [file.parent.name for file in files]
+    expected = [np.asarray(Image.open(file).resize((4, 4), Image.Resampling.BICUBIC)) for file in files]
+    np.testing.assert_array_equal(dataset.images(), expected)
+
+
+def test_without_folders_there_are_no_classes() -> None:
+    fill(40, classes=(".",))
+    prepare.run(PrepareSettings(image_size=4, color="grayscale", validation_fraction=0.3))
+    dataset = ImageDataset.open(PREPARED)
+    assert (dataset.info.classes, dataset.labels, dataset.images().shape) == ([], None, (40, 4, 4, 1))
+
+
+def test_copies_of_an_image_are_in_the_same_split() -> None:
+    for number, file in enumerate(fill(40)):
+        copy = RAW / "copies" / f"{number}.jpg"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    prepare.run(SETTINGS)
+    splits: dict[str, set[str]] = {}
+    for row in manifest():
+        splits.setdefault(row["sha256"], set()).add(row["split"])
+    assert len(splits) == 40
+    assert all(len(split) == 1 for split in splits.values())
+    assert set().union(*splits.values()) == {"train", "validation"}
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_same_files_make_the_same_bytes(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
+    fill(150)
+    (RAW / "2" / "empty.png").touch()
+    prepare.run(SETTINGS)
+    first = contents()
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    prepare.run(SETTINGS)
+    assert contents() == first
+    assert set(first) == {"images-00000.npy", "manifest.parquet", "dataset.json"}
+
+
+def test_a_killed_run_leaves_no_process_and_no_trace_in_the_next() -> None:
+    fill(40)
+    prepare.run(SETTINGS)
+    undisturbed = contents()
+    # Files that take a while, so that the signal meets a run at work.
+    noise = np.random.default_rng(1).integers(0, 256, (1500, 1500, 3), np.uint8)
+    Image.fromarray(noise).save("noise.png")
+    for number in range(130):
+        (RAW / "2" / f"slow{number}.png").hardlink_to("noise.png")
+    script = (
+        "from diffusion_core.settings import PrepareSettings\n"
+        "from diffusion_core.stages import prepare\n"
+        "prepare.run(PrepareSettings(image_size=4, color='rgb', validation_fraction=0.3))\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(Path(prepare.__file__).parents[2])}
+    )
+    process = psutil.Process(run.pid)
+    deadline = time.monotonic() + 60
+    while not (workers := process.children()) and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert contents() == undisturbed
+    assert len(list(Path("data").glob(".prepared.tmp-*"))) == 1
+
+    for file in RAW.rglob("slow*"):
+        file.unlink()
+    prepare.run(SETTINGS)
+    assert contents() == undisturbed
+    assert sorted(file.name for file in Path("data").iterdir()) == ["prepared", "raw"]
+
+
+def no_files() -> None:
+    RAW.mkdir(parents=True)
+
+
+def no_image() -> None:
+    RAW.mkdir(parents=True)
+    for number in range(5):
+        (RAW / f"{number}.png").write_text("no image")
+
+
+def copies_of_one_image() -> None:
+    first = fill(1)[0]
+    for number in range(4):
+        (RAW / "2" / f"copy{number}.png").write_bytes(first.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("make", "fraction", "sentence"),
+    [
+        (lambda: None, 0.3, "data/raw is missing: run the stage that makes it with `dvc repro ingest`"),
+        (no_files, 0.3, "data/raw holds no images: fill it with `dvc repro --force --single-item ingest`"),
+        (no_image, 0.3, r"prepare: none of the 5 files in data/raw .*\(0.png: not one of BMP.*2.png: not one of"),
+        (lambda: fill(20), 0.0, "prepare.validation_fraction is 0.0, .* validation split of 20 images: raise it"),
+        (copies_of_one_image, 0.999, "prepare.validation_fraction is 0.999, .* train split of 5 images: lower it"),
+    ],
+    ids=["no folder", "no files", "no image", "no validation", "no training"],
+)
+def test_what_makes_no_dataset_is_told_and_changes_nothing(make, fraction: float, sentence: str) -> None:
+    PREPARED.mkdir(parents=True)
+    (PREPARED / "old").write_bytes(b"1")
+    make()
+    with pytest.raises(UserError, match=sentence):
+        prepare.run(PrepareSettings(image_size=4, color="rgb", validation_fraction=fraction))
+    assert contents() == {"old": b"1"}
+    assert not list(Path("data").glob(".*"))
+
+
+def test_a_full_disk_leaves_what_was_there() -> None:
+    fill(40)
+    prepare.run(SETTINGS)
+    before = contents()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            prepare.run(SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, signal_before)
+    assert contents() == before
+    assert not list(Path("data").glob(".*"))

@@ -1,0 +1,214 @@
+import json
+import math
+
+import pytest
+
+from diffusion_core.errors import UserError
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.versions import find_champion, recorded_evaluation
+from diffusion_core.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
+from diffusion_core.stages import promote, publish
+from tests.registry.projects import (
+    EVALUATE,
+    SAMPLE,
+    evaluate_model,
+    new_environment,
+    read_figures,
+    write_figures,
+    write_model,
+    write_project,
+    write_reference,
+)
+
+OPEN = PromoteSettings()
+NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    write_project(tmp_path)
+    return new_environment(tmp_path)
+
+
+def publish_and_promote(environment, gate, sample=SAMPLE, evaluate=EVALUATE):
+    publish.run(sample, evaluate, environment)
+    promote.run(gate, sample, evaluate, environment)
+
+
+def champion(environment):
+    version = find_champion(connect(environment), environment.registered_model)
+    return None if version is None else int(version.version)
+
+
+def version(environment, number):
+    return connect(environment).get_model_version(environment.registered_model, str(number))
+
+
+def decision(folder):
+    return json.loads((folder / ".cache/promotion.json").read_text())
+
+
+def write_other_model(folder, **changes):
+    """A second model, measured; `changes` overwrite its figures."""
+    write_model(folder / "models", seed=1)
+    evaluate_model(folder)
+    write_figures(folder, read_figures(folder) | changes)
+
+
+def test_the_first_model_within_its_limits_becomes_the_champion(environment, tmp_path, capsys):
+    publish_and_promote(environment, PromoteSettings(limits={"precision": Limit(at_least=0.0)}))
+    assert champion(environment) == 1
+    assert version(environment, 1).tags["gate"] == "promoted"
+    assert decision(tmp_path)["outcome"] == "promoted"
+    assert "version 1 is the champion now" in capsys.readouterr().out
+
+
+def test_a_model_beyond_a_limit_is_refused_with_the_amount(environment, tmp_path, capsys):
+    write_figures(tmp_path, read_figures(tmp_path) | {"frechet": 12.5})
+    publish_and_promote(environment, PromoteSettings(limits={"frechet": Limit(at_most=10.0)}))
+    assert champion(environment) is None
+    refusal = "frechet is 12.5, 2.5 above 10, its limit"
+    assert decision(tmp_path)["reasons"] == [refusal]
+    assert refusal in capsys.readouterr().out
+    tags = version(environment, 1).tags
+    assert (tags["gate"], tags["gate_reasons"]) == ("refused", refusal)
+
+
+def test_a_refusal_leaves_the_champion_untouched(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    before = version(environment, 1)
+    write_other_model(tmp_path, frechet=read_figures(tmp_path)["frechet"] * 2)
+    publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 1
+    assert version(environment, 1) == before
+    assert decision(tmp_path)["outcome"] == "refused"
+    assert decision(tmp_path)["champion"] == 1
+
+
+def test_a_better_model_takes_the_alias_and_says_whose_it_was(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    write_other_model(tmp_path, frechet=read_figures(tmp_path)["frechet"] / 2)
+    publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 2
+    assert version(environment, 2).tags["champion_before"] == "1"
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_what_is_not_finite_never_passes(environment, tmp_path, figure):
+    publish_and_promote(environment, OPEN)
+    write_other_model(tmp_path, frechet=figure)
+    publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 1
+
+
+def test_the_champion_is_not_compared_with_itself(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    before = version(environment, 1)
+    publish_and_promote(environment, PromoteSettings(limits={"frechet": Limit(at_most=0.0)}))
+    assert champion(environment) == 1
+    assert version(environment, 1) == before
+    assert decision(tmp_path)["outcome"] == "unchanged"
+
+
+def test_figures_of_the_same_key_are_taken_as_they_were_recorded(environment, tmp_path, monkeypatch):
+    publish_and_promote(environment, OPEN)
+    write_other_model(tmp_path)
+
+    def measure(*_):
+        raise AssertionError("the champion was measured again")
+
+    monkeypatch.setattr(promote, "_measure", measure)
+    publish_and_promote(environment, NOT_WORSE)
+
+
+def test_a_champion_of_another_reference_is_measured_against_the_new_one(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    before = version(environment, 1)
+    write_reference(tmp_path / "data/reference", seed=1)
+    # What the champion's figure is against the new reference.
+    evaluate_model(tmp_path)
+    figure = read_figures(tmp_path)["frechet"]
+    assert figure != recorded_evaluation(before).figures["frechet"]
+
+    write_other_model(tmp_path, frechet=figure * 1.001)
+    publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 1
+    assert f"the champion's {figure:.6g} allows" in decision(tmp_path)["reasons"][0]
+    assert version(environment, 1) == before
+
+    write_figures(tmp_path, read_figures(tmp_path) | {"frechet": figure * 0.999})
+    publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 2
+
+
+def test_a_champion_is_sampled_with_the_candidates_seed(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    write_other_model(tmp_path, frechet=1e9)
+    reasons = []
+    for seed in (SAMPLE.seed + 1, SAMPLE.seed + 2):
+        sample = SampleSettings(count=SAMPLE.count, seed=seed, sampler=SAMPLE.sampler)
+        publish_and_promote(environment, NOT_WORSE, sample=sample)
+        reasons += decision(tmp_path)["reasons"]
+    assert reasons[0] != reasons[1]
+
+
+def test_a_champion_of_another_image_size_is_told(environment, tmp_path):
+    write_model(tmp_path / "models", image_size=16)
+    publish_and_promote(environment, OPEN)
+    write_other_model(tmp_path)
+    # Another key than the champion's, so that it has to be measured.
+    with pytest.raises(UserError, match=r"\(16, 16, 1\).*\(8, 8, 1\).*DIFFUSION_REGISTERED_MODEL"):
+        publish_and_promote(environment, NOT_WORSE, evaluate=EvaluateSettings(seed=1))
+    assert champion(environment) == 1
+
+
+def test_a_model_that_is_not_published_is_told(environment):
+    with pytest.raises(UserError, match="python -m diffusion_core publish"):
+        promote.run(OPEN, SAMPLE, EVALUATE, environment)
+
+
+def test_a_model_that_is_measured_otherwise_than_it_was_published_is_told(environment):
+    publish.run(SAMPLE, EVALUATE, environment)
+    with pytest.raises(UserError, match="python -m diffusion_core publish"):
+        promote.run(OPEN, SAMPLE, EvaluateSettings(seed=1), environment)
+    assert champion(environment) is None
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        PromoteSettings(limits={"fid": Limit(at_most=1.0)}),
+        PromoteSettings(champion={"fid": Comparison(better="lower")}),
+    ],
+)
+def test_a_figure_that_nobody_measures_is_told_before_anything_moves(environment, gate):
+    publish.run(SAMPLE, EVALUATE, environment)
+    with pytest.raises(UserError, match=r"names fid.*frechet"):
+        promote.run(gate, SAMPLE, EVALUATE, environment)
+    assert champion(environment) is None
+    assert "gate" not in version(environment, 1).tags
+
+
+def test_the_alias_moves_last(environment, monkeypatch):
+    publish.run(SAMPLE, EVALUATE, environment)
+    client = type(connect(environment))
+    calls = []
+    for name in ("set_model_version_tag", "set_registered_model_alias"):
+        original = getattr(client, name)
+
+        def record(*arguments, name=name, original=original):
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(client, name, record)
+    promote.run(OPEN, SAMPLE, EVALUATE, environment)
+    assert calls.count("set_registered_model_alias") == 1
+    assert calls[-1] == "set_registered_model_alias"
+
+
+def test_a_missing_model_is_told(environment, tmp_path):
+    (tmp_path / "models/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        promote.run(OPEN, SAMPLE, EVALUATE, environment)

@@ -1,0 +1,223 @@
+import json
+
+import pytest
+
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.registry import publication, versions
+from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.versions import recorded_evaluation
+from diffusion_core.settings import EvaluateSettings
+from diffusion_core.stages import publish
+from tests.registry.projects import (
+    EVALUATE,
+    SAMPLE,
+    UNKNOWN_RUN,
+    evaluate_model,
+    new_environment,
+    read_figures,
+    write_figures,
+    write_model,
+    write_project,
+    write_reference,
+    write_run_info,
+)
+
+NAME = "diffusion"
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    write_project(tmp_path)
+    environment = new_environment(tmp_path)
+    client = connect(environment)
+    run = client.create_run(experiment_id(client, environment))
+    client.set_terminated(run.info.run_id)
+    write_run_info(tmp_path / "models", run.info.run_id)
+    return environment
+
+
+def run_stage(environment, evaluate=EVALUATE):
+    publish.run(SAMPLE, evaluate, environment)
+
+
+def published(environment):
+    found = connect(environment).search_model_versions(f"name = '{NAME}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def runs(environment):
+    client = connect(environment)
+    return client.search_runs([experiment_id(client, environment)])
+
+
+def test_a_version_bears_what_it_was_made_of_and_what_was_measured(environment, tmp_path):
+    run_stage(environment)
+    (version,) = published(environment)
+    assert version.tags["git_commit"] == "c" * 40
+    assert version.tags["git_dirty"] == "false"
+    assert version.tags["dataset_md5"] == "5" * 32 + ".dir"
+    assert version.tags["dataset_digest"] == "d" * 64
+    assert version.tags["model_digest"] == versions.model_digest(tmp_path / "models")
+    assert recorded_evaluation(version).figures == read_figures(tmp_path)
+
+
+def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, tmp_path):
+    run_stage(environment)
+    (version,) = published(environment)
+    (run,) = runs(environment)
+    assert version.run_id == run.info.run_id
+    assert run.data.metrics == pytest.approx(read_figures(tmp_path))
+    assert run.info.status == "FINISHED"
+    client = connect(environment)
+    files = [file.path for folder in ("samples", "plots") for file in client.list_artifacts(run.info.run_id, folder)]
+    assert files == ["samples/grid.png", "plots/nearest.png"]
+
+
+def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
+    run_stage(environment)
+    (first,) = published(environment)
+    run_stage(environment)
+    (second,) = published(environment)
+    assert second == first
+    (run,) = runs(environment)
+    assert len(connect(environment).get_metric_history(run.info.run_id, "frechet")) == 1
+    assert len(run.outputs.model_outputs) == 1
+
+
+def test_other_figures_of_the_same_model_are_brought_up_to_date(environment, tmp_path):
+    run_stage(environment)
+    (first,) = published(environment)
+    write_reference(tmp_path / "data/reference", seed=1)
+    evaluate_model(tmp_path)
+    run_stage(environment)
+    (second,) = published(environment)
+    assert recorded_evaluation(second).figures == read_figures(tmp_path) != recorded_evaluation(first).figures
+    assert recorded_evaluation(second).key != recorded_evaluation(first).key
+
+
+def test_a_figure_that_is_measured_no_more_leaves_the_version(environment, tmp_path):
+    run_stage(environment)
+    write_figures(tmp_path, {"frechet": 1.0})
+    run_stage(environment)
+    (version,) = published(environment)
+    assert recorded_evaluation(version).figures == {"frechet": 1.0}
+
+
+def test_other_measuring_makes_another_key(environment):
+    run_stage(environment)
+    (first,) = published(environment)
+    run_stage(environment, EvaluateSettings(seed=1))
+    (second,) = published(environment)
+    assert recorded_evaluation(second).key != recorded_evaluation(first).key
+
+
+def test_another_model_is_another_version(environment, tmp_path):
+    run_stage(environment)
+    write_model(tmp_path / "models", seed=1)
+    run_stage(environment)
+    assert [int(version.version) for version in published(environment)] == [1, 2]
+
+
+def test_figures_of_two_evaluations_never_stand_under_one_key(environment, tmp_path, monkeypatch):
+    run_stage(environment)
+    (before,) = published(environment)
+    write_reference(tmp_path / "data/reference", seed=1)
+    evaluate_model(tmp_path)
+    client = type(connect(environment))
+    set_tag, left = client.set_model_version_tag, 2
+
+    def die_after_two(*arguments):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        set_tag(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "set_model_version_tag", die_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(environment)
+    (halfway,) = published(environment)
+    assert recorded_evaluation(halfway) is None
+    run_stage(environment)
+    (after,) = published(environment)
+    assert recorded_evaluation(after).figures == read_figures(tmp_path)
+    assert recorded_evaluation(after).key != recorded_evaluation(before).key
+
+
+def test_a_version_whose_recording_was_cut_off_is_completed(environment, tmp_path, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(publish, "record_evaluation", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(environment)
+    assert recorded_evaluation(published(environment)[0]) is None
+    run_stage(environment)
+    (version,) = published(environment)
+    assert recorded_evaluation(version).figures == read_figures(tmp_path)
+
+
+def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp_path, capsys):
+    write_run_info(tmp_path / "models", UNKNOWN_RUN)
+    run_stage(environment)
+    assert UNKNOWN_RUN in capsys.readouterr().out
+    (version,) = published(environment)
+    run = connect(environment).get_run(version.run_id)
+    assert run.data.tags[publication.STANDS_IN_FOR] == UNKNOWN_RUN
+    run_stage(environment)
+    assert len(runs(environment)) == 2
+
+
+def test_the_flow_is_told_version_and_page(environment, tmp_path):
+    run_stage(environment)
+    told = json.loads((tmp_path / ".cache/publication.json").read_text())
+    (run,) = runs(environment)
+    assert (told["model"], told["version"]) == (NAME, 1)
+    assert told["page"].endswith(run.info.run_id)
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("models/model.safetensors", "train"),
+        ("models/model.json", "train"),
+        ("models/run_info.json", "train"),
+        ("metrics/evaluate.json", "evaluate"),
+        ("data/reference/reference.json", "reference"),
+    ],
+)
+def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, stage):
+    (tmp_path / file).unlink()
+    with pytest.raises(UserError, match=rf"{file} is missing.*dvc repro {stage}"):
+        run_stage(environment)
+    assert published(environment) == []
+
+
+@pytest.mark.parametrize("file", ["metrics/evaluate.json", "data/reference/reference.json", "models/run_info.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"frechet": "low"}'])
+def test_a_damaged_input_is_told(environment, tmp_path, file, content):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=rf"{file} is damaged"):
+        run_stage(environment)
+    assert published(environment) == []
+
+
+def test_figures_that_are_older_than_the_model_are_refused(environment, tmp_path):
+    entry = "{path: models/model.json, md5: %s}"
+    (tmp_path / "dvc.lock").write_text(
+        f"stages:\n  train: {{outs: [{entry % 'new'}]}}\n  sample: {{deps: [{entry % 'old'}]}}\n"
+    )
+    with pytest.raises(UserError, match="sample did not run since: run `dvc repro`"):
+        run_stage(environment)
+    assert published(environment) == []
+
+
+def test_an_unreachable_server_is_told(environment):
+    with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI"):
+        run_stage(Environment(tracking_uri="http://127.0.0.1:1"))
+    assert published(environment) == []

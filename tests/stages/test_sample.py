@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion_core.errors import UserError
+from diffusion_core.generation import generate
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.saved_model import build_model, load_model, save_model
+from diffusion_core.stages import sample
+from diffusion_core.stages.paths import MODELS, SAMPLES
+
+PROCESS = {
+    "image_size": 8,
+    "timesteps": 20,
+    "objective": "pred_v",
+    "beta_schedule": {"kind": "cosine", "s": 0.01},
+    "weighting": {"kind": "min_snr", "gamma": 4.0},
+}
+
+
+def saved(folder, **network):
+    torch.manual_seed(0)
+    options = {"dim": 8, "dim_mults": [1, 2], "channels": 1, "self_condition": True, **network}
+    folder.mkdir(exist_ok=True)
+    save_model(folder, build_model(options, PROCESS), options, PROCESS, {"digest": "d"})
+
+
+def test_a_model_is_loaded_as_it_was_saved(tmp_path):
+    saved(tmp_path, num_classes=3)
+    one, content = load_model(tmp_path)
+    other, _ = load_model(tmp_path)
+    assert content["dataset"] == {"digest": "d"}
+    assert one.alpha_bar(10) == build_model(content["network"], PROCESS).alpha_bar(10)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(one.model(x, torch.tensor([1, 2])), other.model(x, torch.tensor([1, 2])))
+    assert not one.training
+
+
+@pytest.mark.parametrize("harm", ["weights", "json", "pickle", "header"])
+def test_a_damaged_or_foreign_model_is_refused(tmp_path, harm):
+    saved(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if harm == "weights":
+        weights.write_bytes(weights.read_bytes()[:-5])
+    elif harm == "json":
+        (tmp_path / "model.json").write_text('{"format": 1}', encoding="utf-8")
+    elif harm == "pickle":
+        torch.save({"w": torch.zeros(1)}, weights)
+    else:
+        weights.write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UserError, match="cannot be loaded.*dvc repro"):
+        load_model(tmp_path)
+
+
+def test_an_image_depends_on_seed_and_index_alone(tmp_path):
+    saved(tmp_path, num_classes=3)
+    diffusion, _ = load_model(tmp_path)
+    images, labels = generate(diffusion, 7, seed=3, sampler=DDIM(steps=5, eta=0.5))
+    assert images.shape == (7, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    for batch_size in (1, 2, 5):
+        again, _ = generate(diffusion, 7, seed=3, sampler=DDIM(steps=5, eta=0.5), batch_size=batch_size)
+        assert int(np.abs(again.astype(int) - images).max()) <= 1
+    longer, _ = generate(diffusion, 9, seed=3, sampler=DDIM(steps=5, eta=0.5))
+    assert int(np.abs(longer[:7].astype(int) - images).max()) <= 1
+    other, _ = generate(diffusion, 7, seed=4, sampler=DDIM(steps=5, eta=0.5))
+    assert not np.array_equal(other, images)
+
+
+def test_labels_are_those_that_were_asked_for(tmp_path):
+    saved(tmp_path, num_classes=3)
+    diffusion, _ = load_model(tmp_path)
+    _, labels = generate(diffusion, 3, seed=0, sampler=DDIM(steps=1), labels=[2, 2, 1])
+    assert labels.tolist() == [2, 2, 1]
+    with pytest.raises(ValueError, match="2 labels are given for 3 images"):
+        generate(diffusion, 3, seed=0, sampler=DDIM(steps=1), labels=[2, 2])
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_the_stage_writes_samples_and_pictures(tmp_path, monkeypatch, project, environment, classes):
+    saved(MODELS, num_classes=classes)
+    sample.run(project.sample, environment)
+    images = np.load(SAMPLES / "samples.npy", allow_pickle=False)
+    assert images.shape == (12, 8, 8, 1)
+    assert (SAMPLES / "labels.npy").exists() == (classes is not None)
+    grid = np.asarray(Image.open(SAMPLES / "grid.png").convert("L"))
+    assert set(np.unique(images)) - {0, 255} <= set(np.unique(grid))
+    walks = Image.open(SAMPLES / "denoising.png")
+    # Eight rows; four steps and the noise they begin with.
+    assert walks.height / walks.width == pytest.approx(8 / 5, rel=0.05)
+
+
+def test_guidance_of_a_model_without_classes_is_refused(project, environment):
+    saved(MODELS)
+    with pytest.raises(UserError, match=r"sample.guidance_scale is 3.0.*must be 1.0"):
+        sample.run(project.sample.model_copy(update={"guidance_scale": 3.0}), environment)
+    assert not SAMPLES.exists()

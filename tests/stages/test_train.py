@@ -1,0 +1,143 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_core.errors import UserError
+from diffusion_core.saved_model import load_model
+from diffusion_core.stages import train
+from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, RUN_INFO
+from diffusion_core.training.trainer import Trainer
+
+
+def run_info():
+    return json.loads(RUN_INFO.read_text(encoding="utf-8"))
+
+
+def recorded(run_id):
+    return mlflow.MlflowClient("sqlite:///mlflow.db").get_run(run_id)
+
+
+@pytest.fixture
+def stops_after(monkeypatch):
+    """Make the process get TERM during the step after so many."""
+    steps = Trainer.steps
+
+    def arrange(count):
+        def stopping(self):
+            walk = steps(self)
+            yield from islice(walk, count)
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from walk
+
+        monkeypatch.setattr(Trainer, "steps", stopping)
+
+    yield arrange
+    monkeypatch.undo()
+
+
+def test_training_leaves_a_model_its_history_and_its_run(project, environment):
+    train.run(project.train, environment)
+    diffusion, content = load_model(MODELS)
+    assert diffusion.num_classes == 10
+    assert content["dataset"]["digest"] == run_info()["dataset_digest"]
+    with LOSS.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["images"]) for row in rows] == [64, 128, 192, 256, 320]
+    run = recorded(run_info()["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.network.dim"] == "8"
+    assert run.data.metrics["train/loss"] == pytest.approx(float(rows[-1]["loss"]))
+    assert run.inputs.dataset_inputs[0].dataset.digest
+    assert list(Path("mlruns").rglob("*samples*.png")) or list(Path("mlartifacts").rglob("*samples*.png"))
+    assert not any(CHECKPOINTS.iterdir())
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_training_that_was_told_to_stop_goes_on_where_it_was(project, environment, after, stops_after, monkeypatch):
+    train.run(project.train, environment)
+    unbroken, losses = load_file(MODELS / "model.safetensors"), LOSS.read_text(encoding="utf-8")
+    first = run_info()["run_id"]
+    for path in (MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS):
+        path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "steps", Trainer.steps)
+        stops_after(after)
+        with pytest.raises(SystemExit) as stopped:
+            train.run(project.train, environment)
+    assert stopped.value.code == 143
+    assert not RUN_INFO.exists()
+    (checkpoint,) = CHECKPOINTS.glob("*/step-*")
+    assert int(checkpoint.name[5:]) == after + 1
+    second = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["run_id"]
+    assert recorded(second).info.status == "KILLED"
+
+    stops_after(10**6)
+    train.run(project.train, environment)
+    resumed = load_file(MODELS / "model.safetensors")
+    assert [name for name in unbroken if not torch.equal(unbroken[name], resumed[name])] == []
+    assert LOSS.read_text(encoding="utf-8") == losses
+    assert run_info()["run_id"] == second != first
+    assert recorded(second).info.status == "FINISHED"
+
+
+def test_a_checkpoint_of_another_network_is_refused(project, environment, stops_after, monkeypatch):
+    stops_after(2)
+    with pytest.raises(SystemExit):
+        train.run(project.train, environment)
+    options = train._options
+
+    def wider(*arguments):
+        network, process = options(*arguments)
+        return network | {"dim": 12}, process
+
+    monkeypatch.setattr(train, "_options", wider)
+    with pytest.raises(UserError, match=r"does not fit this network.*remove .checkpoints"):
+        train.run(project.train, environment)
+
+
+def test_other_parameters_do_not_find_the_checkpoint(project, environment, stops_after):
+    stops_after(2)
+    with pytest.raises(SystemExit):
+        train.run(project.train, environment)
+    (one,) = CHECKPOINTS.iterdir()
+    stops_after(3)
+    with pytest.raises(SystemExit):
+        train.run(project.train.model_copy(update={"seed": 1}), environment)
+    other = next(path for path in CHECKPOINTS.iterdir() if path != one)
+    assert [path.name for path in other.iterdir()] == ["step-000000004"]
+
+
+def test_a_tracking_server_that_is_not_there_is_told_before_training(project, environment):
+    nowhere = environment.model_copy(update={"tracking_uri": "http://someone:secret@127.0.0.1:9"})
+    with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI") as raised:
+        train.run(project.train, nowhere)
+    assert "secret" not in str(raised.value)
+    assert not MODELS.exists()
+
+
+def test_term_to_the_real_process_ends_it_with_143_and_a_checkpoint(project):
+    params = Path("params.yaml")
+    params.write_text(params.read_text(encoding="utf-8").replace("images: 320", "images: 320000"), encoding="utf-8")
+    child = subprocess.Popen([sys.executable, "-m", "diffusion_core", "train"], stderr=subprocess.PIPE, text=True)
+    line = ""
+    while "train:" not in line:
+        line = child.stderr.readline()
+        assert line, "it ended before its first report"
+    child.terminate()
+    began = time.monotonic()
+    child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert time.monotonic() - began < 30
+    assert list(CHECKPOINTS.glob("*/step-*/manifest.json"))

@@ -1,0 +1,53 @@
+"""The main job on the real digits, with half of the training budget: are the samples digits?"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+
+STAGES = ["ingest", "prepare", "reference", "train", "sample", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    content["train"]["images"] //= 2
+    content["sample"]["count"] = 500
+    (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    for stage in STAGES:
+        subprocess.run([sys.executable, "-m", "diffusion_core", stage], cwd=folder, check=True)
+    return folder
+
+
+def test_a_classifier_of_real_digits_takes_the_samples_for_digits(job):
+    pixels, labels = load_digits(return_X_y=True)
+    fit, held_out, fit_labels, _ = train_test_split(pixels, labels, random_state=0, stratify=labels)
+    classifier = LogisticRegression(C=0.01, max_iter=2000).fit(fit, fit_labels)
+    samples = np.load(job / "samples" / "samples.npy").reshape(500, -1) * (16 / 255)
+    wanted = np.load(job / "samples" / "labels.npy")
+
+    def confidence(images):
+        return float(classifier.predict_proba(images).max(axis=1).mean())
+
+    real, generated = confidence(held_out), confidence(samples)
+    noise = confidence(np.random.default_rng(0).uniform(0, 16, (500, 64)))
+    assert generated > real - 0.05
+    assert noise < real - 0.05
+    assert float((classifier.predict(samples) == wanted).mean()) > 0.9
+    counts = np.bincount(classifier.predict(samples), minlength=10)
+    assert counts.min() >= 35
+    assert counts.max() <= 65
+
+
+def test_the_frechet_distance_is_near_its_floor(job):
+    figures = json.loads((job / "metrics" / "evaluate.json").read_text(encoding="utf-8"))
+    assert figures["frechet"] <= 10 * figures["frechet_floor"]
+    assert figures["memorisation"] < 0.25

@@ -1,0 +1,70 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion_core.environment import load_environment
+from diffusion_core.errors import UserError
+from diffusion_core.settings import load_settings
+
+PARAMS = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+
+
+def changed(tmp_path, key, value):
+    content = copy.deepcopy(PARAMS)
+    place = content
+    *parents, last = key.split(".")
+    for part in parents:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.learning_rat", 0.1, "unknown key train.learning_rat: remove it or correct"),
+        ("trian", {}, "unknown key trian"),
+        ("train.images", "many", r"train.images is 'many'"),
+        ("train.batch_size", 0, r"train.batch_size is 0"),
+        ("train.images", None, "train.images is missing: add it"),
+        ("train.accumulate", 7, "accumulate is 7; it must divide batch_size, which is 64"),
+        ("train.process.objective", "pred_score", "train.process.objective is 'pred_score'.*pred_noise"),
+        ("train.process.beta_schedule", {"kind": "os.system"}, "beta_schedule.*'os.system'.*'cosine'"),
+        ("sample.sampler", {"kind": "ddim", "eta": 2.0}, r"eta is 2.0; it must lie in \[0, 1\]"),
+        ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.*step"),
+        ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.steps is 2000.*timesteps, which is 1000"),
+        ("prepare.image_size", 9, "prepare.image_size is 9.*multiple of 2"),
+        ("promote.limits", {"frechet": {}}, "a limit needs at_most or at_least"),
+        ("train.process", {**PARAMS["train"]["process"], "beta_schedule": {"kind": "linear"}, "timesteps": 10},
+         "timesteps is 10; the linear schedule needs at least 21"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_the_key(tmp_path, key, value, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_settings(changed(tmp_path, key, value))
+    assert "\n" not in str(raised.value)
+    assert "params.yaml" in str(raised.value)
+
+
+def test_a_missing_or_broken_file_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"params.yaml is missing: run the command from the project's folder"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"params.yaml is not valid YAML"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"params.yaml"):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_environment_names_the_variable_that_is_wrong(monkeypatch):
+    monkeypatch.setenv("DIFFUSION_DEVICE", "abacus")
+    with pytest.raises(UserError, match="DIFFUSION_DEVICE is 'abacus'"):
+        load_environment()
