@@ -1,0 +1,21 @@
+"""The scheduled pipeline.
+
+Prefect reads these variables when it is imported, which no module here does before this one; what the user has set
+stays.
+"""
+
+import os
+from pathlib import Path
+
+_defaults = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+}
+if "PREFECT_API_URL" not in os.environ:
+    # The runs of a machine without a server of its own are kept in the project's folder.
+    _defaults["PREFECT_HOME"] = str(Path(".prefect").absolute())
+for _name, _value in _defaults.items():
+    os.environ.setdefault(_name, _value)

@@ -1,0 +1,56 @@
+"""What Prefect's pages show of a run: the figures, the samples, the way to MLflow, and the gate's decision."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+from PIL import Image
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+METRICS = Path("metrics/evaluate.json")
+GRID = Path("samples/grid.png")
+PUBLICATION = Path(".cache/publication.json")
+PROMOTION = Path(".cache/promotion.json")
+
+FLOOR = "_floor"
+# The picture is stored in Prefect's database.
+LARGEST_PICTURE = (1000, 1000)
+
+
+def show_metrics() -> None:
+    """Show each figure beside its floor, where it has one."""
+    figures: dict[str, float] = json.loads(METRICS.read_text(encoding="utf-8"))
+    rows = [
+        {"figure": name, "value": value, "floor": figures.get(name + FLOOR, "")}
+        for name, value in figures.items()
+        if not name.endswith(FLOOR)
+    ]
+    create_table_artifact(rows, key="metrics", description="The samples against the real images.")
+
+
+def show_samples() -> None:
+    """Show the grid of samples. The page draws no picture of a path, so it is given the picture itself."""
+    picture = io.BytesIO()
+    with Image.open(GRID) as grid:
+        grid.thumbnail(LARGEST_PICTURE)
+        grid.save(picture, format="png")
+    text = base64.b64encode(picture.getvalue()).decode()
+    create_markdown_artifact(f"![samples](data:image/png;base64,{text})", key="samples", description="Samples.")
+
+
+def show_run() -> None:
+    """Link to the training run in MLflow."""
+    published = json.loads(PUBLICATION.read_text(encoding="utf-8"))
+    text = f"{published['model']}, version {published['version']}"
+    create_link_artifact(published["page"], link_text=text, key="mlflow-run", description="The training run.")
+
+
+def show_decision() -> None:
+    """Say what the gate decided and, if it refused, which figure failed by how much."""
+    decision = json.loads(PROMOTION.read_text(encoding="utf-8"))
+    create_markdown_artifact(
+        f"**{decision['outcome']}**: {decision['sentence']}",
+        key="promotion",
+        description="The gate in front of the alias champion.",
+    )

@@ -1,0 +1,117 @@
+"""A child process in a group of its own, which never outlives the call that started it."""
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO
+
+import psutil
+
+# Prefect kills a cancelled flow 30 seconds after its TERM.
+GRACE_SECONDS = 20.0
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
+    """Run `command` to its end and return its exit code, which is negative for a signal.
+
+    Whatever ends this call early, a cancelled flow for one, reaches the whole group as TERM: the command, what it has
+    started, and what that has started. Whoever is left after `GRACE_SECONDS` is killed.
+
+    Args:
+        command: program and arguments.
+        environment: all variables of the child.
+        take: called with each piece of standard output and standard error, in their order.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with _signals_held():
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        for output in _output(process):
+            take(output)
+        return process.wait()
+    except BaseException:
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            for output in _output(process, time.monotonic() + GRACE_SECONDS):
+                take(output)
+        raise
+    finally:
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _pipe(process).close()
+
+
+def stop_group(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """End all of the group that `process` leads or led: by TERM, and whoever is left after `seconds` by KILL."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and _lives(process.pid):
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _lives(group: int) -> bool:
+    """Whether anybody of a process group is left; who is dead and only waits to be counted is not."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _output(process: subprocess.Popen[bytes], deadline: float = float("inf")) -> Iterator[bytes]:
+    """Yield output until nobody can write any more, or until the deadline.
+
+    Closed output is how the end of the last member of the group is seen; whoever holds it open when the command has
+    ended has `GRACE_SECONDS` left.
+    """
+    pipe = _pipe(process).fileno()
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        readable, _, _ = select.select([pipe], [], [], 0.5)
+        if readable:
+            output = os.read(pipe, 65536)
+            if not output:
+                return
+            yield output
+
+
+def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back TERM for the block, so that no process is started without its owner knowing of it."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals reach the main thread alone.
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for number in held:
+            os.kill(os.getpid(), number)

@@ -1,0 +1,37 @@
+"""The nightly deployment of prefect.yaml, served by this process: `python -m flows.schedule`.
+
+A Prefect server must answer at PREFECT_API_URL. prefect.yaml is the one place that names the schedule, for this process
+and for `prefect deploy`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import serve
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron
+
+from flows.pipeline import pipeline
+
+DEPLOYMENTS = Path("prefect.yaml")
+
+
+def nightly(file: Path = DEPLOYMENTS) -> RunnerDeployment:
+    """Return the first deployment of prefect.yaml, without its work pool."""
+    content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"][0]
+    deployment = pipeline.to_deployment(
+        content["name"],
+        description=content["description"],
+        parameters=content["parameters"],
+        schedules=[Cron(schedule.pop("cron"), **schedule) for schedule in content["schedules"]],
+        concurrency_limit=ConcurrencyLimitConfig(**content["concurrency_limit"]),
+    )
+    # Prefect gives a coroutine to those who call from one.
+    assert isinstance(deployment, RunnerDeployment)
+    return deployment
+
+
+if __name__ == "__main__":
+    serve(nightly())
