@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -19,10 +20,10 @@ def generate(
     seed: int,
     sampler: Sampler,
     guidance_scale: float = 1.0,
-    batch_size: int = 250,
     labels: Sequence[int] | None = None,
+    batch_size: int = 100,
     progress: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
 
     Args:
@@ -31,8 +32,8 @@ def generate(
         seed: of the set; another batch size or a longer set gives the same first images.
         sampler: the way from noise to image.
         guidance_scale: classifier-free guidance; 1 for none.
+        labels: one an image for a class-conditional network, else None.
         batch_size: images at a time; only memory and speed depend on it.
-        labels: one an image; for a class-conditional network image i gets i modulo the number of classes if not given.
         progress: show a bar on a terminal.
 
     Raises:
@@ -56,9 +57,26 @@ def generate(
     return np.concatenate(images), None if classes is None else classes.numpy()
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
+def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:
+    """Return `count` labels in the proportions of `class_counts`, as evenly spread as they can be.
+
+    Label i does not depend on `count`; classes of equal size take turns. Each time the label comes that the images so
+    far owe most (largest deficit first).
+    """
+    shares = np.asarray(class_counts, np.int64)
+    deficits = np.zeros_like(shares)
+    labels = []
+    for _ in range(count):
+        deficits += shares
+        label = int(deficits.argmax())
+        deficits[label] -= shares.sum()
+        labels.append(label)
+    return labels
+
+
+def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """Return images in [0, 1], (..., C, H, W), as uint8 (..., H, W, C)."""
-    pixels: np.ndarray = (images.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()
+    pixels: NDArray[np.uint8] = (images.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()
     return pixels
 
 
@@ -67,8 +85,6 @@ def _classes(diffusion: GaussianDiffusion, count: int, labels: Sequence[int] | N
         if labels is not None:
             raise ValueError("labels are given, but the model is not class-conditional")
         return None
-    if labels is None:
-        return torch.arange(count) % diffusion.num_classes
-    if len(labels) != count:
-        raise ValueError(f"{len(labels)} labels are given for {count} images; give one an image")
+    if labels is None or len(labels) != count:
+        raise ValueError(f"{len(labels or ())} labels are given for {count} images; give one an image")
     return torch.as_tensor(labels, dtype=torch.long)

@@ -3,9 +3,10 @@
 The network's and the process's options in `model.json` are the arguments of `Unet` and `GaussianDiffusion`.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffusion_core.errors import UserError
+from diffusion_core.generation import proportional_labels
 from diffusion_core.kinds import choose
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
@@ -21,6 +23,23 @@ from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model, and what it takes to draw images like its training data from it.
+
+    Attributes:
+        diffusion: the process with its weights, in eval mode.
+        class_counts: how many images of each label it was trained on; empty where the dataset has no classes.
+    """
+
+    diffusion: GaussianDiffusion
+    class_counts: tuple[int, ...]
+
+    def labels(self, count: int) -> list[int] | None:
+        """Return labels for `count` images in the training data's proportions, or None for a model without classes."""
+        return None if self.diffusion.num_classes is None else proportional_labels(self.class_counts, count)
 
 
 def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:
@@ -50,7 +69,7 @@ def save_model(
         diffusion: the trained process.
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
-        dataset: what the model was trained on, as JSON; `classes` names the labels.
+        dataset: what the model was trained on, as JSON; `class_counts` has its images by label.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -59,8 +78,8 @@ def save_model(
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[GaussianDiffusion, dict[str, Any]]:
-    """Return the process with its weights, ready to sample, and the content of `model.json`.
+def load_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """Read what `save_model` wrote.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the other.
@@ -74,6 +93,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Gaussi
             )
         diffusion = build_model(content["network"], content["process"])
         diffusion.model.load_state_dict(load_file(folder / WEIGHTS))
+        class_counts = tuple(content["dataset"]["class_counts"])
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: make it with `dvc repro train`") from None
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -81,7 +101,16 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Gaussi
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): make it anew with `dvc repro -f train`"
         ) from None
-    return diffusion.to(device).eval().requires_grad_(False), content
+    return TrainedModel(diffusion.to(device).eval().requires_grad_(False), class_counts)
+
+
+def model_digest(folder: Path) -> str:
+    """Return what tells one trained model from another: a sha256 over its weights and its description."""
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, DESCRIPTION):
+        with (folder / name).open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

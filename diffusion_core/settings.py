@@ -1,13 +1,14 @@
 """params.yaml as types: everything that changes results, one section a stage, and nothing else.
 
 The file is checked as a whole before any stage starts, so that a slip in the last section is told at once and
-not after the training.
+not after the training. It is read by the rules of YAML 1.2, as DVC reads it, and no value is bent into another type.
 """
 
+import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,11 +20,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from diffusion_core.data.sources import Source
 from diffusion_core.errors import UserError
 from diffusion_core.kinds import kinds
-from diffusion_core.metrics.figures import Metric, every_metric
+from diffusion_core.metrics.figures import COUNTS, Metric, every_metric
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.process.tables import Tables
 from diffusion_core.process.weightings import Weighting
@@ -159,8 +162,13 @@ class EvaluateSettings(Section):
     seed: int = 0
     half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
     metrics: tuple[Annotated[Metric, OneOf("diffusion_core.metrics.figures")], ...] = Field(
-        default_factory=every_metric
+        default_factory=every_metric, min_length=1
     )
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names in metrics/evaluate.json."""
+        return (*COUNTS, *(name for metric in self.metrics for name in metric.figures))
 
 
 class Limit(Section):
@@ -215,7 +223,15 @@ class Settings(Section):
                 f"sample.sampler.steps is {steps}; it must be at most train.process.timesteps,"
                 f" which is {self.train.process.timesteps}"
             )
+        _check_figures("promote.limits", self.promote.limits, self.evaluate.figures)
+        _check_figures("promote.champion", self.promote.champion, self.evaluate.figures)
         return self
+
+
+def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> None:
+    for name in names:
+        if name not in figures:
+            raise ValueError(f"{key} names {name}, which evaluate.metrics does not measure: use {', '.join(figures)}")
 
 
 def load_settings(file: Path = PARAMS_FILE) -> Settings:
@@ -225,22 +241,25 @@ def load_settings(file: Path = PARAMS_FILE) -> Settings:
         UserError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file} is missing: run the command from the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} has no sections: restore it, or write {', '.join(Settings.model_fields)}")
     try:
-        return Settings.model_validate(content)
+        # By way of JSON, where strictness still takes a list for a tuple and a mapping for a choice.
+        return Settings.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{file}: {_first_sentence(error)}") from None
+        raise UserError(f"{file}: {_sentence(error, content)}") from None
 
 
-def _first_sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     """Say each problem of a validation in half a sentence that begins with the key."""
     sentences = []
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
+        key = _key(problem["loc"], content)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             sentence = f"unknown key {key}: remove it or correct its spelling"
         elif problem["type"] == "missing":
@@ -251,3 +270,17 @@ def _first_sentence(error: ValidationError) -> str:
             sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
         sentences.append(sentence)
     return "; ".join(sentences)
+
+
+def _key(location: Sequence[str | int], content: Any) -> str:
+    """Return a location as people write it; pydantic puts the `kind` of a choice in front of the choice's own keys."""
+    parts = []
+    for part in location:
+        if isinstance(content, dict) and part not in content and content.get("kind") == part:
+            continue
+        parts.append(str(part))
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            content = None
+    return ".".join(parts)

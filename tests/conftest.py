@@ -2,10 +2,14 @@
 
 import os
 
+import pytest
 import torch
 from torch import nn
 
-# Tests speak to nobody.
+# Tests speak to nobody, and what the developer's own runs use is not theirs.
+for name in list(os.environ):
+    if name.startswith(("DIFFUSION_", "MLFLOW_TRACKING_")):
+        del os.environ[name]
 for name, value in {
     "DO_NOT_TRACK": "1",
     "DVC_NO_ANALYTICS": "1",
@@ -13,6 +17,12 @@ for name, value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }.items():
     os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _own_tracking_store(monkeypatch):
+    """MLflow sets this variable when it is told of a store, and whatever is started later would inherit it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
 
 
 class Network(nn.Module):

@@ -26,6 +26,7 @@ OUTS = {
     "sample": {paths.SAMPLES},
     "evaluate": {
         paths.METRICS,
+        paths.METRICS_ORIGIN,
         *(paths.PLOTS / f"{name}.png" for name in ("distances", "real_and_generated", "nearest")),
     },
 }

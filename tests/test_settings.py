@@ -6,6 +6,7 @@ import yaml
 
 from diffusion_core.environment import load_environment
 from diffusion_core.errors import UserError
+from diffusion_core.kinds import kinds
 from diffusion_core.settings import load_settings
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
@@ -38,7 +39,16 @@ def changed(tmp_path, key, value):
         ("train.process.objective", "pred_score", "train.process.objective is 'pred_score'.*pred_noise"),
         ("train.process.beta_schedule", {"kind": "os.system"}, "beta_schedule.*'os.system'.*'cosine'"),
         ("sample.sampler", {"kind": "ddim", "eta": 2.0}, r"eta is 2.0; it must lie in \[0, 1\]"),
-        ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.*step"),
+        ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.step:"),
+        ("evaluate.metrics", [{"kind": "kernel", "size": 9}], "unknown key evaluate.metrics.0.size:"),
+        ("evaluate.metrics", [], "evaluate.metrics is "),
+        ("train.images", True, "train.images is True"),
+        ("train.images", "32000", "train.images is '32000'"),
+        ("train.images", 32000.0, "train.images is 32000.0"),
+        ("train.learning_rate", float("nan"), "train.learning_rate is nan"),
+        ("train.horizontal_flip", 1, "train.horizontal_flip is 1"),
+        ("promote.limits", {"fid": {"at_most": 1.0}}, "promote.limits names fid.* use .*frechet_ratio"),
+        ("promote.champion", {"fid": {"better": "lower"}}, "promote.champion names fid"),
         ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.steps is 2000.*timesteps, which is 1000"),
         ("prepare.image_size", 9, "prepare.image_size is 9.*multiple of 2"),
         ("promote.limits", {"frechet": {}}, "a limit needs at_most or at_least"),
@@ -60,8 +70,34 @@ def test_a_missing_or_broken_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"params.yaml is not valid YAML"):
         load_settings(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=r"params.yaml"):
+    with pytest.raises(UserError, match=r"params.yaml has no sections: restore it, or write ingest, prepare"):
         load_settings(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert "learning_rate: 0.003" in text
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("learning_rate: 0.003", "learning_rate: 3e-3"), encoding="utf-8")
+    assert load_settings(file).reference.learning_rate == 0.003
+
+
+def leaves(content, key=""):
+    if isinstance(content, dict) and content:
+        return {leaf for name, value in content.items() for leaf in leaves(value, f"{key}.{name}")}
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        return {leaf for index, value in enumerate(content) for leaf in leaves(value, f"{key}.{index}")}
+    return {key}
+
+
+def test_every_key_that_a_stage_depends_on_is_in_the_file():
+    """DVC sees no defaults: a key that is not there could change its value and nothing would run."""
+    settings = load_settings().model_dump(mode="json", exclude={"promote"})
+    assert leaves(settings) == leaves({name: PARAMS[name] for name in settings})
+
+
+def test_all_metrics_are_measured():
+    assert {metric.kind for metric in load_settings().evaluate.metrics} == set(kinds("diffusion_core.metrics.figures"))
 
 
 def test_environment_names_the_variable_that_is_wrong(monkeypatch):

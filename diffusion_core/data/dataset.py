@@ -93,6 +93,13 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self._shard)
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """How many images there are of each label; empty where there are no classes."""
+        if self.labels is None:
+            return ()
+        return tuple(np.bincount(self.labels, minlength=len(self.info.classes)).tolist())
+
     def images(self, indices: npt.NDArray[np.integer] | slice | None = None) -> npt.NDArray[np.uint8]:
         """Return the images at `indices`, all by default, in that order: uint8, (n, H, W, C).
 

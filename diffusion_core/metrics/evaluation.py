@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import Features, Images
-from diffusion_core.metrics.figures import RealFeatures
+from diffusion_core.metrics.figures import COUNTS, RealFeatures
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.settings import EvaluateSettings
 
@@ -42,7 +42,7 @@ def evaluate_features(features: Features, reference: Reference, settings: Evalua
     real = RealFeatures.split(reference.train_features, reference.validation_features, settings.half_size, random)
     compared = min(len(features), len(real.train_halves[1]))
     chosen = features[random.permutation(len(features))[:compared]]
-    figures = {"samples": float(len(features)), "compared": float(compared)}
+    figures = dict(zip(COUNTS, (float(len(features)), float(compared)), strict=True))
     for metric in settings.metrics:
         figures |= metric.beside_floor(chosen, real)
     if broken := [name for name, value in figures.items() if not math.isfinite(value)]:

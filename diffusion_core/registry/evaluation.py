@@ -1,13 +1,29 @@
-"""Figures, and the key that says what they may be compared with."""
+"""Figures, what they are of, and the key that says what they may be compared with.
 
+`sample` and `evaluate` write beside their outputs what these were made of, so that nobody takes the figures of one
+model for another's: not when a stage is run by hand, nor when an output is restored without the others.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
-from diffusion_core.errors import UserError
+from diffusion_core.record import Record
 from diffusion_core.registry.provenance import json_digest
-from diffusion_core.settings import EvaluateSettings, SampleSettings
+
+
+class SamplesOrigin(Record):
+    """Which model samples were drawn from, and the section `sample` they were drawn with."""
+
+    model_digest: str
+    sample: dict[str, Any]
+
+
+class FiguresOrigin(Record):
+    """Which model figures are of, and the key of their evaluation."""
+
+    model_digest: str
+    evaluation_key: str
 
 
 @dataclass(frozen=True)
@@ -15,7 +31,7 @@ class Evaluation:
     """What was measured of a model.
 
     Attributes:
-        key: digest of all that the figures depend on besides the model: the reference, the sampling and the measuring.
+        key: see `evaluation_key`.
         figures: by name.
     """
 
@@ -23,29 +39,12 @@ class Evaluation:
     figures: dict[str, float]
 
 
-class _Description(BaseModel):
-    digest: str
+def evaluation_key(reference_digest: str, sample: Mapping[str, Any], evaluate: Mapping[str, Any]) -> str:
+    """Return the digest of all that figures depend on besides the model: the reference, the sampling, the measuring.
 
-
-def read_evaluation(
-    figures_file: Path, reference_description: Path, sample: SampleSettings, evaluate: EvaluateSettings
-) -> Evaluation:
-    """Read the figures that `evaluate` wrote, and make their key.
-
-    Raises:
-        UserError: a file does not hold what its stage writes.
+    Args:
+        reference_digest: of the reference.
+        sample: the section of params.yaml, as JSON.
+        evaluate: likewise.
     """
-    try:
-        figures = TypeAdapter(dict[str, float]).validate_json(figures_file.read_bytes())
-    except ValidationError:
-        raise _damaged(figures_file, "evaluate") from None
-    try:
-        reference = _Description.model_validate_json(reference_description.read_bytes())
-    except ValidationError:
-        raise _damaged(reference_description, "reference") from None
-    sections = [settings.model_dump(mode="json") for settings in (sample, evaluate)]
-    return Evaluation(json_digest([reference.digest, *sections]), figures)
-
-
-def _damaged(file: Path, stage: str) -> UserError:
-    return UserError(f"{file} is damaged: make it anew with `dvc repro --force --single-item {stage}`")
+    return json_digest([reference_digest, sample, evaluate])

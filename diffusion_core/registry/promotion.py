@@ -1,13 +1,12 @@
 """The gate in front of the alias `champion`: absolute limits, and a comparison with the champion of now."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from diffusion_core.errors import UserError
-from diffusion_core.settings import Comparison, Limit, PromoteSettings
+from diffusion_core.settings import Comparison, Limit
 
 
 class Decision(BaseModel):
@@ -38,16 +37,6 @@ class Decision(BaseModel):
             before = "there was none" if champion is None else f"version {champion} was it"
             outcome, sentence = "promoted", f"version {version} is the champion now; {before} before"
         return cls(outcome=outcome, version=version, champion=champion, reasons=reasons, sentence=sentence)
-
-
-def check_names(promote: PromoteSettings, figures: Collection[str]) -> None:
-    """Raise a UserError if the gate names a figure that was not measured."""
-    for section, names in (("promote.limits", promote.limits), ("promote.champion", promote.champion)):
-        for name in names:
-            if name not in figures:
-                raise UserError(
-                    f"{section} names {name}, which is not measured: use one of {', '.join(sorted(figures))}"
-                )
 
 
 def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> list[str]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, TypeAdapter
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from diffusion_core.errors import UserError
 
@@ -66,17 +67,6 @@ def dvc_md5(out: Path, lock: Path = DVC_LOCK) -> str | None:
     return next((entry.md5 for entry in outs if entry.path == out), None)
 
 
-def outdated_stages(lock: Path = DVC_LOCK) -> list[str]:
-    """Return the stages that, by dvc.lock, last ran on other inputs than the stages before them have made since.
-
-    Raises:
-        UserError: dvc.lock cannot be read.
-    """
-    stages = _locked_stages(lock)
-    made = {entry.path: entry.md5 for stage in stages.values() for entry in stage.outs}
-    return [name for name, stage in stages.items() if any(made.get(dep.path, dep.md5) != dep.md5 for dep in stage.deps)]
-
-
 def flow_run_id() -> str | None:
     """Return the id of the Prefect flow run that this process works for, or None."""
     return os.environ.get("PREFECT__FLOW_RUN_ID")
@@ -95,15 +85,6 @@ def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
         for name, value in tags.items()
         if value is not None
     }
-
-
-def files_digest(*files: Path) -> str:
-    """Return the sha256 over the sha256 of each file, in the given order."""
-    digests = []
-    for file in files:
-        with file.open("rb") as content:
-            digests.append(hashlib.file_digest(content, "sha256").digest())
-    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def json_digest(content: object) -> str:
@@ -126,7 +107,6 @@ class _Entry(BaseModel):
 
 
 class _LockedStage(BaseModel):
-    deps: list[_Entry] = []
     outs: list[_Entry] = []
 
 
@@ -135,7 +115,7 @@ def _locked_stages(lock: Path) -> dict[str, _LockedStage]:
     if not lock.exists():
         return {}
     try:
-        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
         return TypeAdapter(dict[str, _LockedStage]).validate_python(stages)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+    except (YAMLError, ValueError, KeyError, TypeError):
         raise UserError(f"{lock} cannot be read: restore it from git, or remove it and run `dvc repro`") from None

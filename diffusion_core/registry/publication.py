@@ -20,8 +20,8 @@ from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
 from diffusion_core.registry.connection import experiment_id
 from diffusion_core.registry.tracking import has_run
-from diffusion_core.registry.versions import MODEL_DIGEST, model_digest
-from diffusion_core.saved_model import load_model
+from diffusion_core.registry.versions import MODEL_DIGEST
+from diffusion_core.saved_model import load_model, model_digest
 
 STANDS_IN_FOR = "stands_in_for_run"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch", "tqdm")
@@ -86,7 +86,7 @@ def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
 
 
 def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest: str) -> str:
-    diffusion, _ = load_model(folder)
+    diffusion = load_model(folder).diffusion
     model = client.create_logged_model(
         run.info.experiment_id, name, source_run_id=run.info.run_id, tags={MODEL_DIGEST: digest}
     )

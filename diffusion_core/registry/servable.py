@@ -29,7 +29,7 @@ class Generator(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights, onto a GPU where there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.diffusion, _ = load_model(Path(context.artifacts["model"]), device)
+        self.model = load_model(Path(context.artifacts["model"]), device)
 
     def predict(
         self,
@@ -55,13 +55,13 @@ class Generator(PythonModel):
             if count < 1:
                 raise ValueError(f"n is {count}; it must be at least 1")
             images, _ = generate(
-                self.diffusion,
+                self.model.diffusion,
                 count,
                 seed=settings["seed"],
                 sampler=DDIM(steps=settings["steps"], eta=settings["eta"]),
                 guidance_scale=settings["guidance"],
                 batch_size=BATCH_SIZE,
-                labels=labels,
+                labels=self.model.labels(count) if labels is None else labels,
             )
         except ValueError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error

@@ -15,19 +15,13 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.registry.evaluation import Evaluation
 from diffusion_core.registry.promotion import Decision
-from diffusion_core.registry.provenance import files_digest
-from diffusion_core.saved_model import DESCRIPTION, WEIGHTS
+from diffusion_core.saved_model import WEIGHTS
 
 CHAMPION = "champion"
 
 MODEL_DIGEST = "model_digest"
 EVALUATION_KEY = "evaluation_key"
 METRIC = "metric."
-
-
-def model_digest(folder: Path) -> str:
-    """Return what tells one trained model from another: the sha256 over its weights and its description."""
-    return files_digest(folder / WEIGHTS, folder / DESCRIPTION)
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:

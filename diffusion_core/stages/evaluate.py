@@ -14,9 +14,19 @@ from diffusion_core.metrics.neighbours import nearest
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
+from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
 from diffusion_core.settings import EvaluateSettings
 from diffusion_core.stages.output import replaced_files
-from diffusion_core.stages.paths import METRICS, PLOTS, PREPARED, REFERENCE, SAMPLES, needs
+from diffusion_core.stages.paths import (
+    METRICS,
+    METRICS_ORIGIN,
+    PLOTS,
+    PREPARED,
+    REFERENCE,
+    SAMPLES,
+    SAMPLES_ORIGIN,
+    needs,
+)
 
 SHOWN = 64
 SHOWN_NEAREST = 16
@@ -25,7 +35,7 @@ DIGITS = 6
 
 
 def run(evaluate: EvaluateSettings, environment: Environment) -> None:
-    """Write the figures and, for people, what they look like.
+    """Write the figures, what they are of and, for people, what they look like.
 
     Raises:
         UserError: an input is missing or damaged, or samples, reference and dataset do not belong together.
@@ -37,6 +47,7 @@ def run(evaluate: EvaluateSettings, environment: Environment) -> None:
     if reference.dataset_digest != dataset.info.digest:
         raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
     samples = _read_samples((dataset.info.image_size, dataset.info.image_size, dataset.info.channels))
+    origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
     features = reference.extract(samples)
     figures = evaluate_features(features, reference, evaluate)
 
@@ -50,11 +61,15 @@ def run(evaluate: EvaluateSettings, environment: Environment) -> None:
         "real_and_generated.png": real_and_generated(dataset.images(beside), samples[shown]),
         "nearest.png": nearest_images(samples[suspects], originals),
     }
-    with replaced_files([METRICS, *(PLOTS / name for name in pictures)]) as folder:
+    with replaced_files([METRICS, METRICS_ORIGIN, *(PLOTS / name for name in pictures)]) as folder:
         for name, picture in pictures.items():
             save(picture, folder / name)
         rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in figures.items()}
         (folder / METRICS.name).write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+        FiguresOrigin(
+            model_digest=origin.model_digest,
+            evaluation_key=evaluation_key(reference.digest, origin.sample, evaluate.model_dump(mode="json")),
+        ).write(folder / METRICS_ORIGIN.name)
     for name, value in rounded.items():
         print(f"evaluate: {name} {value:g}")
 

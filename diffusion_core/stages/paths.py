@@ -13,12 +13,12 @@ RUN_INFO = MODELS / "run_info.json"
 CHECKPOINTS = Path(".checkpoints")
 
 SAMPLES = Path("samples")
+SAMPLES_ORIGIN = SAMPLES / "origin.json"
 
 METRICS = Path("metrics/evaluate.json")
+METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
-
-REFERENCE_DESCRIPTION = REFERENCE / "reference.json"
 
 # What the flow shows of the last two stages.
 PUBLICATION = Path(".cache/publication.json")

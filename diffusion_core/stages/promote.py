@@ -5,23 +5,24 @@ from pathlib import Path
 from diffusion_core.device import choose_device
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.generation import generate
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.registry.connection import connect
-from diffusion_core.registry.evaluation import read_evaluation
-from diffusion_core.registry.promotion import Decision, broken_limits, check_names, lost_comparisons
+from diffusion_core.registry.evaluation import Evaluation, evaluation_key
+from diffusion_core.registry.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.registry.versions import (
     downloaded,
     find_champion,
     find_version,
-    model_digest,
     recorded_evaluation,
     settle,
 )
-from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, load_model
+from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
 from diffusion_core.settings import EvaluateSettings, PromoteSettings, SampleSettings
-from diffusion_core.stages.paths import METRICS, MODELS, PROMOTION, REFERENCE, REFERENCE_DESCRIPTION, needs
+from diffusion_core.stages.paths import MODELS, PROMOTION, REFERENCE, needs
+from diffusion_core.stages.sample import draw
+
+WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
 
 
 def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSettings, environment: Environment) -> None:
@@ -31,41 +32,35 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     with the candidate's seeds and against the candidate's reference.
 
     Raises:
-        UserError: an input is missing, models/ is not published as it is measured now, the gate names a figure that
-            is not measured, or the champion makes images of another size.
+        UserError: an input is missing, models/ is not published as params.yaml has it measured, or the champion
+            cannot be sampled and measured as the candidate was.
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
-    evaluation = read_evaluation(
-        needs(METRICS, "evaluate"), needs(REFERENCE_DESCRIPTION, "reference"), sample, evaluate
-    )
-    check_names(promote, evaluation.figures)
+    reference = Reference.load(needs(REFERENCE, "reference"), choose_device(environment))
+    key = evaluation_key(reference.digest, sample.model_dump(mode="json"), evaluate.model_dump(mode="json"))
 
     client = connect(environment)
     name = environment.registered_model
     candidate = find_version(client, name, model_digest(MODELS))
-    recorded = None if candidate is None else recorded_evaluation(candidate)
-    if candidate is None or recorded is None or recorded.key != evaluation.key:
+    evaluation = None if candidate is None else recorded_evaluation(candidate)
+    if candidate is None or evaluation is None or evaluation.key != key:
         raise UserError(
-            f"{MODELS} is not published as it is measured now: run `python -m diffusion_core publish` first"
+            f"{MODELS} is not published with figures by the present params.yaml and {REFERENCE}: run `dvc repro` and"
+            " then `python -m diffusion_core publish`"
         )
     champion = find_champion(client, name)
 
     reasons: list[str] = []
     if champion is None or champion.version != candidate.version:
-        reasons += broken_limits(recorded.figures, promote.limits)
+        reasons += broken_limits(evaluation.figures, promote.limits)
         if champion is not None and promote.champion:
             earlier = recorded_evaluation(champion)
-            if (
-                earlier is not None
-                and earlier.key == recorded.key
-                and earlier.figures.keys() >= promote.champion.keys()
-            ):
-                figures = earlier.figures
-            else:
+            if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
                 with downloaded(champion) as folder:
-                    figures = _measure(folder, sample, evaluate, environment)
-            reasons += lost_comparisons(recorded.figures, figures, promote.champion)
+                    figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
+                earlier = Evaluation(key, figures)
+            reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
     decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
     settle(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)
@@ -74,26 +69,27 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
 
 
 def _measure(
-    folder: Path, sample: SampleSettings, evaluate: EvaluateSettings, environment: Environment
+    version: str,
+    folder: Path,
+    reference: Reference,
+    sample: SampleSettings,
+    evaluate: EvaluateSettings,
+    environment: Environment,
 ) -> dict[str, float]:
-    """Sample from the model in `folder` as the `sample` stage does, and measure as the `evaluate` stage does."""
-    device = choose_device(environment)
-    diffusion, _ = load_model(folder, device)
-    reference = Reference.load(needs(REFERENCE, "reference"), device)
-    made = (*diffusion.image_size, diffusion.channels)
+    """Sample from the version in `folder` as the `sample` stage does, and measure it as the `evaluate` stage does."""
+    model = load_model(folder, choose_device(environment))
+    made = (*model.diffusion.image_size, model.diffusion.channels)
     wanted = (reference.extractor.image_size, reference.extractor.image_size, reference.extractor.channels)
     if made != wanted:
         raise UserError(
-            f"the champion makes images of {made} and {REFERENCE} is of {wanted}, so that they cannot be compared: set"
-            " DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
+            f"the champion, version {version}, makes images of {made} and {REFERENCE} is of {wanted}, so that"
+            f" they cannot be compared: {WAY_OUT}"
         )
-    images, _ = generate(
-        diffusion,
-        sample.count,
-        seed=sample.seed,
-        sampler=sample.sampler,
-        guidance_scale=sample.guidance_scale,
-        batch_size=environment.sample_batch_size,
-        progress=True,
-    )
+    try:
+        images, _ = draw(model, sample, environment)
+    except ValueError as error:
+        raise UserError(
+            f"the champion, version {version}, cannot be sampled as the candidate was ({error}), so that they"
+            f" cannot be compared: {WAY_OUT}"
+        ) from None
     return evaluate_samples(images, reference, evaluate)

@@ -2,54 +2,50 @@
 
 import json
 
+from pydantic import TypeAdapter, ValidationError
+
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect, run_page
-from diffusion_core.registry.evaluation import read_evaluation
-from diffusion_core.registry.provenance import known_tags, outdated_stages
+from diffusion_core.registry.evaluation import Evaluation, FiguresOrigin
+from diffusion_core.registry.provenance import known_tags
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.run_info import RunInfo
-from diffusion_core.registry.versions import find_version, model_digest, record_evaluation
-from diffusion_core.saved_model import DESCRIPTION, WEIGHTS
-from diffusion_core.settings import EvaluateSettings, SampleSettings
+from diffusion_core.registry.versions import find_version, record_evaluation
+from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.stages.paths import (
     METRICS,
+    METRICS_ORIGIN,
     MODELS,
     PLOTS,
     PUBLICATION,
-    REFERENCE_DESCRIPTION,
     RUN_INFO,
     SAMPLES,
     needs,
 )
 
 
-def run(sample: SampleSettings, evaluate: EvaluateSettings, environment: Environment) -> None:
+def run(environment: Environment) -> None:
     """Publish models/, and write .cache/publication.json, which says what it is called now.
 
     A model that is published already keeps its version, whose figures are brought up to date. Each step can be taken
     again, so that this stage completes what an earlier run of it left unfinished.
 
     Raises:
-        UserError: an input is missing or older than the model, or the tracking store cannot be used.
+        UserError: an input is missing, the figures are not this model's, or the tracking store cannot be used.
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
-    info = RunInfo.read(needs(RUN_INFO, "train"))
-    evaluation = read_evaluation(
-        needs(METRICS, "evaluate"), needs(REFERENCE_DESCRIPTION, "reference"), sample, evaluate
-    )
-    if outdated := outdated_stages():
-        raise UserError(
-            f"{METRICS} was not measured of this model, as {', '.join(outdated)} did not run since: run `dvc repro`"
-        )
+    info = RunInfo.read(RUN_INFO, "train")
+    digest = model_digest(MODELS)
+    evaluation = _evaluation(digest)
 
     client = connect(environment)
     training = original_run(client, environment, info.run_id)
     if training.info.run_id != info.run_id:
         print(f"publish: this store does not have the run {info.run_id}; {training.info.run_id} stands in for it")
     name = environment.registered_model
-    version = find_version(client, name, model_digest(MODELS))
+    version = find_version(client, name, digest)
     if version is None:
         tags = known_tags(info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"}))
         version = register(client, training, name, MODELS, tags)
@@ -62,3 +58,15 @@ def run(sample: SampleSettings, evaluate: EvaluateSettings, environment: Environ
     content = {"model": name, "version": int(version.version), "page": page}
     PUBLICATION.write_text(json.dumps(content) + "\n", encoding="utf-8")
     print(f"publish: version {version.version} of {name}, trained by {page}")
+
+
+def _evaluation(digest: str) -> Evaluation:
+    """Read the figures, which must be those of the model with this digest."""
+    origin = FiguresOrigin.read(METRICS_ORIGIN, "evaluate")
+    if origin.model_digest != digest:
+        raise UserError(f"{METRICS} was measured of another model than the one in {MODELS}: run `dvc repro evaluate`")
+    try:
+        figures = TypeAdapter(dict[str, float]).validate_json(needs(METRICS, "evaluate").read_bytes())
+    except ValidationError:
+        raise UserError(f"{METRICS} is damaged: make it anew with `dvc repro --force --single-item evaluate`") from None
+    return Evaluation(origin.evaluation_key, figures)

@@ -2,19 +2,19 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from diffusion_core.device import choose_device
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, to_uint8
 from diffusion_core.pictures import grid, save
-from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.registry.evaluation import SamplesOrigin
 from diffusion_core.samplers.noise import ImageNoise
-from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, load_model
+from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
 from diffusion_core.stages.output import replaced
-from diffusion_core.stages.paths import MODELS, SAMPLES, needs
+from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
 
 GRID_IMAGES = 100
 DENOISING_ROWS = 8
@@ -22,47 +22,64 @@ DENOISING_COLUMNS = 11
 
 
 def run(sample: SampleSettings, environment: Environment) -> None:
-    """Write samples.npy, labels.npy for a class-conditional model, grid.png and denoising.png.
+    """Write samples.npy, labels.npy for a class-conditional model, grid.png, denoising.png and origin.json.
+
+    Labels come in the proportions of the training images, as the samples are to be compared with those. The grid has
+    the first images, in the order of their labels.
 
     Raises:
-        UserError: the model is missing, or guidance is asked of a model without classes.
+        UserError: the model is missing or damaged, or cannot be sampled as the section says.
     """
-    for file in (DESCRIPTION, WEIGHTS):
-        needs(MODELS / file, "train")
-    diffusion, _ = load_model(MODELS, choose_device(environment))
-    if sample.guidance_scale != 1.0 and diffusion.num_classes is None:
+    model = load_model(MODELS, choose_device(environment))
+    try:
+        images, labels = draw(model, sample, environment)
+    except ValueError as error:
         raise UserError(
-            f"sample.guidance_scale is {sample.guidance_scale}; the model has no classes, so it must be 1.0"
-        )
-    images, labels = generate(
-        diffusion,
+            f"{MODELS} cannot be sampled as params.yaml says ({error}): change the section sample, or train again with"
+            " `dvc repro train`"
+        ) from None
+    with replaced(SAMPLES) as folder:
+        np.save(folder / "samples.npy", images)
+        shown = images[:GRID_IMAGES]
+        if labels is not None:
+            np.save(folder / "labels.npy", labels)
+            shown = shown[labels[:GRID_IMAGES].argsort(kind="stable")]
+        save(grid(shown, columns=10), folder / "grid.png")
+        walks = _walks(model, sample, min(DENOISING_ROWS, sample.count))
+        save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
+        origin = SamplesOrigin(model_digest=model_digest(MODELS), sample=sample.model_dump(mode="json"))
+        origin.write(folder / SAMPLES_ORIGIN.name)
+
+
+def draw(
+    model: TrainedModel, sample: SampleSettings, environment: Environment
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Return images and labels of `model` as the section `sample` of params.yaml asks.
+
+    Raises:
+        ValueError: the model has fewer timesteps than the sampler takes steps, or no classes to be guided to.
+    """
+    return generate(
+        model.diffusion,
         sample.count,
+        labels=model.labels(sample.count),
         seed=sample.seed,
         sampler=sample.sampler,
         guidance_scale=sample.guidance_scale,
         batch_size=environment.sample_batch_size,
         progress=True,
     )
-    with replaced(SAMPLES) as folder:
-        np.save(folder / "samples.npy", images)
-        if labels is not None:
-            np.save(folder / "labels.npy", labels)
-        save(grid(images[:GRID_IMAGES], columns=10), folder / "grid.png")
-        walks = _walks(diffusion, sample, min(DENOISING_ROWS, sample.count))
-        save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
 
 
-def _walks(diffusion: GaussianDiffusion, sample: SampleSettings, rows: int) -> np.ndarray:
+def _walks(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np.uint8]:
     """Return the way of the first images from noise to image: uint8 (rows, columns, H, W, C)."""
-    classes: Tensor | None = None
-    if diffusion.num_classes is not None:
-        classes = torch.arange(rows) % diffusion.num_classes
-    walk = diffusion.sample(
+    labels = model.labels(rows)
+    walk = model.diffusion.sample(
         rows,
         return_all_timesteps=True,
         sampler=sample.sampler,
         draw=ImageNoise(sample.seed, range(rows)),
-        classes=classes,
+        classes=None if labels is None else torch.tensor(labels),
         guidance_scale=sample.guidance_scale,
     )
     shown = torch.linspace(0, walk.shape[1] - 1, min(DENOISING_COLUMNS, walk.shape[1])).round().long()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.data.dataset import ImageDataset
@@ -22,7 +23,7 @@ from diffusion_core.registry.provenance import dataset_version, git_state, known
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.tracking import Run, training_run
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import build_model, save_model
+from diffusion_core.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO, needs
@@ -87,7 +88,8 @@ def run(train: TrainSettings, environment: Environment) -> None:
         tags=provenance_tags() | known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest}),
     ) as tracked:
         history = History(train.report_every_images, state.get("history"))
-        _steps(trainer, train, environment, tracked, history, folder)
+        model = TrainedModel(trainer.ema.module, dataset.class_counts)
+        _steps(trainer, model, train, environment, tracked, history, folder)
         info = RunInfo(
             run_id=tracked.id,
             dataset_md5=version.md5,
@@ -97,7 +99,8 @@ def run(train: TrainSettings, environment: Environment) -> None:
             git_dirty=commit.dirty,
         )
         with replaced_files([MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS]) as temporary:
-            save_model(temporary, trainer.ema.module, network, process, dataset.info.model_dump(mode="json"))
+            description = dataset.info.model_dump(mode="json") | {"class_counts": dataset.class_counts}
+            save_model(temporary, trainer.ema.module, network, process, description)
             info.write(temporary / RUN_INFO.name)
             history.write(temporary / LOSS.name)
     shutil.rmtree(folder)
@@ -123,9 +126,15 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _steps(
-    trainer: Trainer, train: TrainSettings, environment: Environment, tracked: Run, history: History, folder: Path
+    trainer: Trainer,
+    model: TrainedModel,
+    train: TrainSettings,
+    environment: Environment,
+    tracked: Run,
+    history: History,
+    folder: Path,
 ) -> None:
-    """Take all steps that are left, with reports, previews and checkpoints on the way."""
+    """Take all steps that are left, with reports, previews of `model` and checkpoints on the way."""
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
     def save() -> None:
@@ -138,7 +147,7 @@ def _steps(
             for report in trainer.steps():
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
-                row = history.add(report, trainer.batch_size, last)
+                row = history.add(report, last)
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server.
                 if request.signal is not None or time.monotonic() - saved > environment.checkpoint_seconds:
                     save()
@@ -148,8 +157,8 @@ def _steps(
                     progress.report(row)
                 if request.signal is not None:
                     raise SystemExit(request.exit_code)
-                if _crosses(report.images, trainer.batch_size, train.preview_every_images) or last:
-                    tracked.image(_preview(trainer, environment), key="samples", step=report.images)
+                if report.reaches(train.preview_every_images) or last:
+                    tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
         except TrainingDiverged as error:
             raise UserError(str(error)) from None
         finally:
@@ -158,18 +167,13 @@ def _steps(
     save()
 
 
-def _crosses(images: int, batch_size: int, every: int) -> bool:
-    """Whether this step reached a multiple of `every`."""
-    return images // every > (images - batch_size) // every
-
-
-def _preview(trainer: Trainer, environment: Environment) -> np.ndarray:
-    steps = min(PREVIEW_STEPS, trainer.diffusion.num_timesteps)
+def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArray[np.uint8]:
     images, _ = generate(
-        trainer.ema.module,
+        model.diffusion,
         PREVIEW_IMAGES,
-        seed=trainer.seed,
-        sampler=DDIM(steps=steps),
+        labels=model.labels(PREVIEW_IMAGES),
+        seed=seed,
+        sampler=DDIM(steps=min(PREVIEW_STEPS, model.diffusion.num_timesteps)),
         batch_size=environment.sample_batch_size,
     )
     return np.asarray(grid(images, columns=10))

@@ -25,24 +25,23 @@ class History:
         self.every_images = every_images
         self.rows: list[dict[str, float]] = state["rows"]
         self._pending = [
-            StepReport(step, images, torch.tensor(loss), torch.tensor(norm), rate, skipped)
-            for step, images, loss, norm, rate, skipped in state["pending"]
+            StepReport(step, images, batch_size, torch.tensor(loss), torch.tensor(norm), rate, skipped)
+            for step, images, batch_size, loss, norm, rate, skipped in state["pending"]
         ]
         # Steps taken since the last row by this process, for the rate.
         self._since, self._steps = time.monotonic(), 0
 
-    def add(self, report: StepReport, batch_size: int, last: bool) -> dict[str, float] | None:
+    def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
         """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
 
         A row ends at the first step that reaches a multiple of `every_images`, and at the last step.
         """
         self._pending.append(report)
         self._steps += 1
-        crossed = report.images // self.every_images > (report.images - batch_size) // self.every_images
-        if not (crossed or last):
+        if not (report.reaches(self.every_images) or last):
             return None
         whole = [each for each in self._pending if not each.skipped]
-        speed = self._steps * batch_size / (time.monotonic() - self._since)
+        speed = self._steps * report.batch_size / (time.monotonic() - self._since)
         self._pending, self._since, self._steps = [], time.monotonic(), 0
         if not whole:
             return None
@@ -58,7 +57,15 @@ class History:
     def state(self) -> dict[str, Any]:
         """Return the rows, and the steps that no row holds yet, as JSON."""
         pending = [
-            (each.step, each.images, float(each.loss), float(each.grad_norm), each.learning_rate, each.skipped)
+            (
+                each.step,
+                each.images,
+                each.batch_size,
+                float(each.loss),
+                float(each.grad_norm),
+                each.learning_rate,
+                each.skipped,
+            )
             for each in self._pending
         ]
         return {"rows": self.rows, "pending": pending}

@@ -25,6 +25,7 @@ class StepReport:
     Attributes:
         step: steps done, this one included.
         images: images seen, this step's included.
+        batch_size: images of this step.
         loss: mean weighted loss of the batch, a scalar tensor on the device; reading it waits for the device.
         grad_norm: norm of the gradient before clipping, likewise.
         learning_rate: of this step.
@@ -33,10 +34,15 @@ class StepReport:
 
     step: int
     images: int
+    batch_size: int
     loss: Tensor
     grad_norm: Tensor
     learning_rate: float
     skipped: bool
+
+    def reaches(self, every_images: int) -> bool:
+        """Whether the images seen reached a multiple of `every_images` with this step."""
+        return self.images // every_images > (self.images - self.batch_size) // every_images
 
 
 class TrainingDiverged(RuntimeError):
@@ -141,7 +147,7 @@ class Trainer:
                 f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, the last of them step {self.step}:"
                 " lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
             )
-        return StepReport(self.step, self.images, loss, grad_norm, rate, not finite)
+        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, not finite)
 
     def _backward(self) -> Tensor:
         """Add up the gradients of the step's micro-batches; return their mean loss."""

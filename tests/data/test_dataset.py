@@ -54,6 +54,8 @@ def test_all_images_and_labels_come_back(folder: Path) -> None:
     np.testing.assert_array_equal(dataset.labels, LABELS)
     assert dataset.images().dtype == np.uint8
     assert dataset.labels.dtype == np.int64
+    assert dataset.class_counts == (3, 4)
+    assert ImageDataset.open(folder, "train").class_counts == (2, 3)
 
 
 def test_a_split_has_its_images_only(folder: Path) -> None:

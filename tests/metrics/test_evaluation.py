@@ -21,6 +21,7 @@ def test_every_metric_stands_beside_its_floor(reference, validation):
         "samples",
         "compared",
     }
+    assert tuple(measured) == EvaluateSettings().figures
     assert np.isfinite(list(measured.values())).all()
     assert measured["samples"] == measured["compared"] == len(validation)
 

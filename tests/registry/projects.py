@@ -10,16 +10,17 @@ import numpy as np
 import torch
 
 from diffusion_core.environment import Environment
-from diffusion_core.generation import generate
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect
+from diffusion_core.registry.evaluation import FiguresOrigin, evaluation_key
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import build_model, load_model, save_model
+from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.settings import EvaluateSettings, SampleSettings
+from diffusion_core.stages.sample import draw
 
 SAMPLE = SampleSettings(count=24, seed=3, sampler=DDIM(steps=2))
 EVALUATE = EvaluateSettings()
@@ -42,13 +43,13 @@ def new_environment(folder):
     return Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db", device="cpu")
 
 
-def write_model(folder, seed=0, num_classes=3, image_size=8):
+def write_model(folder, seed=0, num_classes=3, image_size=8, timesteps=8):
     """A model that no training has touched; another seed makes other weights."""
     torch.manual_seed(seed)
     network = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "num_classes": num_classes}
-    process = {"image_size": image_size, "timesteps": 8, "beta_schedule": "cosine", "weighting": "snr"}
+    process = {"image_size": image_size, "timesteps": timesteps, "beta_schedule": "cosine", "weighting": "snr"}
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder, build_model(network, process), network, process, {"classes": ["a", "b", "c"]})
+    save_model(folder, build_model(network, process), network, process, {"class_counts": [2, 3, 1]})
 
 
 def write_run_info(folder, run_id=UNKNOWN_RUN):
@@ -63,27 +64,33 @@ def write_run_info(folder, run_id=UNKNOWN_RUN):
     info.write(folder / "run_info.json")
 
 
-def write_reference(folder, seed=0):
+def write_reference(folder, seed=0, image_size=8):
     """Statistics of random images behind an extractor that nothing has trained."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    extractor = FeatureNetwork(8, 1, 8).eval()
+    extractor = FeatureNetwork(image_size, 1, 8).eval()
     train, validation = (
-        extract(extractor, random.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)) for count in (80, 40)
+        extract(extractor, random.integers(0, 256, (count, image_size, image_size, 1), dtype=np.uint8))
+        for count in (80, 40)
     )
     folder.mkdir(parents=True, exist_ok=True)
     Reference(extractor, train, validation, "d" * 64, {}, {}).save(folder)
 
 
-def evaluate_model(project):
+def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
     """What the stages `sample` and `evaluate` do, in few words."""
-    diffusion, _ = load_model(project / "models")
-    images, _ = generate(diffusion, SAMPLE.count, seed=SAMPLE.seed, sampler=SAMPLE.sampler)
+    model, reference = load_model(project / "models"), Reference.load(project / "data/reference")
+    images, _ = draw(model, sample, Environment(device="cpu"))
     for folder in ("samples", "plots", "metrics"):
         (project / folder).mkdir(exist_ok=True)
     save(grid(images, columns=6), project / "samples/grid.png")
     shutil.copy(project / "samples/grid.png", project / "plots/nearest.png")
-    write_figures(project, evaluate_samples(images, Reference.load(project / "data/reference"), EVALUATE))
+    write_figures(project, evaluate_samples(images, reference, evaluate))
+    sections = (sample.model_dump(mode="json"), evaluate.model_dump(mode="json"))
+    origin = FiguresOrigin(
+        model_digest=model_digest(project / "models"), evaluation_key=evaluation_key(reference.digest, *sections)
+    )
+    origin.write(project / "metrics/origin.json")
 
 
 def write_figures(project, figures):

@@ -2,9 +2,8 @@ import math
 
 import pytest
 
-from diffusion_core.errors import UserError
-from diffusion_core.registry.promotion import Decision, broken_limits, check_names, lost_comparisons
-from diffusion_core.settings import Comparison, Limit, PromoteSettings
+from diffusion_core.registry.promotion import Decision, broken_limits, lost_comparisons
+from diffusion_core.settings import Comparison, Limit
 
 NEVER = [math.nan, math.inf, -math.inf]
 
@@ -68,18 +67,6 @@ def test_a_lost_comparison_says_by_how_much():
 @pytest.mark.parametrize("bar", NEVER)
 def test_a_champion_without_a_finite_figure_sets_no_bar(better, bar):
     assert lost_comparisons({"x": 5.0}, {"x": bar}, {"x": Comparison(better=better)}) == []
-
-
-@pytest.mark.parametrize(
-    ("section", "promote"),
-    [
-        ("promote.limits", PromoteSettings(limits={"distanse": Limit(at_most=1.0)})),
-        ("promote.champion", PromoteSettings(champion={"distanse": Comparison(better="lower")})),
-    ],
-)
-def test_a_figure_that_nobody_measures_is_told_with_those_there_are(section, promote):
-    with pytest.raises(UserError, match=rf"{section} names distanse.*use one of distance, precision"):
-        check_names(promote, ["precision", "distance"])
 
 
 def test_a_decision_says_what_becomes_of_the_champion():

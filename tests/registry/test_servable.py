@@ -53,9 +53,11 @@ def test_every_parameter_has_a_default(model):
 
 def test_images_are_those_of_generate(model, published):
     folder, _, _ = published
-    diffusion, _ = load_model(folder / "models")
+    saved = load_model(folder / "models")
+    diffusion, labels = saved.diffusion, saved.labels(4)
+    assert len(set(labels)) == 3
     params = {"n": 4, "steps": 3, "seed": 5, "eta": 0.5, "guidance": 2.0}
-    expected, _ = generate(diffusion, 4, seed=5, sampler=DDIM(steps=3, eta=0.5), guidance_scale=2.0)
+    expected, _ = generate(diffusion, 4, labels=labels, seed=5, sampler=DDIM(steps=3, eta=0.5), guidance_scale=2.0)
     assert np.array_equal(model.predict(pd.DataFrame(), params=params), expected)
     expected, _ = generate(diffusion, 2, seed=0, sampler=DDIM(steps=2), labels=[2, 1])
     assert np.array_equal(model.predict(pd.DataFrame({"label": [2, 1]}), params=FAST), expected)
@@ -90,8 +92,7 @@ def test_a_label_that_no_class_has_is_a_bad_request(model, label):
     assert caught.value.get_http_status_code() == 400
 
 
-def test_a_model_without_classes_takes_no_labels_and_no_guidance(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+def test_a_model_without_classes_takes_no_labels_and_no_guidance(tmp_path):
     publish(tmp_path, num_classes=None)
     model = mlflow.pyfunc.load_model("models:/diffusion/1")
     assert model.predict(pd.DataFrame(), params={"n": 2, **FAST}).shape == (2, 8, 8, 1)

@@ -135,8 +135,7 @@ def test_a_deleted_run_is_replaced(environment):
     assert track(environment, run_id=first) != first
 
 
-def test_an_unreachable_server_is_told_before_any_work(monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+def test_an_unreachable_server_is_told_before_any_work():
     with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI"):
         track(Environment(tracking_uri="http://127.0.0.1:1"), leave_by(AssertionError("the block ran")))
 

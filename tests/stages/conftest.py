@@ -41,7 +41,6 @@ def project(digits, tmp_path, monkeypatch):
     """A copy of `digits` as the working directory; returns its settings."""
     shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return load_settings()
 
 

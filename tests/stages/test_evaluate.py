@@ -11,6 +11,8 @@ from PIL import Image
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.reference import Reference
+from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
 from diffusion_core.settings import EvaluateSettings, ReferenceSettings
 from diffusion_core.stages import evaluate, reference
 from tests.metrics.prepared import prepare_digits
@@ -31,6 +33,7 @@ def inputs(tmp_path_factory):
         reference.run(ReferenceSettings(images=5000), ON_CPU)
         SAMPLES.parent.mkdir()
         np.save(SAMPLES, ImageDataset.open(PREPARED, "validation").images())
+        SamplesOrigin(model_digest="m", sample={"count": 359}).write(SAMPLES.with_name("origin.json"))
     return project
 
 
@@ -68,7 +71,27 @@ def test_other_files_beside_the_outputs_stay():
     run()
     assert Path("plots/loss.csv").read_text() == "images,loss\n"
     assert {file.name for file in Path("plots").iterdir()} == {"loss.csv", *(plot.name for plot in PLOTS)}
-    assert [file.name for file in METRICS.parent.iterdir()] == [METRICS.name]
+    assert {file.name for file in METRICS.parent.iterdir()} == {METRICS.name, "origin.json"}
+
+
+def test_the_figures_say_which_model_they_are_of_and_how_they_were_measured():
+    run(seed=1)
+    origin = FiguresOrigin.read(METRICS.with_name("origin.json"), "evaluate")
+    sections = ({"count": 359}, EvaluateSettings(seed=1).model_dump(mode="json"))
+    assert origin.evaluation_key == evaluation_key(Reference.load(REFERENCE).digest, *sections)
+    assert origin.model_digest == "m"
+
+
+@pytest.mark.parametrize("content", [None, "", '{"model_digest": "m"}'])
+def test_samples_of_unknown_origin_are_refused(content):
+    origin = SAMPLES.with_name("origin.json")
+    if content is None:
+        origin.unlink()
+    else:
+        origin.write_text(content)
+    with pytest.raises(UserError, match=r"samples/origin.json is (missing|damaged).*dvc repro.* sample"):
+        run()
+    assert nothing_is_written()
 
 
 def test_worse_samples_have_worse_figures():

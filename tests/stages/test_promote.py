@@ -6,6 +6,7 @@ import pytest
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
+from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.stages import promote, publish
 from tests.registry.projects import (
@@ -27,13 +28,12 @@ NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     write_project(tmp_path)
     return new_environment(tmp_path)
 
 
 def publish_and_promote(environment, gate, sample=SAMPLE, evaluate=EVALUATE):
-    publish.run(sample, evaluate, environment)
+    publish.run(environment)
     promote.run(gate, sample, evaluate, environment)
 
 
@@ -50,10 +50,10 @@ def decision(folder):
     return json.loads((folder / ".cache/promotion.json").read_text())
 
 
-def write_other_model(folder, **changes):
+def write_other_model(folder, sample=SAMPLE, evaluate=EVALUATE, **changes):
     """A second model, measured; `changes` overwrite its figures."""
     write_model(folder / "models", seed=1)
-    evaluate_model(folder)
+    evaluate_model(folder, sample, evaluate)
     write_figures(folder, read_figures(folder) | changes)
 
 
@@ -145,22 +145,46 @@ def test_a_champion_of_another_reference_is_measured_against_the_new_one(environ
 
 def test_a_champion_is_sampled_with_the_candidates_seed(environment, tmp_path):
     publish_and_promote(environment, OPEN)
-    write_other_model(tmp_path, frechet=1e9)
     reasons = []
     for seed in (SAMPLE.seed + 1, SAMPLE.seed + 2):
         sample = SampleSettings(count=SAMPLE.count, seed=seed, sampler=SAMPLE.sampler)
+        write_other_model(tmp_path, sample=sample, frechet=1e9)
         publish_and_promote(environment, NOT_WORSE, sample=sample)
         reasons += decision(tmp_path)["reasons"]
     assert reasons[0] != reasons[1]
 
 
+# Another key than the champion's, so that it has to be measured.
+OTHERWISE = EvaluateSettings(seed=1)
+
+
 def test_a_champion_of_another_image_size_is_told(environment, tmp_path):
-    write_model(tmp_path / "models", image_size=16)
     publish_and_promote(environment, OPEN)
-    write_other_model(tmp_path)
-    # Another key than the champion's, so that it has to be measured.
-    with pytest.raises(UserError, match=r"\(16, 16, 1\).*\(8, 8, 1\).*DIFFUSION_REGISTERED_MODEL"):
-        publish_and_promote(environment, NOT_WORSE, evaluate=EvaluateSettings(seed=1))
+    # The candidate's extractor takes images of another size.
+    write_reference(tmp_path / "data/reference", image_size=16)
+    write_model(tmp_path / "models", seed=1, image_size=16)
+    evaluate_model(tmp_path)
+    with pytest.raises(UserError, match=r"\(8, 8, 1\).*\(16, 16, 1\).*DIFFUSION_REGISTERED_MODEL"):
+        publish_and_promote(environment, NOT_WORSE)
+    assert champion(environment) == 1
+
+
+@pytest.mark.parametrize(
+    ("champion_s", "changes", "message"),
+    [
+        ({"timesteps": 8}, {"sampler": DDIM(steps=9)}, "steps is 9.*8 timesteps"),
+        ({"num_classes": None}, {"guidance_scale": 2.0}, "guidance_scale is 2.0.*classes"),
+    ],
+)
+def test_a_champion_that_cannot_be_sampled_alike_is_told(environment, tmp_path, champion_s, changes, message):
+    write_model(tmp_path / "models", **champion_s)
+    evaluate_model(tmp_path)
+    publish_and_promote(environment, OPEN)
+    sample = SAMPLE.model_copy(update=changes)
+    write_model(tmp_path / "models", seed=1, timesteps=20)
+    evaluate_model(tmp_path, sample)
+    with pytest.raises(UserError, match=rf"the champion, version 1, cannot be sampled.*{message}.*alias champion"):
+        publish_and_promote(environment, NOT_WORSE, sample=sample)
     assert champion(environment) == 1
 
 
@@ -169,30 +193,26 @@ def test_a_model_that_is_not_published_is_told(environment):
         promote.run(OPEN, SAMPLE, EVALUATE, environment)
 
 
-def test_a_model_that_is_measured_otherwise_than_it_was_published_is_told(environment):
-    publish.run(SAMPLE, EVALUATE, environment)
-    with pytest.raises(UserError, match="python -m diffusion_core publish"):
-        promote.run(OPEN, SAMPLE, EvaluateSettings(seed=1), environment)
-    assert champion(environment) is None
-
-
 @pytest.mark.parametrize(
-    "gate",
-    [
-        PromoteSettings(limits={"fid": Limit(at_most=1.0)}),
-        PromoteSettings(champion={"fid": Comparison(better="lower")}),
-    ],
+    ("sample", "evaluate"), [(SAMPLE, OTHERWISE), (SAMPLE.model_copy(update={"seed": SAMPLE.seed + 1}), EVALUATE)]
 )
-def test_a_figure_that_nobody_measures_is_told_before_anything_moves(environment, gate):
-    publish.run(SAMPLE, EVALUATE, environment)
-    with pytest.raises(UserError, match=r"names fid.*frechet"):
-        promote.run(gate, SAMPLE, EVALUATE, environment)
+def test_figures_by_other_params_than_the_present_ones_are_told(environment, sample, evaluate):
+    publish.run(environment)
+    with pytest.raises(UserError, match="python -m diffusion_core publish"):
+        promote.run(OPEN, sample, evaluate, environment)
     assert champion(environment) is None
-    assert "gate" not in version(environment, 1).tags
+
+
+def test_figures_by_another_reference_than_the_present_one_are_told(environment, tmp_path):
+    publish.run(environment)
+    write_reference(tmp_path / "data/reference", seed=1)
+    with pytest.raises(UserError, match="data/reference.*python -m diffusion_core publish"):
+        promote.run(OPEN, SAMPLE, EVALUATE, environment)
+    assert champion(environment) is None
 
 
 def test_the_alias_moves_last(environment, monkeypatch):
-    publish.run(SAMPLE, EVALUATE, environment)
+    publish.run(environment)
     client = type(connect(environment))
     calls = []
     for name in ("set_model_version_tag", "set_registered_model_alias"):

@@ -4,13 +4,13 @@ import pytest
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry import publication, versions
+from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.versions import recorded_evaluation
+from diffusion_core.saved_model import model_digest
 from diffusion_core.settings import EvaluateSettings
 from diffusion_core.stages import publish
 from tests.registry.projects import (
-    EVALUATE,
     SAMPLE,
     UNKNOWN_RUN,
     evaluate_model,
@@ -29,7 +29,6 @@ NAME = "diffusion"
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     write_project(tmp_path)
     environment = new_environment(tmp_path)
     client = connect(environment)
@@ -39,8 +38,8 @@ def environment(tmp_path, monkeypatch):
     return environment
 
 
-def run_stage(environment, evaluate=EVALUATE):
-    publish.run(SAMPLE, evaluate, environment)
+def run_stage(environment):
+    publish.run(environment)
 
 
 def published(environment):
@@ -60,7 +59,7 @@ def test_a_version_bears_what_it_was_made_of_and_what_was_measured(environment, 
     assert version.tags["git_dirty"] == "false"
     assert version.tags["dataset_md5"] == "5" * 32 + ".dir"
     assert version.tags["dataset_digest"] == "d" * 64
-    assert version.tags["model_digest"] == versions.model_digest(tmp_path / "models")
+    assert version.tags["model_digest"] == model_digest(tmp_path / "models")
     assert recorded_evaluation(version).figures == read_figures(tmp_path)
 
 
@@ -106,10 +105,15 @@ def test_a_figure_that_is_measured_no_more_leaves_the_version(environment, tmp_p
     assert recorded_evaluation(version).figures == {"frechet": 1.0}
 
 
-def test_other_measuring_makes_another_key(environment):
+@pytest.mark.parametrize(
+    "settings",
+    [{"evaluate": EvaluateSettings(seed=1)}, {"sample": SAMPLE.model_copy(update={"seed": SAMPLE.seed + 1})}],
+)
+def test_other_measuring_makes_another_key(environment, tmp_path, settings):
     run_stage(environment)
     (first,) = published(environment)
-    run_stage(environment, EvaluateSettings(seed=1))
+    evaluate_model(tmp_path, **settings)
+    run_stage(environment)
     (second,) = published(environment)
     assert recorded_evaluation(second).key != recorded_evaluation(first).key
 
@@ -117,6 +121,7 @@ def test_other_measuring_makes_another_key(environment):
 def test_another_model_is_another_version(environment, tmp_path):
     run_stage(environment)
     write_model(tmp_path / "models", seed=1)
+    evaluate_model(tmp_path)
     run_stage(environment)
     assert [int(version.version) for version in published(environment)] == [1, 2]
 
@@ -188,7 +193,7 @@ def test_the_flow_is_told_version_and_page(environment, tmp_path):
         ("models/model.json", "train"),
         ("models/run_info.json", "train"),
         ("metrics/evaluate.json", "evaluate"),
-        ("data/reference/reference.json", "reference"),
+        ("metrics/origin.json", "evaluate"),
     ],
 )
 def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, stage):
@@ -198,7 +203,7 @@ def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, sta
     assert published(environment) == []
 
 
-@pytest.mark.parametrize("file", ["metrics/evaluate.json", "data/reference/reference.json", "models/run_info.json"])
+@pytest.mark.parametrize("file", ["metrics/evaluate.json", "metrics/origin.json", "models/run_info.json"])
 @pytest.mark.parametrize("content", ["", "[]", '{"frechet": "low"}'])
 def test_a_damaged_input_is_told(environment, tmp_path, file, content):
     (tmp_path / file).write_text(content)
@@ -207,12 +212,9 @@ def test_a_damaged_input_is_told(environment, tmp_path, file, content):
     assert published(environment) == []
 
 
-def test_figures_that_are_older_than_the_model_are_refused(environment, tmp_path):
-    entry = "{path: models/model.json, md5: %s}"
-    (tmp_path / "dvc.lock").write_text(
-        f"stages:\n  train: {{outs: [{entry % 'new'}]}}\n  sample: {{deps: [{entry % 'old'}]}}\n"
-    )
-    with pytest.raises(UserError, match="sample did not run since: run `dvc repro`"):
+def test_figures_of_another_model_are_refused(environment, tmp_path):
+    write_model(tmp_path / "models", seed=1)
+    with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of another model.*`dvc repro evaluate`"):
         run_stage(environment)
     assert published(environment) == []
 

@@ -4,9 +4,10 @@ import torch
 from PIL import Image
 
 from diffusion_core.errors import UserError
-from diffusion_core.generation import generate
+from diffusion_core.generation import generate, proportional_labels
+from diffusion_core.registry.evaluation import SamplesOrigin
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import build_model, load_model, save_model
+from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.stages import sample
 from diffusion_core.stages.paths import MODELS, SAMPLES
 
@@ -23,15 +24,21 @@ def saved(folder, **network):
     torch.manual_seed(0)
     options = {"dim": 8, "dim_mults": [1, 2], "channels": 1, "self_condition": True, **network}
     folder.mkdir(exist_ok=True)
-    save_model(folder, build_model(options, PROCESS), options, PROCESS, {"digest": "d"})
+    save_model(
+        folder,
+        build_model(options, PROCESS),
+        options,
+        PROCESS,
+        {"class_counts": [2, 2, 2] if network.get("num_classes") else []},
+    )
 
 
 def test_a_model_is_loaded_as_it_was_saved(tmp_path):
     saved(tmp_path, num_classes=3)
-    one, content = load_model(tmp_path)
-    other, _ = load_model(tmp_path)
-    assert content["dataset"] == {"digest": "d"}
-    assert one.alpha_bar(10) == build_model(content["network"], PROCESS).alpha_bar(10)
+    model = load_model(tmp_path)
+    assert model.class_counts == (2, 2, 2)
+    one, other = model.diffusion, load_model(tmp_path).diffusion
+    assert one.alpha_bar(10) == build_model({"dim": 8, "channels": 1}, PROCESS).alpha_bar(10)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(one.model(x, torch.tensor([1, 2])), other.model(x, torch.tensor([1, 2])))
     assert not one.training
@@ -55,23 +62,39 @@ def test_a_damaged_or_foreign_model_is_refused(tmp_path, harm):
 
 def test_an_image_depends_on_seed_and_index_alone(tmp_path):
     saved(tmp_path, num_classes=3)
-    diffusion, _ = load_model(tmp_path)
-    images, labels = generate(diffusion, 7, seed=3, sampler=DDIM(steps=5, eta=0.5))
+    model = load_model(tmp_path)
+
+    def drawn(count, seed=3, **options):
+        sampler = DDIM(steps=5, eta=0.5)
+        return generate(model.diffusion, count, labels=model.labels(count), seed=seed, sampler=sampler, **options)
+
+    images, labels = drawn(7)
     assert images.shape == (7, 8, 8, 1)
     assert images.dtype == np.uint8
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
     for batch_size in (1, 2, 5):
-        again, _ = generate(diffusion, 7, seed=3, sampler=DDIM(steps=5, eta=0.5), batch_size=batch_size)
+        again, _ = drawn(7, batch_size=batch_size)
         assert int(np.abs(again.astype(int) - images).max()) <= 1
-    longer, _ = generate(diffusion, 9, seed=3, sampler=DDIM(steps=5, eta=0.5))
+    longer, _ = drawn(9)
     assert int(np.abs(longer[:7].astype(int) - images).max()) <= 1
-    other, _ = generate(diffusion, 7, seed=4, sampler=DDIM(steps=5, eta=0.5))
+    other, _ = drawn(7, seed=4)
     assert not np.array_equal(other, images)
+
+
+def test_labels_come_as_often_as_the_training_images_have_them():
+    counts = [700, 0, 250, 50]
+    labels = proportional_labels(counts, 1000)
+    assert np.bincount(labels, minlength=4).tolist() == counts
+    assert proportional_labels(counts, 37) == labels[:37]
+    for length in range(1, 1000):
+        shares = np.bincount(labels[:length], minlength=4) - length * np.array(counts) / 1000
+        assert np.abs(shares).max() < 1.0
+    assert proportional_labels([5, 5, 5], 7) == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_labels_are_those_that_were_asked_for(tmp_path):
     saved(tmp_path, num_classes=3)
-    diffusion, _ = load_model(tmp_path)
+    diffusion = load_model(tmp_path).diffusion
     _, labels = generate(diffusion, 3, seed=0, sampler=DDIM(steps=1), labels=[2, 2, 1])
     assert labels.tolist() == [2, 2, 1]
     with pytest.raises(ValueError, match="2 labels are given for 3 images"):
@@ -94,6 +117,35 @@ def test_the_stage_writes_samples_and_pictures(tmp_path, monkeypatch, project, e
 
 def test_guidance_of_a_model_without_classes_is_refused(project, environment):
     saved(MODELS)
-    with pytest.raises(UserError, match=r"sample.guidance_scale is 3.0.*must be 1.0"):
+    with pytest.raises(UserError, match=r"guidance_scale is 3.0.*must be 1 without them.*section sample"):
         sample.run(project.sample.model_copy(update={"guidance_scale": 3.0}), environment)
     assert not SAMPLES.exists()
+
+
+def test_more_steps_than_the_model_has_timesteps_are_refused(project, environment):
+    saved(MODELS)
+    with pytest.raises(UserError, match=r"models cannot be sampled.*steps is 21.*20 timesteps.*section sample"):
+        sample.run(project.sample.model_copy(update={"sampler": DDIM(steps=21)}), environment)
+    assert not SAMPLES.exists()
+
+
+def test_the_samples_say_which_model_they_are_of(project, environment):
+    saved(MODELS)
+    sample.run(project.sample, environment)
+    origin = SamplesOrigin.read(SAMPLES / "origin.json", "sample")
+    assert origin.model_digest == model_digest(MODELS)
+    assert origin.sample == project.sample.model_dump(mode="json")
+
+
+def test_models_are_told_apart_by_weights_and_by_description(tmp_path):
+    saved(tmp_path)
+    digests = {model_digest(tmp_path)}
+    description, weights = tmp_path / "model.json", tmp_path / "model.safetensors"
+    description.write_text(description.read_text() + " ")
+    digests.add(model_digest(tmp_path))
+    # Bytes that move from one file to the other make another model too.
+    weights.write_bytes(weights.read_bytes() + b" ")
+    digests.add(model_digest(tmp_path))
+    description.write_text(description.read_text()[:-1])
+    digests.add(model_digest(tmp_path))
+    assert len(digests) == 4

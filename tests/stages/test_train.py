@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages import train
-from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, RUN_INFO
+from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.training.trainer import Trainer
 
 
@@ -48,9 +49,11 @@ def stops_after(monkeypatch):
 
 def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     train.run(project.train, environment)
-    diffusion, content = load_model(MODELS)
-    assert diffusion.num_classes == 10
-    assert content["dataset"]["digest"] == run_info()["dataset_digest"]
+    model = load_model(MODELS)
+    assert model.diffusion.num_classes == 10
+    assert model.class_counts == ImageDataset.open(PREPARED, "train").class_counts
+    dataset = json.loads((MODELS / "model.json").read_text(encoding="utf-8"))["dataset"]
+    assert dataset["digest"] == run_info()["dataset_digest"]
     with LOSS.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["images"]) for row in rows] == [64, 128, 192, 256, 320]

@@ -6,12 +6,15 @@ images, and says which other real images, put in the samples' place, give its fl
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from diffusion_core.kinds import Kind, kinds
 from diffusion_core.metrics.features import Features
+
+# How many samples there are, and how many of them were compared with as many real images.
+COUNTS = ("samples", "compared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,13 @@ class RealFeatures:
 
 
 class Metric(Kind, ABC):
-    """Base of every metric."""
+    """Base of every metric.
+
+    Attributes:
+        figures: every name that `beside_floor` gives.
+    """
+
+    figures: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:

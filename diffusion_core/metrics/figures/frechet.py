@@ -7,7 +7,7 @@ eigenvalues; nothing has to be inverted, and fewer images than features do no ha
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class Frechet(Metric):
     with the same half of the training images and, as far as there are enough, in the same number; `frechet_ratio`,
     the distance as a multiple of its floor, is then about 1 for a perfect model.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("frechet", "frechet_floor", "frechet_ratio")
 
     kind: Literal["frechet"] = "frechet"
 

@@ -6,7 +6,7 @@ MMD^2 = 1/(m(m-1)) sum_{i != j} [k(x_i, x_j) + k(y_i, y_j)] - 2/m^2 sum_{i, j} k
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class Kernel(Metric):
         subset_size: images in each, at least 2; fewer where there are fewer.
         seed: of the subsets.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("kernel", "kernel_floor")
 
     kind: Literal["kernel"] = "kernel"
     subsets: int = 50

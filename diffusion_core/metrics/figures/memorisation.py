@@ -7,7 +7,7 @@ set is that of Meehan, Chaudhuri & Dasgupta 2020, https://arxiv.org/abs/2004.056
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Memorisation(Metric):
     Attributes:
         quantile: q, in (0, 1).
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("memorisation", "memorisation_floor")
 
     kind: Literal["memorisation"] = "memorisation"
     quantile: float = 0.05

@@ -6,7 +6,7 @@ images inside the manifold of samples: is every sort of image there?
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ class PrecisionRecall(Metric):
     Attributes:
         neighbours: k, at least 1; a larger k widens both manifolds.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("precision", "precision_floor", "recall", "recall_floor")
 
     kind: Literal["precision_recall"] = "precision_recall"
     neighbours: int = 3
