@@ -1,5 +1,6 @@
 """The command line: `python -m diffusion_core <stage>`; what to do is in params.yaml, where in the environment."""
 
+import errno
 import inspect
 import logging
 import sys
@@ -11,6 +12,8 @@ from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfi
 
 from diffusion_core.environment import load_environment
 from diffusion_core.errors import UserError
+
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Stage(BaseModel):
@@ -81,12 +84,18 @@ class CommandLine(BaseSettings):
 
 
 def main() -> None:
-    """Run one stage; exit code 2 and one sentence for a mistake of the user's."""
+    """Run one stage; exit code 2 and one sentence for what the user can mend: a mistake, or a disk that refuses."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_REFUSES:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: the disk refuses{where} ({error.strerror}): make room or correct its rights", file=sys.stderr)
         sys.exit(2)
 
 

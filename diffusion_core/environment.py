@@ -5,7 +5,7 @@ Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
@@ -20,7 +20,9 @@ class Environment(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     sample_batch_size: PositiveInt = 100
     checkpoint_seconds: PositiveFloat = Field(default=300.0, description="a checkpoint at least this often")
-    tracking_uri: str | None = Field(default=None, description="else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
+    tracking_uri: SecretStr | None = Field(
+        default=None, description="may hold a password; else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
     tracking_page: str = Field(default="http://127.0.0.1:5000", description="where people open MLflow's pages")
     experiment: str = "diffusion"
     registered_model: str = "diffusion"

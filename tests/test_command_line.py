@@ -1,8 +1,13 @@
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from diffusion_core.__main__ import main
+from diffusion_core.stages import ingest
 
 PARAMS = Path("params.yaml").read_text(encoding="utf-8")
 
@@ -67,3 +72,19 @@ def test_an_empty_folder_is_told(folder):
 def test_an_unknown_stage_and_no_stage(folder):
     assert stage("tarin", folder).returncode == 2
     assert "ingest" in stage("", folder).stdout
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_a_sentence_and_exit_code_2(folder, monkeypatch, capsys, number):
+    def run(ingest):
+        raise OSError(number, os.strerror(number), "data/raw/0.png")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(ingest, "run", run)
+    monkeypatch.setattr(sys, "argv", ["diffusion_core", "ingest"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: the disk refuses data/raw/0.png ({os.strerror(number)}): make room or correct its rights\n"
+    )

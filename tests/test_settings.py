@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_core.environment import load_environment
+from diffusion_core.environment import Environment, load_environment
 from diffusion_core.errors import UserError
 from diffusion_core.kinds import kinds
 from diffusion_core.settings import load_settings
@@ -98,6 +98,11 @@ def test_every_key_that_a_stage_depends_on_is_in_the_file():
 
 def test_all_metrics_are_measured():
     assert {metric.kind for metric in load_settings().evaluate.metrics} == set(kinds("diffusion_core.metrics.figures"))
+
+
+def test_an_address_with_a_password_is_not_shown():
+    environment = Environment(tracking_uri="http://someone:canary@host")
+    assert "canary" not in f"{environment} {environment!r} {environment.model_dump_json()}"
 
 
 def test_environment_names_the_variable_that_is_wrong(monkeypatch):

@@ -16,6 +16,13 @@ def class_names(sources: Iterable[str]) -> list[str]:
     return sorted((top[0] for top in tops), key=_natural)
 
 
+def strays(sources: Iterable[str]) -> list[str]:
+    """Return the images outside of any folder that keep the folders of the other images from being classes."""
+    paths = [PurePosixPath(source) for source in sources]
+    folders = {path.parts[0] for path in paths if len(path.parts) > 1}
+    return [str(path) for path in paths if len(path.parts) == 1] if len(folders) > 1 else []
+
+
 def class_name(source: str) -> str:
     """Return the first folder of a path that has one."""
     return PurePosixPath(source).parts[0]

@@ -6,6 +6,8 @@ them.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
@@ -23,12 +25,17 @@ from diffusion_core.errors import UserError
 DEFAULT_STORE = "sqlite:///mlflow.db"
 SECONDS_TO_ANSWER = 5
 
+SERVER_ERRORS = 500
+# Credentials that are being changed, a request that took too long, too many of them.
+TRY_AGAIN = (401, 403, 408, 429)
+
 VARIABLES = "DIFFUSION_TRACKING_URI (or MLFLOW_TRACKING_URI)"
 
 
 def tracking_uri(environment: Environment) -> str:
     """Return where runs are tracked: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
-    return environment.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
+    return own or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 def without_userinfo(uri: str) -> str:
@@ -57,11 +64,45 @@ def connect(environment: Environment) -> MlflowClient:
         client = MlflowClient()
         client.search_experiments(max_results=1)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, HTTPException, ValueError) as error:
-        reason = str(getattr(error, "reason", error)).replace(uri, shown).partition("\n")[0] or type(error).__name__
+        why = str(getattr(error, "reason", reason(error))).replace(uri, shown).partition("\n")[0]
         raise UserError(
-            f"the tracking store {shown} cannot be used ({reason}): start it, or correct {VARIABLES}"
+            f"the tracking store {shown} cannot be used ({why}): start it, or correct {VARIABLES}"
         ) from None
     return client
+
+
+@contextmanager
+def answering(environment: Environment) -> Iterator[None]:
+    """Say in one sentence that the store stopped answering while the block spoke to it.
+
+    Raises:
+        UserError: it did; the block can be run again as a whole.
+    """
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        if not passes(error):
+            raise
+        raise UserError(
+            f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering ({reason(error)}):"
+            " start it and run this again"
+        ) from None
+
+
+def passes(error: MlflowException | OSError) -> bool:
+    """Whether it is trouble on the way to the store or in it, after which the same call may succeed.
+
+    A refusal is none: it is a mistake in what was sent. Nor is trouble with a file.
+    """
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        return status >= SERVER_ERRORS or status in TRY_AGAIN
+    return error.filename is None
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, or its name where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def is_server(uri: str) -> bool:

@@ -48,13 +48,14 @@ def dataset_version(folder: Path, digest: str) -> DatasetVersion:
 
 
 def git_state() -> GitState:
-    """Return the commit, and whether tracked files differ from it.
+    """Return the commit, and whether tracked files differ from it or the package has a file that git does not know.
 
     dvc.lock does not count: every stage that runs rewrites it, and what it says of the data is recorded by md5.
     """
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){DVC_LOCK}")
-    return GitState(commit, None if changes is None else bool(changes))
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", ":/diffusion_core")
+    return GitState(commit, None if changes is None else bool(changes or unknown))
 
 
 def dvc_md5(out: Path, lock: Path = DVC_LOCK) -> str | None:

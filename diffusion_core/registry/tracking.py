@@ -17,7 +17,15 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.connection import connect, experiment_id, tracking_uri, without_userinfo
+from diffusion_core.registry.connection import (
+    answering,
+    connect,
+    experiment_id,
+    passes,
+    reason,
+    tracking_uri,
+    without_userinfo,
+)
 from diffusion_core.registry.provenance import DatasetVersion
 
 LONGEST_DIGEST = 36
@@ -63,10 +71,10 @@ class Run:
             _logger.warning("%d entries of the MLflow run %s were never taken", len(self._unsent), self.id)
         try:
             mlflow.end_run(status)
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             raise UserError(
-                f"the tracking store {self._store} no longer answers, so that the end of the run {self.id} is not"
-                f" recorded: start it and run this again ({' '.join(str(error).split())})"
+                f"the tracking store {self._store} no longer answers ({reason(error)}), so that the end of the run"
+                f" {self.id} is not recorded: start it and run this again"
             ) from None
 
     def _send(self) -> None:
@@ -75,13 +83,14 @@ class Run:
             send = self._unsent.popleft()
             try:
                 send()
-            except MlflowException as error:
-                # A refusal is a mistake in what was sent; trouble on the way passes.
-                if error.get_http_status_code() < 500:  # type: ignore[no-untyped-call]
+            except (MlflowException, OSError) as error:
+                if not passes(error):
                     raise
                 self._unsent.appendleft(send)
                 if not waited:
-                    _logger.warning("the tracking store %s does not answer; what is logged waits", self._store)
+                    _logger.warning(
+                        "the tracking store %s does not answer (%s); what is logged waits", self._store, reason(error)
+                    )
                 return
 
 
@@ -112,16 +121,18 @@ def training_run(
     client = connect(environment)
     store = without_userinfo(tracking_uri(environment))
     tags = dict(tags)
-    if run_id is not None and not has_run(client, run_id):
-        tags["continues_missing_run"] = run_id
-        run_id = None
-    unlogged = flattened(params) if run_id is None else _unlogged(client, run_id, flattened(params))
-    experiment = experiment_id(client, environment) if run_id is None else None
-    active = mlflow.start_run(run_id=run_id, experiment_id=experiment, tags=tags, log_system_metrics=True)
+    with answering(environment):
+        if run_id is not None and not has_run(client, run_id):
+            tags["continues_missing_run"] = run_id
+            run_id = None
+        unlogged = flattened(params) if run_id is None else _unlogged(client, run_id, flattened(params))
+        experiment = experiment_id(client, environment) if run_id is None else None
+        active = mlflow.start_run(run_id=run_id, experiment_id=experiment, tags=tags, log_system_metrics=True)
     run = Run(client, active.info.run_id, store)
     try:
-        mlflow.log_params(unlogged)
-        mlflow.log_input(_mlflow_dataset(dataset), context="training")
+        with answering(environment):
+            mlflow.log_params(unlogged)
+            mlflow.log_input(_mlflow_dataset(dataset), context="training")
         yield run
     except BaseException as error:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffusion_core.data.classes import class_name, class_names
+from diffusion_core.data.classes import class_name, class_names, strays
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
 from diffusion_core.data.parallel import decode_all
@@ -41,6 +41,11 @@ def run(prepare: PrepareSettings) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     print(f"prepare: {info.train} images to train, {info.validation} to validate, {len(classes)} classes")
+    if outside := strays(row.source for row in rows if row.quarantined is None):
+        print(
+            f"prepare: the folders are no classes, as {len(outside)} images lie in none of them ({outside[0]}):"
+            " move these into a folder if you want classes"
+        )
     if info.quarantined:
         print(
             f"prepare: left out {info.quarantined} of {len(rows)} files;"

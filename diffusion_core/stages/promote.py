@@ -7,7 +7,7 @@ from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.registry.connection import connect
+from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.evaluation import Evaluation, evaluation_key
 from diffusion_core.registry.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.registry.versions import (
@@ -41,28 +41,29 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     key = evaluation_key(reference.digest, sample.model_dump(mode="json"), evaluate.model_dump(mode="json"))
 
     client = connect(environment)
-    name = environment.registered_model
-    candidate = find_version(client, name, model_digest(MODELS))
-    evaluation = None if candidate is None else recorded_evaluation(candidate)
-    if candidate is None or evaluation is None or evaluation.key != key:
-        raise UserError(
-            f"{MODELS} is not published with figures by the present params.yaml and {REFERENCE}: run `dvc repro` and"
-            " then `python -m diffusion_core publish`"
-        )
-    champion = find_champion(client, name)
+    with answering(environment):
+        name = environment.registered_model
+        candidate = find_version(client, name, model_digest(MODELS))
+        evaluation = None if candidate is None else recorded_evaluation(candidate)
+        if candidate is None or evaluation is None or evaluation.key != key:
+            raise UserError(
+                f"{MODELS} is not published with figures by the present params.yaml and {REFERENCE}: run `dvc repro`"
+                " and then `python -m diffusion_core publish`"
+            )
+        champion = find_champion(client, name)
 
-    reasons: list[str] = []
-    if champion is None or champion.version != candidate.version:
-        reasons += broken_limits(evaluation.figures, promote.limits)
-        if champion is not None and promote.champion:
-            earlier = recorded_evaluation(champion)
-            if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
-                with downloaded(champion) as folder:
-                    figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
-                earlier = Evaluation(key, figures)
-            reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
-    decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
-    settle(client, candidate, decision)
+        reasons: list[str] = []
+        if champion is None or champion.version != candidate.version:
+            reasons += broken_limits(evaluation.figures, promote.limits)
+            if champion is not None and promote.champion:
+                earlier = recorded_evaluation(champion)
+                if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
+                    with downloaded(champion) as folder:
+                        figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
+                    earlier = Evaluation(key, figures)
+                reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
+        decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
+        settle(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)
     PROMOTION.write_text(decision.model_dump_json() + "\n", encoding="utf-8")
     print(f"promote: {decision.sentence}")

@@ -6,9 +6,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.connection import connect, run_page
+from diffusion_core.registry.connection import answering, connect, run_page
 from diffusion_core.registry.evaluation import Evaluation, FiguresOrigin
-from diffusion_core.registry.provenance import known_tags
+from diffusion_core.registry.provenance import flow_run_id, known_tags
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.versions import find_version, record_evaluation
@@ -41,17 +41,19 @@ def run(environment: Environment) -> None:
     evaluation = _evaluation(digest)
 
     client = connect(environment)
-    training = original_run(client, environment, info.run_id)
-    if training.info.run_id != info.run_id:
-        print(f"publish: this store does not have the run {info.run_id}; {training.info.run_id} stands in for it")
-    name = environment.registered_model
-    version = find_version(client, name, digest)
-    if version is None:
-        tags = known_tags(info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"}))
-        version = register(client, training, name, MODELS, tags)
-    pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
-    log_evaluation(client, training, evaluation.figures, pictures)
-    record_evaluation(client, version, evaluation)
+    with answering(environment):
+        training = original_run(client, environment, info.run_id)
+        if training.info.run_id != info.run_id:
+            print(f"publish: this store does not have the run {info.run_id}; {training.info.run_id} stands in for it")
+        name = environment.registered_model
+        version = find_version(client, name, digest)
+        if version is None:
+            made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
+            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()})
+            version = register(client, training, name, MODELS, tags)
+        pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
+        log_evaluation(client, training, evaluation.figures, pictures)
+        record_evaluation(client, version, evaluation)
 
     page = run_page(environment, training.info.experiment_id, training.info.run_id)
     PUBLICATION.parent.mkdir(exist_ok=True)

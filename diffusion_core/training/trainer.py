@@ -187,6 +187,7 @@ class Trainer:
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
             "optimizer": optimizer,
+            "trainer": {"bad_steps": torch.tensor(self._bad_steps)},
         }
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -203,3 +204,4 @@ class Trainer:
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step = step
+        self._bad_steps = int(tensors["trainer"]["bad_steps"])

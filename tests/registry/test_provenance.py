@@ -70,6 +70,14 @@ def test_what_git_does_not_track_and_dvc_lock_leave_it_clean(checkout):
     assert git_state().dirty is False
 
 
+def test_code_that_git_does_not_track_makes_it_dirty(checkout):
+    (checkout / "diffusion_core").mkdir()
+    (checkout / "diffusion_core" / "mine.py").write_text("x")
+    assert git_state().dirty is True
+    (checkout / ".gitignore").write_text("mine.py")
+    assert git_state().dirty is False
+
+
 def test_dirt_is_seen_from_a_folder_below(checkout, monkeypatch):
     (checkout / "below").mkdir()
     monkeypatch.chdir(checkout / "below")

@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.generation import generate
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect, experiment_id, tracking_uri
 from diffusion_core.registry.publication import register
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import load_model
@@ -112,7 +112,7 @@ print(images.shape, diffusion_core.__file__)
 
 def test_a_fresh_process_runs_the_code_that_came_with_the_model(published, tmp_path):
     _, environment, _ = published
-    variables = {**os.environ, "MLFLOW_TRACKING_URI": environment.tracking_uri}
+    variables = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(environment)}
     # -P and -I would also drop the current folder; it is an empty one, and the checkout is only installed.
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True

@@ -1,17 +1,18 @@
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import answering, connect, experiment_id
 from diffusion_core.registry.provenance import DatasetVersion
 from diffusion_core.registry.tracking import Run, flattened, training_run
+from tests.registry.servers import dying_server, serving
 
 PARAMS = {"train": {"seed": 1, "network": {"dim_mults": [1, 2], "dropout": 0.0}}}
 DATASET = DatasetVersion(name="data/prepared", digest="d" * 64, md5="5" * 32 + ".dir", source="data/prepared")
@@ -165,12 +166,9 @@ class _Flaky(BaseHTTPRequestHandler):
 @pytest.fixture
 def flaky_server(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Flaky)
-    server.answers, server.taken = True, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(_Flaky) as server:
+        server.answers, server.taken = True, []
+        yield server
 
 
 def test_metrics_wait_while_the_server_is_away_and_arrive_once_in_their_order(flaky_server, caplog):
@@ -181,9 +179,40 @@ def test_metrics_wait_while_the_server_is_away_and_arrive_once_in_their_order(fl
     run.metrics({"loss": 2.0}, step=2)
     run.metrics({"loss": 3.0}, step=3)
     assert flaky_server.taken == [[(1, 1.0)]]
-    assert [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()] == [
-        "the tracking store http://shown does not answer; what is logged waits"
-    ]
+    (warning,) = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
+    assert warning.startswith("the tracking store http://shown does not answer (API request to ")
+    assert warning.endswith("503 error responses'))); what is logged waits")
     flaky_server.answers = True
     run.metrics({"loss": 4.0}, step=4)
     assert flaky_server.taken == [[(1, 1.0)], [(2, 2.0)], [(3, 3.0)], [(4, 4.0)]]
+
+
+@pytest.mark.parametrize(
+    "trouble", [requests.ConnectionError("reset"), requests.HTTPError("502"), TimeoutError("slow")]
+)
+def test_pictures_wait_too_whatever_the_way_to_the_store_does(environment, monkeypatch, trouble):
+    original = MlflowClient.log_image
+
+    def fail(*_, **__):
+        raise trouble
+
+    def body(run):
+        monkeypatch.setattr(MlflowClient, "log_image", fail)
+        run.image(np.zeros((8, 8, 1), np.uint8), key="samples", step=1)
+        monkeypatch.setattr(MlflowClient, "log_image", original)
+        run.metrics({"loss": 1.0}, step=2)
+
+    run_id = track(environment, body)
+    assert [file for file in connect(environment).list_artifacts(run_id, "images") if file.path.endswith(".png")]
+
+
+def test_a_file_that_cannot_be_read_is_no_trouble_with_the_store(environment):
+    missing = FileNotFoundError(2, "No such file", "picture.png")
+    with pytest.raises(FileNotFoundError), answering(environment):
+        raise missing
+
+
+def test_a_server_that_dies_while_the_run_is_opened_is_told(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with dying_server() as address, pytest.raises(UserError, match=rf"store {address} stopped answering \(.*503"):
+        track(Environment(tracking_uri=address), leave_by(AssertionError("the block ran")))

@@ -84,6 +84,14 @@ def test_without_folders_there_are_no_classes() -> None:
     assert (dataset.info.classes, dataset.labels, dataset.images().shape) == ([], None, (40, 4, 4, 1))
 
 
+def test_an_image_outside_of_the_folders_costs_the_classes_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    files = fill(40)
+    files[0].rename(RAW / "stray.png")
+    prepare.run(SETTINGS)
+    assert ImageDataset.open(PREPARED).info.classes == []
+    assert "the folders are no classes, as 1 images lie in none of them (stray.png)" in capsys.readouterr().out
+
+
 def test_copies_of_an_image_are_in_the_same_split() -> None:
     for number, file in enumerate(fill(40)):
         copy = RAW / "copies" / f"{number}.jpg"

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
@@ -20,6 +21,7 @@ from tests.registry.projects import (
     write_project,
     write_reference,
 )
+from tests.registry.servers import dying_server
 
 OPEN = PromoteSettings()
 NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
@@ -232,3 +234,9 @@ def test_a_missing_model_is_told(environment, tmp_path):
     (tmp_path / "models/model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors is missing"):
         promote.run(OPEN, SAMPLE, EVALUATE, environment)
+
+
+def test_a_server_that_dies_is_told(environment, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with dying_server() as address, pytest.raises(UserError, match=rf"{address} stopped answering.*run this again"):
+        promote.run(OPEN, SAMPLE, EVALUATE, Environment(tracking_uri=address))

@@ -22,6 +22,7 @@ from tests.registry.projects import (
     write_reference,
     write_run_info,
 )
+from tests.registry.servers import dying_server
 
 NAME = "diffusion"
 
@@ -223,3 +224,9 @@ def test_an_unreachable_server_is_told(environment):
     with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI"):
         run_stage(Environment(tracking_uri="http://127.0.0.1:1"))
     assert published(environment) == []
+
+
+def test_a_server_that_dies_is_told(environment, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with dying_server() as address, pytest.raises(UserError, match=rf"{address} stopped answering.*run this again"):
+        run_stage(Environment(tracking_uri=address))

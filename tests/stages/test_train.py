@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from pydantic import SecretStr
 from safetensors.torch import load_file
 
 from diffusion_core.data.dataset import ImageDataset
@@ -123,7 +124,7 @@ def test_other_parameters_do_not_find_the_checkpoint(project, environment, stops
 
 
 def test_a_tracking_server_that_is_not_there_is_told_before_training(project, environment):
-    nowhere = environment.model_copy(update={"tracking_uri": "http://someone:secret@127.0.0.1:9"})
+    nowhere = environment.model_copy(update={"tracking_uri": SecretStr("http://someone:secret@127.0.0.1:9")})
     with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI") as raised:
         train.run(project.train, nowhere)
     assert "secret" not in str(raised.value)

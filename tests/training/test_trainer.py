@@ -7,6 +7,8 @@ from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.training.order import batch_indices
 from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
 
+BAD_STEPS = "trainer/bad_steps"
+
 
 def build(seed=0, dropout=0.2, **options):
     torch.manual_seed(1)
@@ -63,24 +65,24 @@ def test_a_run_restored_without_a_part_of_its_state_does_not_equal_it(lost, unbr
     assert any(not torch.equal(ended[name], unbroken[1][name]) for name in ended)
 
 
-def test_micro_batches_add_up_to_the_gradient_of_their_mean():
+def test_micro_batches_add_up_to_the_gradient_of_their_mean(monkeypatch):
     trainer = build(accumulate=4, dropout=0.0)
+    parameters = list(trainer.diffusion.parameters())
+    forward, losses, gradients = trainer.diffusion.forward, [], []
+
+    def watched(images, **options):
+        assert len(images) == 2
+        loss = forward(images, **options)
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+        return loss
+
+    monkeypatch.setattr(trainer.diffusion, "forward", watched)
     loss = trainer._backward()
-    gradient = {name: each.grad.clone() for name, each in trainer.diffusion.named_parameters()}
-    trainer.optimizer.zero_grad()
-    indices = batch_indices(0, 0, 8, 30)
-    assert len(indices.chunk(4)) == 4
-    total = 0.0
-    # The parts on their own, each drawing what it drew above.
-    for micro in range(4):
-        part = build(accumulate=4, dropout=0.0)
-        calls = []
-        forward = part.diffusion.forward
-        part.diffusion.forward = lambda *args, f=forward, c=calls, **kw: c.append(f(*args, **kw)) or c[-1]
-        part._backward()
-        total += float(calls[micro].detach()) / 4
-    assert float(loss) == pytest.approx(total, rel=1e-6)
-    assert all(bool(torch.isfinite(each).all()) for each in gradient.values())
+    assert len(losses) == 4
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    for parameter, parts in zip(parameters, zip(*gradients, strict=True), strict=True):
+        torch.testing.assert_close(parameter.grad, torch.stack(parts).mean(0))
 
 
 def test_every_image_is_seen_once_an_epoch_in_another_order_each_time():
@@ -111,7 +113,10 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing():
     poison = trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("nan"))
     (report,) = islice(trainer.steps(), 1)
     assert report.skipped
-    assert_same(state(trainer), before)
+    assert int(before.pop(BAD_STEPS)) == 0
+    after = state(trainer)
+    assert int(after.pop(BAD_STEPS)) == 1
+    assert_same(after, before)
     poison.remove()
     (report,) = islice(trainer.steps(), 1)
     assert not report.skipped
@@ -123,6 +128,22 @@ def test_training_stops_when_no_gradient_is_finite_any_more():
     trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingDiverged, match="10 steps in a row.*learning_rate"):
         list(trainer.steps())
+    assert trainer.step == MAX_BAD_STEPS
+
+
+def test_a_training_that_is_stopped_again_and_again_diverges_as_soon():
+    def diverging(step, tensors):
+        trainer = build(images=1000)
+        trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("inf"))
+        trainer.restore(step, tensors)
+        return trainer
+
+    trainer = diverging(0, build().tensors())
+    for _ in range(3):
+        list(islice(trainer.steps(), 3))
+        trainer = diverging(trainer.step, trainer.tensors())
+    with pytest.raises(TrainingDiverged):
+        next(trainer.steps())
     assert trainer.step == MAX_BAD_STEPS
 
 
