@@ -12,19 +12,50 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 
-STAGES = ["ingest", "prepare", "reference", "train", "sample", "evaluate"]
+STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+# What is no output: MLflow's store, and what only speeds things up.
+ASIDE = {"params.yaml", "mlflow.db", "mlartifacts", ".checkpoints", ".cache"}
+
+
+def outs(stage):
+    """The outputs of a stage by dvc.yaml."""
+    entries = [entry for key in ("outs", "metrics", "plots") for entry in STAGES[stage].get(key, [])]
+    return {Path(next(iter(entry)) if isinstance(entry, dict) else entry) for entry in entries}
+
+
+def files(folder):
+    """Every file of the project with its time of change."""
+    found = [file for file in folder.rglob("*") if file.is_file()]
+    names = {file.relative_to(folder): file.stat().st_mtime_ns for file in found}
+    return {name: changed for name, changed in names.items() if name.parts[0] not in ASIDE}
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def project(tmp_path_factory):
+    """The job's folder, and by stage the files that it wrote."""
     folder = tmp_path_factory.mktemp("job")
     content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     content["train"]["images"] //= 2
     content["sample"]["count"] = 500
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    written = {}
     for stage in STAGES:
+        before = files(folder)
         subprocess.run([sys.executable, "-m", "diffusion_core", stage], cwd=folder, check=True)
-    return folder
+        written[stage] = {name for name, changed in files(folder).items() if before.get(name) != changed}
+    return folder, written
+
+
+@pytest.fixture
+def job(project):
+    return project[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_what_the_graph_says_and_nothing_else(project, stage):
+    written = project[1][stage]
+    assert {out for out in outs(stage) if any(name.is_relative_to(out) for name in written)} == outs(stage)
+    assert {name for name in written if not any(name.is_relative_to(out) for out in outs(stage))} == set()
 
 
 def test_a_classifier_of_real_digits_takes_the_samples_for_digits(job):

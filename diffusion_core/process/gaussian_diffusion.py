@@ -17,6 +17,9 @@ from diffusion_core.process.reverse_process import ReverseProcess
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.process.weightings import Weighting
 from diffusion_core.process.weightings.min_snr import MinSNR
+from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.ddpm import DDPM
 
 
 class GaussianDiffusion(ReverseProcess):
@@ -27,9 +30,11 @@ class GaussianDiffusion(ReverseProcess):
             has `channels`, `out_dim` and `self_condition`. x is (B, C, H, W) in about [-1, 1], t (B,) in 0 .. T-1.
         image_size: height and width of the images, in pixels.
         timesteps: T, at least 1.
+        sampling_timesteps: steps of DDIM that `sample` takes when it is given no sampler; DDPM if not given or T.
         objective: what the network's output means: "pred_noise", "pred_x0" or "pred_v".
         beta_schedule: a name of `process/schedules` ("linear", "cosine", "sigmoid") or a schedule.
         schedule_fn_kwargs: options of a schedule given by name.
+        ddim_sampling_eta: eta of that DDIM.
         auto_normalize: images come and go in [0, 1] and not in [-1, 1].
         offset_noise_strength: standard deviation of a draw that all pixels of a channel share; 0 for none.
         min_snr_loss_weight: the weighting is min-SNR with `min_snr_gamma`; goes without `weighting`.
@@ -48,9 +53,11 @@ class GaussianDiffusion(ReverseProcess):
         *,
         image_size: int | tuple[int, int],
         timesteps: int = 1000,
+        sampling_timesteps: int | None = None,
         objective: str = "pred_v",
         beta_schedule: str | BetaSchedule = "sigmoid",
         schedule_fn_kwargs: dict[str, Any] | None = None,
+        ddim_sampling_eta: float = 0.0,
         auto_normalize: bool = True,
         offset_noise_strength: float = 0.0,
         min_snr_loss_weight: bool = False,
@@ -64,7 +71,10 @@ class GaussianDiffusion(ReverseProcess):
             if isinstance(beta_schedule, str)
             else beta_schedule
         )
-        super().__init__(model, image_size, schedule, timesteps, objective, auto_normalize)
+        sampler: Sampler = DDPM()
+        if sampling_timesteps is not None and sampling_timesteps != timesteps:
+            sampler = DDIM(steps=sampling_timesteps, eta=ddim_sampling_eta)
+        super().__init__(model, image_size, schedule, timesteps, objective, auto_normalize, sampler)
         if min_snr_loss_weight:
             weigh: Weighting = MinSNR(gamma=min_snr_gamma)
         elif weighting is None or isinstance(weighting, str):

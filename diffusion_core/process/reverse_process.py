@@ -9,14 +9,14 @@ from diffusion_core.process.forward_process import ForwardProcess
 from diffusion_core.process.objectives import OBJECTIVES, noise_from_x0
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.samplers import Draw, ModelPrediction, Sampler, sample_loop
-from diffusion_core.samplers.ddpm import DDPM
 
 
 class ReverseProcess(ForwardProcess):
     """A process with a denoising network; arguments as in `GaussianDiffusion`.
 
     Raises:
-        ValueError: the objective is unknown, or the network does not give back its own channels.
+        ValueError: the objective is unknown, the network does not give back its own channels, or the sampler cannot
+            walk that many timesteps.
     """
 
     def __init__(
@@ -27,10 +27,13 @@ class ReverseProcess(ForwardProcess):
         timesteps: int,
         objective: str,
         auto_normalize: bool,
+        sampler: Sampler,
     ) -> None:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}")
         super().__init__(beta_schedule, timesteps)
+        sampler.transitions(timesteps)
+        self.sampler = sampler
         self.model = model
         network: Any = model
         self.channels: int = network.channels
@@ -129,7 +132,7 @@ class ReverseProcess(ForwardProcess):
         Args:
             batch_size: B.
             return_all_timesteps: return (B, S + 1, C, H, W), the starting noise first and the image last.
-            sampler: DDPM if not given.
+            sampler: the process's own if not given.
             noise: the x_T to start from, (B, C, H, W); drawn if not given.
             draw: source of all noise; `samplers.noise.ImageNoise` gives each image a seed of its own.
             classes: labels, (B,), int64, for a class-conditional network.
@@ -144,7 +147,7 @@ class ReverseProcess(ForwardProcess):
         x_t = draw(self.betas.new_empty((batch_size, self.channels, *self.image_size))) if noise is None else noise
         steps = [x_t] if return_all_timesteps else []
         for x_t in sample_loop(  # noqa: B020 - x_t is the state of the walk
-            self, sampler or DDPM(), x_t, draw=draw, classes=classes, guidance_scale=guidance_scale
+            self, sampler or self.sampler, x_t, draw=draw, classes=classes, guidance_scale=guidance_scale
         ):
             if return_all_timesteps:
                 steps.append(x_t)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusion_core import GaussianDiffusion, Unet
+from diffusion_core import DDIM, DDPM, GaussianDiffusion, Unet
 from diffusion_core.process.schedules.sigmoid import Sigmoid
 from tests.conftest import Network, constant
 
@@ -209,12 +209,26 @@ def test_interpolation_at_the_ends_depends_on_one_image_alone():
         ({"timesteps": 0}, "timesteps is 0"),
         ({"beta_schedule": "linear", "timesteps": 10}, "timesteps is 10"),
         ({"beta_schedule": "quadratic"}, "beta_schedule is 'quadratic'"),
+        ({"sampling_timesteps": 1001}, "steps is 1001"),
+        ({"sampling_timesteps": 5, "ddim_sampling_eta": 2.0}, "eta is 2.0"),
         ({"weighting": "snr", "min_snr_loss_weight": True}, "min_snr_loss_weight and weighting"),
     ],
 )
 def test_arguments_outside_their_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         GaussianDiffusion(constant(0.0), image_size=4, **options)
+
+
+def test_a_process_has_a_sampler_of_its_own():
+    network = Unet(8, dim_mults=(1, 2), channels=1)
+    x_t = torch.randn(2, 1, 4, 4)
+    few = GaussianDiffusion(network, image_size=4, timesteps=20, sampling_timesteps=5, ddim_sampling_eta=0.0)
+    assert torch.equal(few.sample(2, noise=x_t), few.sample(2, noise=x_t, sampler=DDIM(steps=5)))
+    assert not torch.equal(few.sample(2, noise=x_t), few.sample(2, noise=x_t, sampler=DDIM(steps=4)))
+    for options in ({}, {"sampling_timesteps": 20}):
+        assert GaussianDiffusion(network, image_size=4, timesteps=20, **options).sampler == DDPM()
+    some = GaussianDiffusion(network, image_size=4, timesteps=20, sampling_timesteps=5, ddim_sampling_eta=0.5)
+    assert some.sampler == DDIM(steps=5, eta=0.5)
 
 
 def test_a_schedule_object_and_its_name_give_the_same_process():
