@@ -6,7 +6,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # Everything stays in this folder unless your own settings say otherwise.
-export PREFECT_HOME ?= $(CURDIR)/.prefect
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
 export DO_NOT_TRACK ?= 1
 export DVC_NO_ANALYTICS ?= 1

@@ -14,8 +14,10 @@ _defaults = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
-if "PREFECT_API_URL" not in os.environ:
-    # The runs of a machine without a server of its own are kept in the project's folder.
-    _defaults["PREFECT_HOME"] = str(Path(".prefect").absolute())
 for _name, _value in _defaults.items():
     os.environ.setdefault(_name, _value)
+
+_users = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
+if not any(os.environ.get(name) for name in _users) and not Path("~/.prefect/profiles.toml").expanduser().exists():
+    # Without settings of the user's own, the runs are kept in the project's folder.
+    os.environ["PREFECT_HOME"] = str(Path(".prefect").absolute())

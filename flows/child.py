@@ -4,11 +4,13 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO
+from types import FrameType
+from typing import IO, Any
 
 import psutil
 
@@ -29,7 +31,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
     """
     process: subprocess.Popen[bytes] | None = None
     try:
-        with _signals_held():
+        with signals_held():
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -56,7 +58,55 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
             _pipe(process).close()
 
 
-def stop_group(process: subprocess.Popen[bytes], seconds: float) -> None:
+@contextmanager
+def started(command: Sequence[str], seconds: float, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `command` for the block at the head of a group, of which nobody is left afterwards.
+
+    Args:
+        command: program and arguments.
+        seconds: how long the group has after TERM.
+        options: more arguments of `Popen`.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with signals_held():
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        yield process
+    finally:
+        if process is not None:
+            with signals_held():
+                _stop_group(process, seconds)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back TERM and Ctrl-C until the block has ended.
+
+    So no process is started without its owner knowing of it, and whoever presses Ctrl-C twice breaks off no stopping.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signals reach the main thread alone.
+        yield
+        return
+    held: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in held:
+            signal.raise_signal(number)
+
+
+def leave(number: int, _: FrameType | None) -> None:
+    """Leave on a signal as a shell would count it, so that whatever was started is stopped on the way."""
+    sys.exit(128 + number)
+
+
+def _stop_group(process: subprocess.Popen[bytes], seconds: float) -> None:
     """End all of the group that `process` leads or led: by TERM, and whoever is left after `seconds` by KILL."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -98,20 +148,3 @@ def _output(process: subprocess.Popen[bytes], deadline: float = float("inf")) ->
 def _pipe(process: subprocess.Popen[bytes]) -> IO[bytes]:
     assert process.stdout is not None
     return process.stdout
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold back TERM for the block, so that no process is started without its owner knowing of it."""
-    if threading.current_thread() is not threading.main_thread():
-        # Signals reach the main thread alone.
-        yield
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for number in held:
-            os.kill(os.getpid(), number)

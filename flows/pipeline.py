@@ -5,13 +5,15 @@
 
 import signal
 import sys
-from types import FrameType
 
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
+from flows.child import leave
 from flows.tasks import StageFailed, evaluate, ingest, prepare, promote, publish, reference, sample, train
+from flows.user_server import NoServer, user_server
 
 
 @flow(name="pipeline", persist_result=False)
@@ -39,8 +41,16 @@ def main() -> None:
     """Run the flow once: exit code 2 for a mistake of the user's, 1 for any other failure of a stage."""
     signal.signal(signal.SIGTERM, leave)
     try:
-        _start_server()
-        pipeline()
+        page = user_server()
+        # Prefect would derive its links, which are logged, from the address of the API with its password. Its default
+        # about temporary servers lies in its default profile, which a user's own profile replaces.
+        with temporary_settings({PREFECT_UI_URL: page}, set_defaults={PREFECT_SERVER_EPHEMERAL_ENABLED: True}):
+            if page is None:
+                _start_server()
+            pipeline()
+    except NoServer as trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
     except StageFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(2 if failure.is_mistake else 1)
@@ -48,16 +58,19 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def leave(number: int, _: FrameType | None) -> None:
-    """Leave on a signal as a shell would count it, so that whatever was started is stopped on the way."""
-    sys.exit(128 + number)
-
-
 def _start_server() -> None:
-    """Start the temporary server, if one is needed, deaf to Ctrl-C.
+    """Start the temporary server, deaf to Ctrl-C.
 
     A terminal sends Ctrl-C to all of its processes, and the flow needs the server to report how it ended.
+
+    Raises:
+        NoServer: the user's settings forbid it.
     """
+    if not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
+        raise NoServer(
+            "Prefect's settings name no server and forbid a temporary one: set PREFECT_API_URL, or"
+            " PREFECT_SERVER_EPHEMERAL_ENABLED to true"
+        )
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with get_client(sync_client=True):

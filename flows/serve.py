@@ -1,6 +1,7 @@
 """One machine's schedule, until it is stopped: Prefect's server, MLflow's pages, and the process that runs the nights.
 
-`python -m flows.serve` starts the three, watches them, and on Ctrl-C or TERM ends them and nothing else.
+`python -m flows.serve` starts the three, watches them, and on Ctrl-C or TERM ends them and nothing else. A server that
+the user's own settings name is used instead of one of ours.
 """
 
 import os
@@ -10,15 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
-from flows.child import GRACE_SECONDS, stop_group
+from flows.child import GRACE_SECONDS, leave, signals_held, started
 
 LOGS = Path(".cache")
 HOST = "127.0.0.1"
@@ -32,19 +32,21 @@ class CannotServe(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A server to be started. It ends with exit code 0 where it turns out that nobody needs it.
+    """A server to be started.
 
     Attributes:
         name: for people, and of the log file.
         module: what Python runs, with its arguments.
         port: where it listens.
         health: the path that answers when it is ready.
+        is_optional: it ends with exit code 0 instead of becoming ready where it turns out that nobody needs it.
     """
 
     name: str
     module: Sequence[str]
     port: int
     health: str
+    is_optional: bool = False
 
     @property
     def page(self) -> str:
@@ -53,13 +55,15 @@ class Server:
 
 
 PREFECT = Server("prefect", ("prefect", "server", "start", "--host", HOST, "--port", "4200"), 4200, "/api/health")
-MLFLOW = Server("mlflow", ("diffusion_core.registry.server", HOST, "5000"), 5000, "/health")
+MLFLOW = Server("mlflow", ("diffusion_core.registry.server", HOST, "5000"), 5000, "/health", is_optional=True)
 SCHEDULE = ("flows.schedule",)
 
 
 @contextmanager
-def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+def running(server: Server) -> Iterator[subprocess.Popen[bytes] | None]:
     """Run a server for the block; it answers when the block begins, and is gone with all its children afterwards.
+
+    The block is given None instead of a process if nobody needs this server.
 
     Raises:
         CannotServe: its port is taken, or it does not start; the message names its log.
@@ -72,39 +76,27 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes]]:
             raise CannotServe(f"port {server.port} for {server.name} is taken: stop what listens there") from None
     LOGS.mkdir(exist_ok=True)
     log = LOGS / f"{server.name}-server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *server.module],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_ready(server, process, log)
-        yield process
-    finally:
-        stop_group(process, STOP_SECONDS)
+    command = [sys.executable, "-m", *server.module]
+    with (
+        log.open("wb") as output,
+        started(command, STOP_SECONDS, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        yield process if _becomes_ready(server, process, log) else None
 
 
 @contextmanager
-def scheduling() -> Iterator[subprocess.Popen[bytes]]:
+def scheduling(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run the schedule for the block; a flow run that is on its way when the block ends is stopped in good order."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *SCHEDULE],
-        env={**os.environ, "PREFECT_API_URL": PREFECT.page + "/api"},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        _stop_flow_runs(process)
-        # Prefect's runner leaves in good order on INT and not on TERM.
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        stop_group(process, STOP_SECONDS)
+    with started([sys.executable, "-m", *SCHEDULE], STOP_SECONDS, env=environment) as process:
+        try:
+            yield process
+        finally:
+            with signals_held():
+                _stop_flow_runs(process)
+                # Prefect's runner leaves in good order on INT and not on TERM.
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
 
 
 def _stop_flow_runs(runner: subprocess.Popen[bytes]) -> None:
@@ -117,25 +109,43 @@ def _stop_flow_runs(runner: subprocess.Popen[bytes]) -> None:
 
 
 def watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait until one of the processes ends with another exit code than 0.
+    """Wait until one of the processes ends.
 
     Raises:
         CannotServe: always; it names the process.
     """
     while True:
         for name, process in processes.items():
-            if process.poll():
+            if process.poll() is not None:
                 raise CannotServe(f"the {name} ended with exit code {process.returncode}")
         time.sleep(1.0)
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def user_page() -> str | None:
+    """Return where the pages of the user's own Prefect server are, or None if the user's settings name no server.
+
+    A child looks, because Prefect refuses to be imported when it cannot read its settings.
+
+    Raises:
+        CannotServe: the server does not answer, or the settings cannot be read.
+    """
+    command = [sys.executable, "-m", "flows.user_server"]
+    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if child.returncode == 2:
+        raise CannotServe(child.stderr.splitlines()[-1].removeprefix("error: "))
+    if child.returncode:
+        raise CannotServe("Prefect cannot read its settings: mend what `prefect config view` complains of")
+    return child.stdout or None
+
+
+def _becomes_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the server answers; False if nobody needs it."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         code = process.poll()
-        if code == 0:
-            print(f"{server.name}: {log.read_text(errors='replace').strip()}")
-            return
+        if code == 0 and server.is_optional:
+            print(f"{server.name}: {log.read_text(errors='replace').strip()}", flush=True)
+            return False
         if code is not None:
             raise CannotServe(f"the {server.name} server ended with exit code {code}: {log} says why")
         try:
@@ -143,30 +153,37 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes], log: Pat
         except OSError:
             time.sleep(0.2)
         else:
-            print(f"{server.name}: {server.page}")
-            return
+            print(f"{server.name}: {server.page}", flush=True)
+            return True
     raise CannotServe(f"the {server.name} server did not answer within {START_SECONDS:.0f} seconds: {log} says why")
 
 
 def main() -> None:
     """Serve until Ctrl-C or TERM; exit code 2 if something cannot be started or ends by itself."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     try:
         with ExitStack() as running_now:
-            processes = {
-                f"{server.name} server": running_now.enter_context(running(server)) for server in (PREFECT, MLFLOW)
-            }
-            processes["schedule"] = running_now.enter_context(scheduling())
+            page = user_page()
+            if page is None:
+                servers = [PREFECT, MLFLOW]
+                environment = {**os.environ, "PREFECT_API_URL": PREFECT.page + "/api"}
+            else:
+                print(f"prefect: {page}", flush=True)
+                servers = [MLFLOW]
+                # Prefect derives its links, which are logged, from the address of the API with its password.
+                environment = {**os.environ, "PREFECT_UI_URL": page}
+            processes = {}
+            for server in servers:
+                process = running_now.enter_context(running(server))
+                if process is not None:
+                    processes[f"{server.name} server"] = process
+            processes["schedule"] = running_now.enter_context(scheduling(environment))
             watch(processes)
     except CannotServe as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

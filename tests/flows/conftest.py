@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import make_url
 
@@ -21,14 +21,19 @@ def prefect_server():
 
 
 @pytest.fixture
+def users_prefect(prefect_server):
+    """Variables of a user who has a Prefect server at an address with a password in it."""
+    return os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value().replace("//", "//somebody:secret@")}
+
+
+@pytest.fixture
 def server_variables(prefect_server, tmp_path):
     """Variables for a second Prefect server: a copy of the database, whose migration takes long."""
     database = make_url(PREFECT_API_DATABASE_CONNECTION_URL.value())
     copy = tmp_path / "prefect.db"
     with closing(sqlite3.connect(database.database)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
-    others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-    return others | {
+    return os.environ | {
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{copy}",
         "PREFECT_HOME": str(tmp_path / ".prefect"),
     }

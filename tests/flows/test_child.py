@@ -119,6 +119,34 @@ def test_without_a_group_term_would_leave_one(tmp_path):
     os.kill(left, signal.SIGKILL)
 
 
+# Its first process is started in the very moment in which it is asked to leave.
+ASKED_TO_LEAVE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from flows.child import run_child, started
+def leave(*_):
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, leave)
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        Path(f"{self.pid}.pid").touch()
+        os.kill(os.getpid(), signal.NUMBER)
+subprocess.Popen = Popen
+command = [sys.executable, "-c", "import time; time.sleep(60)"]
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("start", ["run_child(command, dict(os.environ), print)", "with started(command, 1): pass"])
+def test_who_is_asked_to_leave_while_starting_a_process_leaves_none(tmp_path, start, number):
+    program = ASKED_TO_LEAVE.replace("NUMBER", number) + start
+    code = subprocess.run(python(program), cwd=tmp_path, stderr=subprocess.DEVNULL, check=False).returncode
+    assert code in (143, -signal.SIGINT)
+    (pid,) = members(tmp_path)
+    assert not alive(pid)
+
+
 STUBBORN = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))

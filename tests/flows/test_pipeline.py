@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -130,6 +131,13 @@ def test_the_command_ends_with_code_2_and_the_sentence(project):
     assert "Traceback" not in output
 
 
+def test_no_line_of_a_run_shows_the_password_of_the_users_server(project, users_prefect):
+    (project / "on_ingest.py").write_text("raise SystemExit(2)")
+    output = start_flow(users_prefect).communicate()[0]
+    assert "/runs/flow-run/" in output
+    assert "secret" not in output
+
+
 def test_another_dvc_command_at_work_is_told(project):
     (project / "on_ingest.py").write_text("import time; open('busy', 'w').close(); time.sleep(60)")
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "ingest"], start_new_session=True)
@@ -190,6 +198,34 @@ def test_ctrl_c_in_a_terminal_reaches_the_temporary_server_too_and_the_run_is_re
     assert "Finished in state Crashed" in output
     assert "Traceback" not in output
     assert time.monotonic() - begin < 60
+
+
+@pytest.fixture
+def profile(project, server_variables):
+    """Write the only profile of a user without a Prefect server, and return the user's variables."""
+
+    def write(line):
+        folder = Path(server_variables["PREFECT_HOME"])
+        folder.mkdir()
+        (folder / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\n{line}\n')
+        return server_variables
+
+    return write
+
+
+def test_a_profile_that_names_no_server_does_with_a_temporary_one(project, profile):
+    (project / "on_ingest.py").write_text("import sys; sys.exit(print('error: no images: add some'))")
+    output = start_flow(profile('PREFECT_LOGGING_COLORS = "false"')).communicate()[0]
+    assert "Starting temporary server" in output
+    assert "Traceback" not in output
+
+
+def test_a_user_who_wants_no_temporary_server_is_told_to_name_one(profile):
+    process = start_flow(profile('PREFECT_SERVER_EPHEMERAL_ENABLED = "false"'))
+    (line,) = process.communicate()[0].splitlines()
+    assert process.returncode == 2
+    assert line.startswith("error: ")
+    assert "PREFECT_API_URL" in line
 
 
 def test_flows_load_neither_torch_nor_mlflow():

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import socket
@@ -6,12 +7,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 
 import psutil
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
 
-from flows.serve import CannotServe, Server, running, watch
+from flows.serve import MLFLOW, PREFECT, CannotServe, Server, running, watch
 from tests.flows.repository import CHECKOUT
 from tests.registry.projects import new_environment
 
@@ -65,22 +69,36 @@ def test_a_server_that_does_not_start_is_told_with_its_log(tmp_path, monkeypatch
     assert "no such database" in (tmp_path / log).read_text()
 
 
+def idle(folder):
+    """A server that has nothing to do."""
+    (folder / "idle.py").write_text("print('the pages are elsewhere')")
+    return Server("idle", ("idle",), free_port(), "/")
+
+
 def test_a_server_that_nobody_needs_is_no_trouble(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "idle.py").write_text("print('the pages are elsewhere')")
-    with running(Server("idle", ("idle",), free_port(), "/")):
-        assert "the pages are elsewhere" in capsys.readouterr().out
+    with running(replace(idle(tmp_path), is_optional=True)) as process:
+        assert process is None
+        assert capsys.readouterr().out == "idle: the pages are elsewhere\n"
 
 
-def test_a_process_that_dies_is_noticed():
+def test_only_mlflows_pages_may_turn_out_to_be_needed_by_nobody(tmp_path, monkeypatch):
+    assert [server.name for server in (PREFECT, MLFLOW) if server.is_optional] == ["mlflow"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CannotServe, match="the idle server ended with exit code 0"), running(idle(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_process_that_ends_is_noticed(code):
     with ExitStack() as processes:
         lasting, dying = (
-            processes.enter_context(subprocess.Popen([sys.executable, "-c", code]))
-            for code in ("import time; time.sleep(60)", "raise SystemExit(3)")
+            processes.enter_context(subprocess.Popen([sys.executable, "-c", program]))
+            for program in ("import time; time.sleep(10); raise SystemExit(9)", f"raise SystemExit({code})")
         )
-        with pytest.raises(CannotServe, match="the dying ended with exit code 3"):
+        processes.callback(lasting.kill)
+        with pytest.raises(CannotServe, match=f"the dying ended with exit code {code}"):
             watch({"lasting": lasting, "dying": dying})
-        lasting.kill()
 
 
 # `make serve` on other ports, so that a machine that serves already can run this test.
@@ -98,23 +116,39 @@ serve.main()
 """
 
 
-def test_one_machine_serves_both_pages_and_the_nightly_run_until_term(tmp_path, monkeypatch, server_variables):
-    monkeypatch.chdir(tmp_path)
-    environment = new_environment(tmp_path)
-    (tmp_path / "prefect.yaml").symlink_to(CHECKOUT / "prefect.yaml")
-    (tmp_path / "flows").symlink_to(CHECKOUT / "flows")
-    ports = [free_port(), free_port()]
-    variables = server_variables | {"DIFFUSION_TRACKING_URI": environment.tracking_uri}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *map(str, ports)], env=variables, stdout=log, stderr=log
-        )
+@contextmanager
+def served(folder, ports, variables):
+    """Serve in a folder for the block, which begins when the schedule works; yield the process and its output so far.
+
+    Whatever it has started must be gone when it ends.
+    """
+    (folder / "prefect.yaml").symlink_to(CHECKOUT / "prefect.yaml")
+    (folder / "flows").symlink_to(CHECKOUT / "flows")
+    command = [sys.executable, "-c", SERVE, *map(str, ports)]
+    variables = {name: value for name, value in variables.items() if name != "PYTHONUNBUFFERED"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+    family = []
     try:
         deadline = time.monotonic() + 120
-        while "polling for scheduled runs" not in (tmp_path / "log").read_text():
-            assert process.poll() is None, (tmp_path / "log").read_text()
+        while "polling for scheduled runs" not in (output := (folder / "log").read_text()):
+            assert process.poll() is None, output
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield process, output
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_one_machine_serves_both_pages_and_the_nightly_run_until_term(tmp_path, server_variables):
+    new_environment(tmp_path)
+    ports = [free_port(), free_port()]
+    variables = server_variables | {"DIFFUSION_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    with served(tmp_path, ports, variables) as (process, output):
+        assert output.startswith(f"prefect: http://127.0.0.1:{ports[0]}\nmlflow: http://127.0.0.1:{ports[1]}\n")
         request = urllib.request.Request(
             f"http://127.0.0.1:{ports[0]}/api/deployments/name/pipeline/nightly", headers={"Accept": "application/json"}
         )
@@ -126,8 +160,97 @@ def test_one_machine_serves_both_pages_and_the_nightly_run_until_term(tmp_path, 
         )
         with urllib.request.urlopen(search) as answer:
             assert json.load(answer)["experiments"][0]["name"] == "Default"
-        family = psutil.Process(process.pid).children(recursive=True)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_servers_that_the_user_has_are_used_and_none_is_started(tmp_path, users_prefect):
+    ports = [free_port(), free_port()]
+    variables = users_prefect | {"DIFFUSION_TRACKING_URI": "http://somebody:secret@127.0.0.1:9"}
+    with served(tmp_path, ports, variables) as (process, output):
+        assert output.startswith(f"prefect: {PREFECT_API_URL.value().removesuffix('/api')}\nmlflow: ")
+        assert "secret" not in output
+        (schedule,) = psutil.Process(process.pid).children()
+        # A schedule that ends by itself, and in good order, leaves nothing to serve.
+        schedule.send_signal(signal.SIGINT)
+        process.wait(30)
+    with get_client(sync_client=True) as client:
+        client.delete_deployment(client.read_deployment_by_name("pipeline/nightly").id)
+    assert process.returncode == 2
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "error: the schedule ended with exit code 0"
+
+
+# Stand-ins for all three.
+SERVE_STAND_INS = """
+import sys
+from flows import serve
+
+serve.STOP_SECONDS = 3.0
+serve.PREFECT = serve.Server("prefect", ("listener", sys.argv[1]), int(sys.argv[1]), "/")
+serve.MLFLOW = serve.Server("mlflow", ("listener", sys.argv[2]), int(sys.argv[2]), "/")
+serve.SCHEDULE = ("schedule",)
+serve.main()
+"""
+
+STUBBORN = """
+import signal, time
+from pathlib import Path
+for name in ("SIGINT", "SIGTERM"):
+    signal.signal(getattr(signal, name), lambda number, _: Path(signal.Signals(number).name).touch())
+Path("ready").touch()
+while True:
+    time.sleep(1)
+"""
+
+ORDERLY = """
+import time
+from pathlib import Path
+Path("ready").touch()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    Path("SIGINT").touch()
+    time.sleep(1)
+    Path("in good order").touch()
+"""
+
+
+def press_ctrl_c(folder, schedule, moments):
+    """Serve that schedule, press Ctrl-C when it has written each of these files, and return who is left."""
+    (folder / "listener.py").write_text(LISTENER)
+    (folder / "schedule.py").write_text(schedule)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE_STAND_INS, str(free_port()), str(free_port())],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    family = []
+    try:
+        for moment in moments:
+            deadline = time.monotonic() + 30
+            while not (folder / moment).exists():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            family = family or psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGINT)
+        process.wait(60)
+        left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
     finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
-    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        for each in [process, *family]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    assert len(family) == 5
+    assert process.returncode == 128 + signal.SIGINT
+    assert process.communicate()[1] == ""
+    return left
+
+
+def test_who_presses_ctrl_c_again_and_again_leaves_nobody(tmp_path):
+    assert press_ctrl_c(tmp_path, STUBBORN, ["ready", "SIGINT", "SIGTERM"]) == []
+
+
+def test_who_presses_ctrl_c_twice_lets_the_schedule_end_in_good_order(tmp_path):
+    press_ctrl_c(tmp_path, ORDERLY, ["ready", "SIGINT"])
+    assert (tmp_path / "in good order").exists()

@@ -1,0 +1,68 @@
+"""The Prefect server that the user's own settings name: `python -m flows.user_server` prints where its pages are.
+
+It prints nothing if they name none. The settings are Prefect's: variables, `.env`, `prefect.toml` or a profile.
+"""
+
+import re
+import sys
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
+from prefect.settings import (
+    PREFECT_API_REQUEST_TIMEOUT,
+    PREFECT_CLIENT_MAX_RETRIES,
+    get_current_settings,
+    temporary_settings,
+)
+
+SECONDS_TO_ANSWER = 5
+
+
+class NoServer(Exception):
+    """Why there is no server to work with, in one sentence."""
+
+
+def user_server() -> str | None:
+    """Return the address of its pages, without user and password, or None if the settings name no server.
+
+    Raises:
+        NoServer: it does not answer, or not as a Prefect server that lets us in.
+    """
+    settings = get_current_settings()
+    if not settings.api.url:
+        return None
+    try:
+        # Prefect's client asks again and again for minutes.
+        with (
+            temporary_settings({PREFECT_API_REQUEST_TIMEOUT: SECONDS_TO_ANSWER, PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True) as client,
+        ):
+            client.read_flows(limit=1)
+    except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError) as error:
+        raise NoServer(
+            f"the Prefect server at {_shown(settings.api.url)} cannot be used ({_reason(error)}): start it, or change"
+            " PREFECT_API_URL, which `prefect config view` shows"
+        ) from None
+    return _shown(settings.ui_url or settings.api.url)
+
+
+def _shown(url: str) -> str:
+    return re.sub(r"^([a-z]+://)?.*@", r"\1", url.rstrip("/").removesuffix("/api"), flags=re.DOTALL | re.IGNORECASE)
+
+
+def _reason(error: Exception) -> str:
+    """Say what happened, in words that hold nothing of the address."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answers {error.response.status_code}"
+    if isinstance(error, httpx.ConnectError):
+        return str(error)
+    return type(error).__name__
+
+
+if __name__ == "__main__":
+    try:
+        print(user_server() or "", end="")
+    except NoServer as trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
