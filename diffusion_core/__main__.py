@@ -22,7 +22,7 @@ class Stage(BaseModel):
     def cli_cmd(self) -> None:
         """Run it with the sections of params.yaml that its function asks for."""
         # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
-        from diffusion_core.settings import load_settings
+        from diffusion_core.params import load_settings
 
         settings = load_settings()
         run: Callable[..., None] = import_module(f"diffusion_core.stages.{type(self).__name__.lower()}").run

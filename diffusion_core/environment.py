@@ -23,7 +23,9 @@ class Environment(BaseSettings):
     tracking_uri: SecretStr | None = Field(
         default=None, description="may hold a password; else MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    tracking_page: str = Field(default="http://127.0.0.1:5000", description="where people open MLflow's pages")
+    tracking_page: str | None = Field(
+        default=None, description="where people open MLflow's pages, if not on the server"
+    )
     experiment: str = "diffusion"
     registered_model: str = "diffusion"
 

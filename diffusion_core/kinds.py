@@ -15,7 +15,7 @@ class Kind:
     """Base of every choice: a frozen dataclass whose field `kind` is the name it is chosen by."""
 
     # pydantic reads this when params.yaml is checked; the library itself does without pydantic.
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @cache

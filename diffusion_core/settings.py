@@ -1,12 +1,10 @@
 """params.yaml as types: everything that changes results, one section a stage, and nothing else.
 
 The file is checked as a whole before any stage starts, so that a slip in the last section is told at once and
-not after the training. It is read by the rules of YAML 1.2, as DVC reads it, and no value is bent into another type.
+not after the training.
 """
 
-import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import (
@@ -16,25 +14,22 @@ from pydantic import (
     GetCoreSchemaHandler,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import CoreSchema
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from diffusion_core.data.sources import Source
-from diffusion_core.errors import UserError
 from diffusion_core.kinds import kinds
+from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import COUNTS, Metric, every_metric
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.process.tables import Tables
 from diffusion_core.process.weightings import Weighting
 from diffusion_core.samplers import Sampler
 
-PARAMS_FILE = Path("params.yaml")
-
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+# What NumPy and PyTorch both take.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class OneOf:
@@ -65,7 +60,7 @@ class PrepareSettings(Section):
 
     image_size: PositiveInt
     color: Literal["grayscale", "rgb"]
-    validation_fraction: Fraction = 0.1
+    validation_fraction: float = Field(0.1, gt=0.0, lt=1.0)
 
     @property
     def channels(self) -> int:
@@ -75,7 +70,7 @@ class PrepareSettings(Section):
 class ReferenceSettings(Section):
     """The feature extractor that evaluation looks through, and how it is trained."""
 
-    seed: int = 0
+    seed: Seed = 0
     features: PositiveInt = 64
     images: PositiveInt = Field(description="training budget, in images")
     batch_size: PositiveInt = 128
@@ -124,7 +119,7 @@ class ProcessSettings(Section):
 class TrainSettings(Section):
     """The training run; amounts of training are counted in images, so that they hold for any batch size."""
 
-    seed: int = 0
+    seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")
     batch_size: PositiveInt = 64
     accumulate: PositiveInt = Field(1, description="micro-batches a step; divides batch_size")
@@ -150,8 +145,8 @@ class TrainSettings(Section):
 class SampleSettings(Section):
     """Which images are drawn from the trained model."""
 
-    count: PositiveInt = 1000
-    seed: int = 0
+    count: int = Field(1000, ge=2)
+    seed: Seed = 0
     sampler: Annotated[Sampler, OneOf("diffusion_core.samplers")]
     guidance_scale: PositiveFloat = 1.0
 
@@ -159,11 +154,17 @@ class SampleSettings(Section):
 class EvaluateSettings(Section):
     """How the samples are measured."""
 
-    seed: int = 0
+    seed: Seed = 0
     half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
     metrics: tuple[Annotated[Metric, OneOf("diffusion_core.metrics.figures")], ...] = Field(
         default_factory=every_metric, min_length=1
     )
+
+    @model_validator(mode="after")
+    def _no_figure_is_measured_twice(self) -> Self:
+        if double := sorted({name for name in self.figures if self.figures.count(name) > 1}):
+            raise ValueError(f"metrics gives {', '.join(double)} more than once: leave one of the two out")
+        return self
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -211,6 +212,10 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Self:
+        if self.prepare.image_size < SMALLEST_IMAGE:
+            raise ValueError(
+                f"prepare.image_size is {self.prepare.image_size}; evaluation needs at least {SMALLEST_IMAGE}"
+            )
         downsampling = 2 ** (len(self.train.network.dim_mults) - 1)
         if self.prepare.image_size % downsampling:
             raise ValueError(
@@ -223,6 +228,10 @@ class Settings(Section):
                 f"sample.sampler.steps is {steps}; it must be at most train.process.timesteps,"
                 f" which is {self.train.process.timesteps}"
             )
+        if self.sample.guidance_scale != 1.0 and not self.train.network.class_conditional:
+            raise ValueError("sample.guidance_scale must be 1.0 where train.network.class_conditional is false")
+        if self.sample.guidance_scale != 1.0 and self.train.network.cond_drop_prob == 0.0:
+            raise ValueError("sample.guidance_scale must be 1.0 where train.network.cond_drop_prob is 0.0")
         _check_figures("promote.limits", self.promote.limits, self.evaluate.figures)
         _check_figures("promote.champion", self.promote.champion, self.evaluate.figures)
         return self
@@ -232,55 +241,3 @@ def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> 
     for name in names:
         if name not in figures:
             raise ValueError(f"{key} names {name}, which evaluate.metrics does not measure: use {', '.join(figures)}")
-
-
-def load_settings(file: Path = PARAMS_FILE) -> Settings:
-    """Read and check params.yaml.
-
-    Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
-    """
-    try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: run the command from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file} has no sections: restore it, or write {', '.join(Settings.model_fields)}")
-    try:
-        # By way of JSON, where strictness still takes a list for a tuple and a mapping for a choice.
-        return Settings.model_validate_json(json.dumps(content, default=str), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{file}: {_sentence(error, content)}") from None
-
-
-def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
-    """Say each problem of a validation in half a sentence that begins with the key."""
-    sentences = []
-    for problem in error.errors(include_url=False):
-        key = _key(problem["loc"], content)
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentence = f"unknown key {key}: remove it or correct its spelling"
-        elif problem["type"] == "missing":
-            sentence = f"{key} is missing: add it"
-        elif problem["type"] == "value_error":
-            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}"
-        else:
-            sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-        sentences.append(sentence)
-    return "; ".join(sentences)
-
-
-def _key(location: Sequence[str | int], content: Any) -> str:
-    """Return a location as people write it; pydantic puts the `kind` of a choice in front of the choice's own keys."""
-    parts = []
-    for part in location:
-        if isinstance(content, dict) and part not in content and content.get("kind") == part:
-            continue
-        parts.append(str(part))
-        try:
-            content = content[part]
-        except (KeyError, IndexError, TypeError):
-            content = None
-    return ".".join(parts)

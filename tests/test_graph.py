@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from diffusion_core.__main__ import CommandLine
-from diffusion_core.settings import Settings, load_settings
+from diffusion_core.params import load_settings
+from diffusion_core.settings import Settings
 from diffusion_core.stages import paths
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]

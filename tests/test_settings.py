@@ -7,13 +7,15 @@ import yaml
 from diffusion_core.environment import Environment, load_environment
 from diffusion_core.errors import UserError
 from diffusion_core.kinds import kinds
-from diffusion_core.settings import load_settings
+from diffusion_core.params import load_settings
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
 
 
 def changed(tmp_path, key, value):
     content = copy.deepcopy(PARAMS)
+    if key.startswith("train.network.c"):
+        content["sample"]["guidance_scale"] = 2.0
     place = content
     *parents, last = key.split(".")
     for part in parents:
@@ -42,6 +44,17 @@ def changed(tmp_path, key, value):
         ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.step:"),
         ("evaluate.metrics", [{"kind": "kernel", "size": 9}], "unknown key evaluate.metrics.0.size:"),
         ("evaluate.metrics", [], "evaluate.metrics is "),
+        ("evaluate.metrics", [{"kind": "kernel"}, {"kind": "kernel", "seed": 1}], "evaluate: metrics gives kernel"),
+        ("evaluate.seed", -1, "evaluate.seed is -1"),
+        ("reference.seed", 2**63, "reference.seed is 9223372036854775808"),
+        ("sample.count", 1, "sample.count is 1"),
+        ("prepare.validation_fraction", 0.0, "prepare.validation_fraction is 0.0"),
+        ("prepare.image_size", 4, "prepare.image_size is 4"),
+        ("train.network.class_conditional", False, "guidance_scale must be 1.0 where train.network.class_conditional"),
+        ("train.network.cond_drop_prob", 0.0, "guidance_scale must be 1.0 where train.network.cond_drop_prob is 0.0"),
+        ("train.process.weighting", {"kind": "min_snr", "gamma": float("inf")}, "train.process.weighting.gamma is inf"),
+        ("train.process.beta_schedule", {"kind": "sigmoid", "start": -4.0, "tau": 0.1}, "beta_schedule begins with 0"),
+        ("train.2026-11-24", 1, "unknown key train.2026-11-24"),
         ("train.images", True, "train.images is True"),
         ("train.images", "32000", "train.images is '32000'"),
         ("train.images", 32000.0, "train.images is 32000.0"),

@@ -30,10 +30,13 @@ class Tables:
         """Derive all tables from the betas.
 
         Raises:
-            ValueError: a beta lies outside [0, 1) and the process would divide by zero.
+            ValueError: a beta lies outside [0, 1), or the first is 0, and the process would divide by zero.
         """
-        if not bool(((betas >= 0.0) & (betas < 1.0)).all()):
-            raise ValueError(f"beta_schedule reaches {float(betas.max()):.4g}; every beta must lie in [0, 1)")
+        if not bool(((betas >= 0.0) & (betas < 1.0)).all() and betas[0] > 0.0):
+            raise ValueError(
+                f"beta_schedule begins with {float(betas[0]):.4g} and has betas from {float(betas.min()):.4g} to"
+                f" {float(betas.max()):.4g}; each must lie in [0, 1) and the first above 0: change its options"
+            )
         alphas = 1.0 - betas
         alpha_bar = torch.cumprod(alphas, dim=0)
         previous = F.pad(alpha_bar[:-1], (1, 0), value=1.0)

@@ -17,12 +17,15 @@ from urllib.request import urlopen
 import mlflow
 import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
+ARTIFACTS = "mlartifacts"
+DEFAULT_STORE = Path("mlflow.db")
+LOCAL_PAGES = "http://127.0.0.1:5000"
 SECONDS_TO_ANSWER = 5
 
 SERVER_ERRORS = 500
@@ -35,7 +38,8 @@ VARIABLES = "DIFFUSION_TRACKING_URI (or MLFLOW_TRACKING_URI)"
 def tracking_uri(environment: Environment) -> str:
     """Return where runs are tracked: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
-    return own or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    # MLflow keeps stores by their address, so that a relative one would mean the folder where it was used first.
+    return own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
 
 
 def without_userinfo(uri: str) -> str:
@@ -114,13 +118,14 @@ def experiment_id(client: MlflowClient, environment: Environment) -> str:
     """Return the id of the environment's experiment, which is created the first time.
 
     Raises:
-        UserError: the experiment was deleted.
+        UserError: the experiment was deleted, or it was made in another folder and would keep its artifacts there.
     """
     experiment = client.get_experiment_by_name(environment.experiment)
     if experiment is None:
         uri = tracking_uri(environment)
         location = None if is_server(uri) else artifact_folder(uri).as_uri()
         return client.create_experiment(environment.experiment, artifact_location=location)
+    _check_artifacts(experiment, tracking_uri(environment))
     if experiment.lifecycle_stage != "active":
         raise UserError(
             f"the experiment {environment.experiment} was deleted in MLflow: restore it with"
@@ -129,16 +134,29 @@ def experiment_id(client: MlflowClient, environment: Environment) -> str:
     return experiment.experiment_id
 
 
+def _check_artifacts(experiment: Experiment, uri: str) -> None:
+    """Refuse a database that was moved or copied: MLflow has written down where its artifacts lie."""
+    if is_server(uri) or not experiment.artifact_location.endswith(f"/{ARTIFACTS}"):
+        return
+    if experiment.artifact_location != artifact_folder(uri).as_uri():
+        raise UserError(
+            f"the experiment {experiment.name} keeps its artifacts in {experiment.artifact_location}, and its database"
+            f" lies elsewhere now ({without_userinfo(uri)}): move it back, or set DIFFUSION_EXPERIMENT to another name"
+        )
+
+
 def artifact_folder(uri: str) -> Path:
     """Return where the artifacts of a database lie: `mlartifacts`, beside an SQLite file or else in this folder."""
     url = sqlalchemy.make_url(uri)
     folder = Path(url.database).parent if url.get_backend_name() == "sqlite" and url.database else Path()
-    return folder.absolute() / "mlartifacts"
+    return folder.absolute() / ARTIFACTS
 
 
 def run_page(environment: Environment, experiment: str, run: str) -> str:
-    """Return the address of a run's page."""
-    return f"{environment.tracking_page.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    """Return the address of a run's page: on the tracking server, or on this machine's pages of a database."""
+    uri = tracking_uri(environment)
+    pages = environment.tracking_page or (without_userinfo(uri) if is_server(uri) else LOCAL_PAGES)
+    return f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
 
 
 def _use_credentials(uri: str) -> None:

@@ -4,25 +4,30 @@
 model for another's: not when a stage is run by hand, nor when an output is restored without the others.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic import BaseModel
 
 from diffusion_core.record import Record
-from diffusion_core.registry.provenance import json_digest
+from diffusion_core.registry.provenance import code_digest, json_digest
+
+# The code that decides what samples and figures come out; dvc.yaml has it among the dependencies of the two stages.
+SAMPLING_CODE = ("generation.py", "networks", "process", "randomness.py", "samplers")
+MEASURING_CODE = ("metrics",)
 
 
 class SamplesOrigin(Record):
-    """Which model samples were drawn from, and the section `sample` they were drawn with."""
+    """Which model samples were drawn from, and the key of how."""
 
     model_digest: str
-    sample: dict[str, Any]
+    sampling_key: str
 
 
 class FiguresOrigin(Record):
-    """Which model figures are of, and the key of their evaluation."""
+    """Which model figures are of, how its samples were drawn, and the key of their evaluation."""
 
     model_digest: str
+    sampling_key: str
     evaluation_key: str
 
 
@@ -39,12 +44,17 @@ class Evaluation:
     figures: dict[str, float]
 
 
-def evaluation_key(reference_digest: str, sample: Mapping[str, Any], evaluate: Mapping[str, Any]) -> str:
-    """Return the digest of all that figures depend on besides the model: the reference, the sampling, the measuring.
+def sampling_key(sample: BaseModel) -> str:
+    """Return the digest of all that samples depend on besides the model: the section `sample`, and the code."""
+    return json_digest([sample.model_dump(mode="json"), code_digest(*SAMPLING_CODE)])
+
+
+def evaluation_key(reference_digest: str, sampling: str, evaluate: BaseModel) -> str:
+    """Return the digest of all that figures depend on besides the model.
 
     Args:
         reference_digest: of the reference.
-        sample: the section of params.yaml, as JSON.
-        evaluate: likewise.
+        sampling: the samples' `sampling_key`.
+        evaluate: the section of params.yaml; the code that measures counts too.
     """
-    return json_digest([reference_digest, sample, evaluate])
+    return json_digest([reference_digest, sampling, evaluate.model_dump(mode="json"), code_digest(*MEASURING_CODE)])

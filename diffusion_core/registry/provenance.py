@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 from diffusion_core.errors import UserError
 
 DVC_LOCK = Path("dvc.lock")
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
         for name, value in tags.items()
         if value is not None
     }
+
+
+def code_digest(*names: str) -> str:
+    """Return the sha256 over the source files of these modules and sub-packages of this package."""
+    places = [PACKAGE / name for name in names]
+    files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+    return json_digest({file.relative_to(PACKAGE).as_posix(): file.read_text(encoding="utf-8") for file in files})
 
 
 def json_digest(content: object) -> str:

@@ -31,7 +31,6 @@ from diffusion_core.stages.paths import (
 SHOWN = 64
 SHOWN_NEAREST = 16
 NEIGHBOURS = 5
-DIGITS = 6
 
 
 def run(evaluate: EvaluateSettings, environment: Environment) -> None:
@@ -64,13 +63,13 @@ def run(evaluate: EvaluateSettings, environment: Environment) -> None:
     with replaced_files([METRICS, METRICS_ORIGIN, *(PLOTS / name for name in pictures)]) as folder:
         for name, picture in pictures.items():
             save(picture, folder / name)
-        rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in figures.items()}
-        (folder / METRICS.name).write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+        (folder / METRICS.name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         FiguresOrigin(
             model_digest=origin.model_digest,
-            evaluation_key=evaluation_key(reference.digest, origin.sample, evaluate.model_dump(mode="json")),
+            sampling_key=origin.sampling_key,
+            evaluation_key=evaluation_key(reference.digest, origin.sampling_key, evaluate),
         ).write(folder / METRICS_ORIGIN.name)
-    for name, value in rounded.items():
+    for name, value in figures.items():
         print(f"evaluate: {name} {value:g}")
 
 

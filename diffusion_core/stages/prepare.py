@@ -24,7 +24,7 @@ def run(prepare: PrepareSettings) -> None:
 
     Raises:
         UserError: there are no images, none of them decodes, or a split would be empty; `data/prepared` is then as it
-            was.
+            was (DVC, though, removes it before it calls this stage; `dvc checkout` brings it back).
     """
     files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file())
     if not files:

@@ -8,7 +8,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.evaluation import Evaluation, evaluation_key
+from diffusion_core.registry.evaluation import Evaluation, evaluation_key, sampling_key
 from diffusion_core.registry.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.registry.versions import (
     downloaded,
@@ -38,7 +38,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
     reference = Reference.load(needs(REFERENCE, "reference"), choose_device(environment))
-    key = evaluation_key(reference.digest, sample.model_dump(mode="json"), evaluate.model_dump(mode="json"))
+    key = evaluation_key(reference.digest, sampling_key(sample), evaluate)
 
     client = connect(environment)
     with answering(environment):

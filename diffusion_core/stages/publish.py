@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import answering, connect, run_page
-from diffusion_core.registry.evaluation import Evaluation, FiguresOrigin
+from diffusion_core.registry.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
 from diffusion_core.registry.provenance import flow_run_id, known_tags
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.run_info import RunInfo
@@ -21,6 +21,7 @@ from diffusion_core.stages.paths import (
     PUBLICATION,
     RUN_INFO,
     SAMPLES,
+    SAMPLES_ORIGIN,
     needs,
 )
 
@@ -63,10 +64,13 @@ def run(environment: Environment) -> None:
 
 
 def _evaluation(digest: str) -> Evaluation:
-    """Read the figures, which must be those of the model with this digest."""
+    """Read the figures, which must be those of the model with this digest and of the samples that lie there."""
     origin = FiguresOrigin.read(METRICS_ORIGIN, "evaluate")
     if origin.model_digest != digest:
         raise UserError(f"{METRICS} was measured of another model than the one in {MODELS}: run `dvc repro evaluate`")
+    samples = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
+    if (samples.model_digest, samples.sampling_key) != (origin.model_digest, origin.sampling_key):
+        raise UserError(f"{METRICS} was measured of other samples than those in {SAMPLES}: run `dvc repro evaluate`")
     try:
         figures = TypeAdapter(dict[str, float]).validate_json(needs(METRICS, "evaluate").read_bytes())
     except ValidationError:

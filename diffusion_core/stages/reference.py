@@ -13,7 +13,8 @@ def run(reference: ReferenceSettings, environment: Environment) -> None:
     """Replace `data/reference` by the extractor trained on `data/prepared` and the features of its images.
 
     Raises:
-        UserError: the dataset is missing, damaged or too small; `data/reference` is then as it was.
+        UserError: the dataset is missing, damaged or too small; `data/reference` is then as it was
+            (DVC, though, removes it before it calls this stage; `dvc checkout` brings it back).
     """
     needs(PREPARED, "prepare")
     train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")

@@ -9,7 +9,7 @@ from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, to_uint8
 from diffusion_core.pictures import grid, save
-from diffusion_core.registry.evaluation import SamplesOrigin
+from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
@@ -47,7 +47,7 @@ def run(sample: SampleSettings, environment: Environment) -> None:
         save(grid(shown, columns=10), folder / "grid.png")
         walks = _walks(model, sample, min(DENOISING_ROWS, sample.count))
         save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
-        origin = SamplesOrigin(model_digest=model_digest(MODELS), sample=sample.model_dump(mode="json"))
+        origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
 
 

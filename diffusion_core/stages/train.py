@@ -107,7 +107,13 @@ def run(train: TrainSettings, environment: Environment) -> None:
 
 
 def _options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the network and of the process."""
+    """Return the arguments of the network and of the process, which must fit the dataset."""
+    downsampling = 2 ** (len(train.network.dim_mults) - 1)
+    if dataset.info.image_size % downsampling:
+        raise UserError(
+            f"the images in {PREPARED} are of size {dataset.info.image_size}; with {len(train.network.dim_mults)}"
+            f" levels in train.network.dim_mults it must be a multiple of {downsampling}: run `dvc repro prepare`"
+        )
     classes = len(dataset.info.classes) if train.network.class_conditional else 0
     network = train.network.model_dump(exclude={"class_conditional"})
     network |= {"channels": dataset.info.channels, "num_classes": classes or None}
@@ -148,8 +154,11 @@ def _steps(
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
-                # First the checkpoint: who asked to stop may not wait for a slow tracking server.
-                if request.signal is not None or time.monotonic() - saved > environment.checkpoint_seconds:
+                preview = last or report.reaches(train.preview_every_images)
+                # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
+                # time, and whatever fails from here on, the training itself is not lost.
+                overdue = time.monotonic() - saved > environment.checkpoint_seconds
+                if preview or overdue or request.signal is not None:
                     save()
                     saved = time.monotonic()
                 if row is not None:
@@ -157,14 +166,12 @@ def _steps(
                     progress.report(row)
                 if request.signal is not None:
                     raise SystemExit(request.exit_code)
-                if report.reaches(train.preview_every_images) or last:
+                if preview:
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
         except TrainingDiverged as error:
             raise UserError(str(error)) from None
         finally:
             progress.close()
-    # Whatever fails from here on, the training itself is not lost.
-    save()
 
 
 def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArray[np.uint8]:

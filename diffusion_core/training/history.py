@@ -1,7 +1,6 @@
 """What a training run reports on its way: means over the steps since the last report."""
 
 import csv
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ class History:
         self.every_images = every_images
         self.rows: list[dict[str, float]] = state["rows"]
         self._pending = [
-            StepReport(step, images, batch_size, torch.tensor(loss), torch.tensor(norm), rate, skipped)
-            for step, images, batch_size, loss, norm, rate, skipped in state["pending"]
+            StepReport(step, images, batch_size, torch.tensor(loss), torch.tensor(norm), *others)
+            for step, images, batch_size, loss, norm, *others in state["pending"]
         ]
-        # Steps taken since the last row by this process, for the rate.
-        self._since, self._steps = time.monotonic(), 0
 
     def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
         """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
@@ -37,12 +34,11 @@ class History:
         A row ends at the first step that reaches a multiple of `every_images`, and at the last step.
         """
         self._pending.append(report)
-        self._steps += 1
         if not (report.reaches(self.every_images) or last):
             return None
         whole = [each for each in self._pending if not each.skipped]
-        speed = self._steps * report.batch_size / (time.monotonic() - self._since)
-        self._pending, self._since, self._steps = [], time.monotonic(), 0
+        speed = sum(each.batch_size for each in self._pending) / sum(each.seconds for each in self._pending)
+        self._pending = []
         if not whole:
             return None
         row = {
@@ -65,6 +61,7 @@ class History:
                 float(each.grad_norm),
                 each.learning_rate,
                 each.skipped,
+                each.seconds,
             )
             for each in self._pending
         ]

@@ -1,6 +1,7 @@
 """The training loop, a generator of step reports: whoever iterates decides when to log, save and stop."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class StepReport:
         grad_norm: norm of the gradient before clipping, likewise.
         learning_rate: of this step.
         skipped: the gradient was not finite and the weights are as before.
+        seconds: how long it took.
     """
 
     step: int
@@ -39,6 +41,7 @@ class StepReport:
     grad_norm: Tensor
     learning_rate: float
     skipped: bool
+    seconds: float
 
     def reaches(self, every_images: int) -> bool:
         """Whether the images seen reached a multiple of `every_images` with this step."""
@@ -130,6 +133,7 @@ class Trainer:
             yield self._train_step()
 
     def _train_step(self) -> StepReport:
+        began = time.perf_counter()
         rate = self._rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -147,7 +151,8 @@ class Trainer:
                 f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, the last of them step {self.step}:"
                 " lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
             )
-        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, not finite)
+        seconds = time.perf_counter() - began
+        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, not finite, seconds)
 
     def _backward(self) -> Tensor:
         """Add up the gradients of the step's micro-batches; return their mean loss."""
@@ -163,7 +168,10 @@ class Trainer:
             classes = None if labels is None or self.diffusion.num_classes is None else labels.to(device)
             torch.manual_seed(derive_seed(self.seed, self.step, micro, "network"))
             draws_of_process = generator(self.seed, self.step, micro, "process", device=device)
-            with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            # Without a cache of casts: those that the first guess makes, without gradient, would serve the second
+            # pass, and the weights would learn nothing (PyTorch issue 158232).
+            enabled = self.dtype != torch.float32
+            with torch.autocast(device.type, self.dtype, enabled=enabled, cache_enabled=False):
                 loss = self.diffusion(pixels, classes=classes, generator=draws_of_process) / self.accumulate
             loss.backward()
             total += loss.detach()

@@ -108,10 +108,11 @@ def test_a_figure_that_is_not_finite_is_an_error(reference):
 def _one_more_file(tmp_path, monkeypatch):
     (tmp_path / "spread.py").write_text(
         "from dataclasses import dataclass\n"
-        "from typing import Literal\n"
+        "from typing import ClassVar, Literal\n"
         "from diffusion_core.metrics.figures import Metric\n"
         "@dataclass(frozen=True)\n"
         "class Spread(Metric):\n"
+        "    figures: ClassVar[tuple[str, ...]] = ('spread', 'spread_floor')\n"
         "    kind: Literal['spread'] = 'spread'\n"
         "    def compute(self, samples, real):\n"
         "        return {'spread': float(samples.std())}\n"
@@ -125,6 +126,12 @@ def _one_more_file(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("_one_more_file")
 def test_a_new_metric_is_one_new_file(reference, validation):
+    assert "spread" in EvaluateSettings().figures
     measured = evaluate_samples(validation.images(), reference, EvaluateSettings())
     assert measured["spread"] == pytest.approx(reference.validation_features.std(), rel=1e-4)
     assert {*NAMES, "spread_floor"} < set(measured)
+
+
+def test_a_metric_that_does_not_name_its_figures_is_refused():
+    with pytest.raises(TypeError, match="Nameless must name its figures"):
+        type("Nameless", (figures.Metric,), {})

@@ -15,7 +15,7 @@ from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect
-from diffusion_core.registry.evaluation import FiguresOrigin, evaluation_key
+from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key, sampling_key
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
@@ -86,11 +86,13 @@ def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
     save(grid(images, columns=6), project / "samples/grid.png")
     shutil.copy(project / "samples/grid.png", project / "plots/nearest.png")
     write_figures(project, evaluate_samples(images, reference, evaluate))
-    sections = (sample.model_dump(mode="json"), evaluate.model_dump(mode="json"))
-    origin = FiguresOrigin(
-        model_digest=model_digest(project / "models"), evaluation_key=evaluation_key(reference.digest, *sections)
-    )
-    origin.write(project / "metrics/origin.json")
+    digest, sampling = model_digest(project / "models"), sampling_key(sample)
+    SamplesOrigin(model_digest=digest, sampling_key=sampling).write(project / "samples/origin.json")
+    FiguresOrigin(
+        model_digest=digest,
+        sampling_key=sampling,
+        evaluation_key=evaluation_key(reference.digest, sampling, evaluate),
+    ).write(project / "metrics/origin.json")
 
 
 def write_figures(project, figures):

@@ -15,6 +15,7 @@ from diffusion_core.registry.connection import (
     tracking_uri,
     without_userinfo,
 )
+from tests.registry.projects import new_environment
 
 SECRET = "canary"
 
@@ -42,7 +43,7 @@ def refusal(uri):
 
 
 def test_the_projects_own_variable_comes_first(monkeypatch):
-    assert tracking_uri(Environment()) == "sqlite:///mlflow.db"
+    assert tracking_uri(Environment()) == f"sqlite:///{Path.cwd()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://a")
     assert tracking_uri(Environment()) == "http://a"
     assert tracking_uri(Environment(tracking_uri="http://b")) == "http://b"
@@ -137,3 +138,22 @@ def test_artifacts_of_other_databases_lie_in_the_current_folder(tmp_path, monkey
 def test_a_run_has_a_page():
     page = run_page(Environment(tracking_page="https://host/mlflow/"), "1", "abc")
     assert page == "https://host/mlflow/#/experiments/1/runs/abc"
+    page = run_page(Environment(tracking_uri="https://user:canary@host:8080/"), "1", "abc")
+    assert page == "https://host:8080/#/experiments/1/runs/abc"
+    assert run_page(Environment(), "1", "abc") == "http://127.0.0.1:5000/#/experiments/1/runs/abc"
+
+
+def test_a_database_that_was_moved_is_told_before_anything_is_written_to_the_old_place(tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    environment = new_environment(tmp_path / "one")
+    experiment_id(connect(environment), environment)
+    (tmp_path / "one" / "mlflow.db").rename(tmp_path / "other" / "mlflow.db")
+    monkeypatch.chdir(tmp_path / "other")
+    moved = Environment(tracking_uri=f"sqlite:///{tmp_path}/other/mlflow.db")
+    with pytest.raises(UserError, match=r"one/mlartifacts.*move it back, or set DIFFUSION_EXPERIMENT"):
+        experiment_id(connect(moved), moved)
+    another = moved.model_copy(update={"experiment": "another"})
+    experiment = connect(another).get_experiment(experiment_id(connect(another), another))
+    assert experiment.artifact_location == (tmp_path / "other/mlartifacts").as_uri()

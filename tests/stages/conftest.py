@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from diffusion_core.environment import Environment
-from diffusion_core.settings import load_settings
+from diffusion_core.params import load_settings
 from diffusion_core.stages import ingest, prepare
 
 TINY = {

@@ -33,7 +33,7 @@ def inputs(tmp_path_factory):
         reference.run(ReferenceSettings(images=5000), ON_CPU)
         SAMPLES.parent.mkdir()
         np.save(SAMPLES, ImageDataset.open(PREPARED, "validation").images())
-        SamplesOrigin(model_digest="m", sample={"count": 359}).write(SAMPLES.with_name("origin.json"))
+        SamplesOrigin(model_digest="m", sampling_key="s").write(SAMPLES.with_name("origin.json"))
     return project
 
 
@@ -77,9 +77,8 @@ def test_other_files_beside_the_outputs_stay():
 def test_the_figures_say_which_model_they_are_of_and_how_they_were_measured():
     run(seed=1)
     origin = FiguresOrigin.read(METRICS.with_name("origin.json"), "evaluate")
-    sections = ({"count": 359}, EvaluateSettings(seed=1).model_dump(mode="json"))
-    assert origin.evaluation_key == evaluation_key(Reference.load(REFERENCE).digest, *sections)
-    assert origin.model_digest == "m"
+    assert origin.evaluation_key == evaluation_key(Reference.load(REFERENCE).digest, "s", EvaluateSettings(seed=1))
+    assert (origin.model_digest, origin.sampling_key) == ("m", "s")
 
 
 @pytest.mark.parametrize("content", [None, "", '{"model_digest": "m"}'])

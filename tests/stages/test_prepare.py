@@ -176,7 +176,7 @@ def copies_of_one_image() -> None:
         (lambda: None, 0.3, "data/raw is missing: run the stage that makes it with `dvc repro ingest`"),
         (no_files, 0.3, "data/raw holds no images: fill it with `dvc repro --force --single-item ingest`"),
         (no_image, 0.3, r"prepare: none of the 5 files in data/raw .*\(0.png: not one of BMP.*2.png: not one of"),
-        (lambda: fill(20), 0.0, "prepare.validation_fraction is 0.0, .* validation split of 20 images: raise it"),
+        (lambda: fill(20), 1e-9, "prepare.validation_fraction is 1e-09, .* validation split of 20 images: raise it"),
         (copies_of_one_image, 0.999, "prepare.validation_fraction is 0.999, .* train split of 5 images: lower it"),
     ],
     ids=["no folder", "no files", "no image", "no validation", "no training"],

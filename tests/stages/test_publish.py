@@ -6,6 +6,7 @@ from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.evaluation import SamplesOrigin
 from diffusion_core.registry.versions import recorded_evaluation
 from diffusion_core.saved_model import model_digest
 from diffusion_core.settings import EvaluateSettings
@@ -195,6 +196,7 @@ def test_the_flow_is_told_version_and_page(environment, tmp_path):
         ("models/run_info.json", "train"),
         ("metrics/evaluate.json", "evaluate"),
         ("metrics/origin.json", "evaluate"),
+        ("samples/origin.json", "sample"),
     ],
 )
 def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, stage):
@@ -216,6 +218,14 @@ def test_a_damaged_input_is_told(environment, tmp_path, file, content):
 def test_figures_of_another_model_are_refused(environment, tmp_path):
     write_model(tmp_path / "models", seed=1)
     with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of another model.*`dvc repro evaluate`"):
+        run_stage(environment)
+    assert published(environment) == []
+
+
+def test_figures_of_other_samples_are_refused(environment, tmp_path):
+    origin = SamplesOrigin.read(tmp_path / "samples/origin.json", "sample")
+    origin.model_copy(update={"sampling_key": "another"}).write(tmp_path / "samples/origin.json")
+    with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of other samples.*`dvc repro evaluate`"):
         run_stage(environment)
     assert published(environment) == []
 

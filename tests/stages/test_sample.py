@@ -5,7 +5,7 @@ from PIL import Image
 
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, proportional_labels
-from diffusion_core.registry.evaluation import SamplesOrigin
+from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.stages import sample
@@ -134,7 +134,7 @@ def test_the_samples_say_which_model_they_are_of(project, environment):
     sample.run(project.sample, environment)
     origin = SamplesOrigin.read(SAMPLES / "origin.json", "sample")
     assert origin.model_digest == model_digest(MODELS)
-    assert origin.sample == project.sample.model_dump(mode="json")
+    assert origin.sampling_key == sampling_key(project.sample)
 
 
 def test_models_are_told_apart_by_weights_and_by_description(tmp_path):

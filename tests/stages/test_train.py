@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.registry.tracking import Run
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO
@@ -27,7 +28,7 @@ def run_info():
 
 
 def recorded(run_id):
-    return mlflow.MlflowClient("sqlite:///mlflow.db").get_run(run_id)
+    return mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").get_run(run_id)
 
 
 @pytest.fixture
@@ -109,6 +110,34 @@ def test_a_checkpoint_of_another_network_is_refused(project, environment, stops_
     monkeypatch.setattr(train, "_options", wider)
     with pytest.raises(UserError, match=r"does not fit this network.*remove .checkpoints"):
         train.run(project.train, environment)
+
+
+@pytest.mark.parametrize("place", ["metrics", "image"])
+def test_a_failure_after_the_last_step_does_not_cost_the_training(project, environment, place, monkeypatch):
+    log = getattr(Run, place)
+
+    def fail(run, *arguments, step, **options):
+        if step == project.train.images:
+            raise RuntimeError("of another kind")
+        log(run, *arguments, step=step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, place, fail)
+        with pytest.raises(RuntimeError, match="of another kind"):
+            train.run(project.train, environment)
+    (checkpoint,) = CHECKPOINTS.glob("*/step-*")
+    assert checkpoint.name == "step-000000010"
+    train.run(project.train, environment)
+    assert run_info()["run_id"]
+
+
+def test_a_dataset_of_another_size_than_params_say_is_told(project, environment):
+    network = project.train.network.model_copy(update={"dim_mults": (1, 1, 1, 1, 1)})
+    with pytest.raises(
+        UserError, match=r"data/prepared are of size 8; with 5 levels.*multiple of 16.*dvc repro prepare"
+    ):
+        train.run(project.train.model_copy(update={"network": network}), environment)
+    assert not MODELS.exists()
 
 
 def test_other_parameters_do_not_find_the_checkpoint(project, environment, stops_after):

@@ -85,6 +85,20 @@ def test_micro_batches_add_up_to_the_gradient_of_their_mean(monkeypatch):
         torch.testing.assert_close(parameter.grad, torch.stack(parts).mean(0))
 
 
+def test_every_weight_learns_in_bfloat16():
+    """The first guess of self-conditioning casts the same weights, without gradient."""
+    trainer = build(precision="bfloat16")
+    exact = build(precision="float32")
+    exact._backward()
+    loss = trainer._backward()
+    assert loss.dtype == torch.float32
+    for (name, ours), theirs in zip(trainer.diffusion.named_parameters(), exact.diffusion.parameters(), strict=True):
+        assert ours.dtype == ours.grad.dtype == torch.float32
+        assert (ours.grad != 0).any() == (theirs.grad != 0).any(), name
+    both = [torch.cat([each.grad.flatten() for each in one.diffusion.parameters()]) for one in (trainer, exact)]
+    assert float(torch.cosine_similarity(*both, dim=0)) > 0.99
+
+
 def test_every_image_is_seen_once_an_epoch_in_another_order_each_time():
     seen = torch.cat([batch_indices(7, step, 8, 20) for step in range(5)])
     first, second = seen[:20].tolist(), seen[20:40].tolist()

@@ -46,6 +46,10 @@ class Metric(Kind, ABC):
 
     figures: ClassVar[tuple[str, ...]]
 
+    def __init_subclass__(cls) -> None:
+        if "figures" not in vars(cls):
+            raise TypeError(f"{cls.__name__} must name its figures, as the other metrics do")
+
     @abstractmethod
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
         """Measure the samples' features, (m, d), m >= 2; the names are the keys of metrics/evaluate.json.
