@@ -60,13 +60,18 @@ def git_state() -> GitState:
 
 
 def dvc_md5(out: Path, lock: Path = DVC_LOCK) -> str | None:
-    """Return the md5 that dvc.lock gives for `out`, with DVC's ending `.dir` for a folder; None if it gives none.
+    """Return the md5 that dvc.lock gives for the folder `out`, with DVC's ending `.dir`.
+
+    It is None where dvc.lock gives none, or tells of other files than lie there: whoever runs a stage without DVC
+    leaves dvc.lock as it was. As hashing all the data again would take long, files are told apart by number and size.
 
     Raises:
         UserError: dvc.lock cannot be read.
     """
     outs = [entry for stage in _locked_stages(lock).values() for entry in stage.outs]
-    return next((entry.md5 for entry in outs if entry.path == out), None)
+    entry = next((entry for entry in outs if entry.path == out), None)
+    sizes = [file.stat().st_size for file in out.rglob("*") if file.is_file()]
+    return entry.md5 if entry is not None and (entry.nfiles, entry.size) == (len(sizes), sum(sizes)) else None
 
 
 def flow_run_id() -> str | None:
@@ -113,6 +118,8 @@ def _git(*arguments: str) -> str | None:
 class _Entry(BaseModel):
     path: Path
     md5: str | None = None
+    size: int | None = None
+    nfiles: int | None = None
 
 
 class _LockedStage(BaseModel):

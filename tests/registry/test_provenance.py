@@ -106,10 +106,24 @@ def test_the_flow_run_is_a_tag(monkeypatch):
 
 @pytest.mark.usefixtures("checkout")
 def test_the_md5_comes_from_dvc_lock():
+    Path("data/prepared/below").mkdir(parents=True)
+    Path("data/prepared/below/one").write_text("x")
+    Path("data/prepared/two").touch()
     assert dvc_md5(Path("data/prepared")) == "0123.dir"
     assert dvc_md5(Path("data/raw")) is None
     version = dataset_version(Path("data/prepared"), "digest")
     assert (version.md5, version.digest, version.source) == ("0123.dir", "digest", "data/prepared")
+
+
+@pytest.mark.usefixtures("checkout")
+def test_the_md5_is_not_that_of_files_which_dvc_has_not_seen():
+    Path("data/prepared").mkdir(parents=True)
+    assert dvc_md5(Path("data/prepared")) is None
+    Path("data/prepared/one").write_text("xy")
+    Path("data/prepared/two").touch()
+    assert dvc_md5(Path("data/prepared")) is None
+    Path("data/prepared/one").write_text("x")
+    assert dvc_md5(Path("data/prepared")) == "0123.dir"
 
 
 def test_without_dvc_lock_there_is_no_md5(tmp_path, monkeypatch):
