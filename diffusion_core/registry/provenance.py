@@ -45,7 +45,8 @@ class GitState:
 
 def dataset_version(folder: Path, digest: str) -> DatasetVersion:
     """Return the version of the dataset in `folder`, a DVC output of this project, whose content has `digest`."""
-    return DatasetVersion(name=folder.as_posix(), digest=digest, md5=dvc_md5(folder), source=folder.as_posix())
+    path = folder.as_posix()
+    return DatasetVersion(name=path, digest=digest, md5=dvc_hashes().get(path), source=path)
 
 
 def git_state() -> GitState:
@@ -59,19 +60,22 @@ def git_state() -> GitState:
     return GitState(commit, None if changes is None else bool(changes or unknown))
 
 
-def dvc_md5(out: Path, lock: Path = DVC_LOCK) -> str | None:
-    """Return the md5 that dvc.lock gives for the folder `out`, with DVC's ending `.dir`.
+def dvc_hashes(lock: Path = DVC_LOCK) -> dict[str, str]:
+    """Return the md5 that dvc.lock gives for each output, with DVC's ending `.dir` for a folder.
 
-    It is None where dvc.lock gives none, or tells of other files than lie there: whoever runs a stage without DVC
-    leaves dvc.lock as it was. As hashing all the data again would take long, files are told apart by number and size.
+    Left out are those of which dvc.lock tells something else than lies there: whoever runs a stage without DVC leaves
+    dvc.lock as it was. As hashing all the data again would take long, folders are told apart by number and size.
 
     Raises:
         UserError: dvc.lock cannot be read.
     """
     outs = [entry for stage in _locked_stages(lock).values() for entry in stage.outs]
-    entry = next((entry for entry in outs if entry.path == out), None)
-    sizes = [file.stat().st_size for file in out.rglob("*") if file.is_file()]
-    return entry.md5 if entry is not None and (entry.nfiles, entry.size) == (len(sizes), sum(sizes)) else None
+    return {entry.path.as_posix(): entry.md5 for entry in outs if entry.md5 is not None and _lies_there(entry)}
+
+
+def dvc_tags(within: str = "") -> dict[str, str]:
+    """Return the hashes of the outputs whose paths begin with `within` as tags: `dvc.` and the path."""
+    return {f"dvc.{path}": md5 for path, md5 in dvc_hashes().items() if path.startswith(within)}
 
 
 def flow_run_id() -> str | None:
@@ -120,6 +124,16 @@ class _Entry(BaseModel):
     md5: str | None = None
     size: int | None = None
     nfiles: int | None = None
+
+
+def _lies_there(entry: _Entry) -> bool:
+    if entry.path.is_dir():
+        sizes = [file.stat().st_size for file in entry.path.rglob("*") if file.is_file()]
+        return (entry.nfiles, entry.size) == (len(sizes), sum(sizes))
+    if not entry.path.exists():
+        return False
+    with entry.path.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest() == entry.md5
 
 
 class _LockedStage(BaseModel):

@@ -8,7 +8,7 @@ from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import answering, connect, run_page
 from diffusion_core.registry.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
-from diffusion_core.registry.provenance import flow_run_id, known_tags
+from diffusion_core.registry.provenance import dvc_tags, flow_run_id, known_tags
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.versions import find_version, record_evaluation
@@ -50,7 +50,7 @@ def run(environment: Environment) -> None:
         version = find_version(client, name, digest)
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
-            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()})
+            tags = dvc_tags() | known_tags(made_of | {"prefect_flow_run": flow_run_id()})
             version = register(client, training, name, MODELS, tags)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         log_evaluation(client, training, evaluation.figures, pictures)

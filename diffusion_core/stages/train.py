@@ -19,7 +19,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
 from diffusion_core.pictures import grid
 from diffusion_core.randomness import derive_seed
-from diffusion_core.registry.provenance import dataset_version, git_state, known_tags, provenance_tags
+from diffusion_core.registry.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.tracking import Run, training_run
 from diffusion_core.samplers.ddim import DDIM
@@ -80,12 +80,14 @@ def run(train: TrainSettings, environment: Environment) -> None:
 
     version = dataset_version(PREPARED, dataset.info.digest)
     commit = git_state()
+    tags = known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest})
+    tags |= provenance_tags() | dvc_tags(within="data/")
     with training_run(
         environment,
         run_id=state.get("run_id"),
         params={"train": train.model_dump(mode="json")},
         dataset=version,
-        tags=provenance_tags() | known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest}),
+        tags=tags,
     ) as tracked:
         history = History(train.report_every_images, state.get("history"))
         model = TrainedModel(trainer.ema.module, dataset.class_counts)

@@ -6,7 +6,11 @@ Prefect reads the variables when it is imported, which no module here does befor
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[_name]

@@ -31,15 +31,16 @@ torch.set_num_threads(1)
 
 
 @cache
-def _empty_store():
+def empty_store():
+    """The bytes of a new store; migrating one takes seconds, so that is done once."""
     with tempfile.TemporaryDirectory() as folder:
         connect(Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db"))
         return Path(folder, "mlflow.db").read_bytes()
 
 
 def new_environment(folder):
-    """An environment whose store is new, in `folder`; migrating it takes seconds, so that is done once."""
-    (folder / "mlflow.db").write_bytes(_empty_store())
+    """An environment whose store is new, in `folder`."""
+    (folder / "mlflow.db").write_bytes(empty_store())
     return Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db", device="cpu")
 
 

@@ -6,12 +6,14 @@ import pytest
 from diffusion_core.errors import UserError
 from diffusion_core.registry.provenance import (
     dataset_version,
-    dvc_md5,
+    dvc_hashes,
+    dvc_tags,
     git_state,
     json_digest,
     provenance_tags,
 )
 
+MODEL_MD5 = "99914b932bd37a50b983c5e7c90ae93b"
 LOCK = """
 schema: '2.0'
 stages:
@@ -24,14 +26,14 @@ stages:
     deps:
     - {path: data/prepared, hash: md5, md5: 0123.dir}
     outs:
-    - {path: models/model.json, hash: md5, md5: aa, size: 1}
+    - {path: models/model.json, hash: md5, md5: 99914b932bd37a50b983c5e7c90ae93b, size: 2}
   sample:
     cmd: x
     deps:
     - {path: models/model.json, hash: md5, md5: aa}
     - {path: some/code.py, hash: md5, md5: cc}
     outs:
-    - {path: samples, hash: md5, md5: bb.dir}
+    - {path: samples, hash: md5, md5: bb.dir, size: 9, nfiles: 3}
 """
 
 
@@ -104,31 +106,39 @@ def test_the_flow_run_is_a_tag(monkeypatch):
     assert provenance_tags()["prefect_flow_run"] == "an-id"
 
 
-@pytest.mark.usefixtures("checkout")
+@pytest.fixture
+def outputs(checkout):
+    """What dvc.lock tells of, but for the samples, which have changed since."""
+    for name, content in {"data/prepared/below/one": "x", "data/prepared/two": "", "models/model.json": "{}"}.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(content)
+    (checkout / "samples").mkdir()
+    return checkout
+
+
+@pytest.mark.usefixtures("outputs")
 def test_the_md5_comes_from_dvc_lock():
-    Path("data/prepared/below").mkdir(parents=True)
-    Path("data/prepared/below/one").write_text("x")
-    Path("data/prepared/two").touch()
-    assert dvc_md5(Path("data/prepared")) == "0123.dir"
-    assert dvc_md5(Path("data/raw")) is None
+    assert dvc_hashes() == {"data/prepared": "0123.dir", "models/model.json": MODEL_MD5}
+    assert dvc_tags(within="models/") == {"dvc.models/model.json": MODEL_MD5}
+    assert dvc_tags() == {"dvc.data/prepared": "0123.dir", "dvc.models/model.json": MODEL_MD5}
     version = dataset_version(Path("data/prepared"), "digest")
     assert (version.md5, version.digest, version.source) == ("0123.dir", "digest", "data/prepared")
 
 
-@pytest.mark.usefixtures("checkout")
-def test_the_md5_is_not_that_of_files_which_dvc_has_not_seen():
-    Path("data/prepared").mkdir(parents=True)
-    assert dvc_md5(Path("data/prepared")) is None
-    Path("data/prepared/one").write_text("xy")
-    Path("data/prepared/two").touch()
-    assert dvc_md5(Path("data/prepared")) is None
-    Path("data/prepared/one").write_text("x")
-    assert dvc_md5(Path("data/prepared")) == "0123.dir"
+def test_the_md5_is_not_that_of_files_which_dvc_has_not_seen(outputs):
+    (outputs / "models/model.json").write_text("[]")
+    assert "models/model.json" not in dvc_hashes()
+    (outputs / "models/model.json").unlink()
+    (outputs / "data/prepared/two").write_text("y")
+    assert dvc_hashes() == {}
+    (outputs / "data/prepared/two").unlink()
+    assert dvc_hashes() == {}
+    assert dataset_version(Path("data/prepared"), "digest").md5 is None
 
 
 def test_without_dvc_lock_there_is_no_md5(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert dvc_md5(Path("data/prepared")) is None
+    assert dvc_hashes() == {}
 
 
 @pytest.mark.parametrize("content", ["stages: [", "other: 1", "stages: {train: {outs: [{md5: x}]}}", "[]", "\xff"])
@@ -136,7 +146,7 @@ def test_a_broken_dvc_lock_is_told(tmp_path, content):
     lock = tmp_path / "dvc.lock"
     lock.write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=r"dvc\.lock cannot be read"):
-        dvc_md5(Path("data/prepared"), lock)
+        dvc_hashes(lock)
 
 
 def test_a_digest_depends_on_content_and_not_on_its_order():

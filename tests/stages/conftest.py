@@ -9,6 +9,7 @@ import yaml
 from diffusion_core.environment import Environment
 from diffusion_core.params import load_settings
 from diffusion_core.stages import ingest, prepare
+from tests.registry.projects import empty_store
 
 TINY = {
     "images": 320,
@@ -21,13 +22,14 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
-    """A folder with params.yaml and data/prepared."""
+    """A folder with params.yaml, data/prepared and an empty tracking store."""
     folder = tmp_path_factory.mktemp("digits")
     content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     content["train"] |= TINY
     content["train"]["network"] |= {"dim": 8, "dropout": 0.1}
     content["sample"] |= {"count": 12, "sampler": {"kind": "ddim", "steps": 4}}
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / "mlflow.db").write_bytes(empty_store())
     settings = load_settings(folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
