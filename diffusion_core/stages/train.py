@@ -164,7 +164,9 @@ def _steps(
                     save()
                     saved = time.monotonic()
                 if row is not None:
-                    tracked.metrics({f"train/{name}": value for name, value in row.items()}, step=report.images)
+                    # By images, which is MLflow's step.
+                    curves = {f"train/{name}": value for name, value in row.items() if name != "images"}
+                    tracked.metrics(curves, step=report.images)
                     progress.report(row)
                 if request.signal is not None:
                     raise SystemExit(request.exit_code)
