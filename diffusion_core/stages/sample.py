@@ -49,6 +49,7 @@ def run(sample: SampleSettings, environment: Environment) -> None:
         save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
+    print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
 
 
 def draw(
