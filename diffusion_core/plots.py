@@ -27,10 +27,10 @@ def distances(figures: Mapping[str, float]) -> Image.Image:
     """Draw every figure that has a floor as a bar beside the bar of its floor, each pair on a scale of its own."""
     names = [name for name in figures if f"{name}_floor" in figures]
     figure = Figure(figsize=(2.1 * len(names) + 0.6, 3.8), dpi=120, layout="constrained")
-    figure.suptitle("Generated images beside real ones: the closer the two bars, the better", color=INK)
+    figure.suptitle("Generated images, and beside them real ones in their place", color=INK)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         values = [figures[name], figures[f"{name}_floor"]]
-        bars = axes.bar(["generated", "real (floor)"], values, color=[SAMPLES_COLOUR, FLOOR_COLOUR], width=0.7)
+        bars = axes.bar(["generated", "real"], values, color=[SAMPLES_COLOUR, FLOOR_COLOUR], width=0.7)
         axes.bar_label(bars, fmt="{:.3g}", padding=3, color=INK)
         axes.set_title(name.replace("_", " "), color=INK)
         axes.margins(y=0.15)

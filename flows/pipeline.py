@@ -48,6 +48,7 @@ def main() -> None:
             if page is None:
                 _start_server()
             pipeline()
+        print("see samples/grid.png, metrics/evaluate.json and plots/; `make serve` opens the pages")
     except NoServer as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         sys.exit(2)

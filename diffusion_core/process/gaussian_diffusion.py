@@ -138,7 +138,8 @@ class GaussianDiffusion(ReverseProcess):
         guess = torch.zeros_like(x_t)
         if half:
             some = None if classes is None else classes[chosen]
-            guess[chosen] = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start
+            # Under autocast, a prediction of x0 comes in the network's lower precision.
+            guess[chosen] = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start.to(guess.dtype)
         return guess
 
     def forward(self, img: Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:

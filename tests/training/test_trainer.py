@@ -10,10 +10,10 @@ from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
 BAD_STEPS = "trainer/bad_steps"
 
 
-def build(seed=0, dropout=0.2, **options):
+def build(seed=0, dropout=0.2, objective="pred_v", **options):
     torch.manual_seed(1)
     network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout)
-    diffusion = GaussianDiffusion(network, image_size=4)
+    diffusion = GaussianDiffusion(network, image_size=4, objective=objective)
     generator = torch.Generator().manual_seed(2)
     data = TensorData(
         torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=generator), torch.arange(30) % 3
@@ -85,10 +85,11 @@ def test_micro_batches_add_up_to_the_gradient_of_their_mean(monkeypatch):
         torch.testing.assert_close(parameter.grad, torch.stack(parts).mean(0))
 
 
-def test_every_weight_learns_in_bfloat16():
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
+def test_every_weight_learns_in_bfloat16(objective):
     """The first guess of self-conditioning casts the same weights, without gradient."""
-    trainer = build(precision="bfloat16")
-    exact = build(precision="float32")
+    trainer = build(precision="bfloat16", objective=objective)
+    exact = build(precision="float32", objective=objective)
     exact._backward()
     loss = trainer._backward()
     assert loss.dtype == torch.float32
