@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
 
 
@@ -19,7 +20,7 @@ def generate(
     *,
     seed: int,
     sampler: Sampler,
-    guidance_scale: float = 1.0,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     labels: Sequence[int] | None = None,
     batch_size: int = 100,
     progress: bool = False,
@@ -31,7 +32,7 @@ def generate(
         count: how many images.
         seed: of the set; another batch size or a longer set gives the same first images.
         sampler: the way from noise to image.
-        guidance_scale: classifier-free guidance; 1 for none.
+        guidance: classifier-free guidance; none if not given.
         labels: one an image for a class-conditional network, else None.
         batch_size: images at a time; only memory and speed depend on it.
         progress: show a bar on a terminal.
@@ -50,7 +51,7 @@ def generate(
                 sampler=sampler,
                 draw=ImageNoise(seed, indices),
                 classes=here,
-                guidance_scale=guidance_scale,
+                guidance=guidance,
             )
             images.append(to_uint8(drawn))
             bar.update(len(indices))

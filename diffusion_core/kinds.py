@@ -11,11 +11,15 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 
-class Kind:
-    """Base of every choice: a frozen dataclass whose field `kind` is the name it is chosen by."""
+class Options:
+    """Base of every frozen dataclass that params.yaml can hold."""
 
     # pydantic reads this when params.yaml is checked; the library itself does without pydantic.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
+
+
+class Kind(Options):
+    """Base of every choice: a frozen dataclass whose field `kind` is the name it is chosen by."""
 
 
 @cache

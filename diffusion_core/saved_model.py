@@ -19,6 +19,7 @@ from diffusion_core.generation import proportional_labels
 from diffusion_core.kinds import choose
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.learned_variance import LearnedGaussianDiffusion
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -45,14 +46,19 @@ class TrainedModel:
 def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:
     """Build an untrained process from the arguments of `Unet` and `GaussianDiffusion`.
 
-    `beta_schedule` and `weighting` may be mappings with a `kind`, as they are in JSON.
+    `beta_schedule`, `weighting` and `loss` may be mappings with a `kind`, as they are in JSON. `vb_loss_weight` is of
+    use where the network has `learned_variance`, and only there.
     """
     options = dict(process)
-    for argument, package in (("beta_schedule", "schedules"), ("weighting", "weightings")):
-        if isinstance(options[argument], Mapping):
+    for argument, package in (("beta_schedule", "schedules"), ("weighting", "weightings"), ("loss", "losses")):
+        if isinstance(options.get(argument), Mapping):
             choice = dict(options[argument])
             options[argument] = choose(f"diffusion_core.process.{package}", choice.pop("kind"), argument, **choice)
-    return GaussianDiffusion(Unet(**network), **options)
+    model = Unet(**network)
+    if network.get("learned_variance"):
+        return LearnedGaussianDiffusion(model, **options)
+    options.pop("vb_loss_weight", None)
+    return GaussianDiffusion(model, **options)
 
 
 def save_model(

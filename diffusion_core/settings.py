@@ -22,10 +22,13 @@ from diffusion_core.data.sources import Source
 from diffusion_core.kinds import kinds
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import COUNTS, Metric, every_metric
+from diffusion_core.networks.unet import Unet
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.losses import Loss
 from diffusion_core.process.schedules import BetaSchedule
-from diffusion_core.process.tables import Tables
 from diffusion_core.process.weightings import Weighting
 from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.guidance import Guidance
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # What NumPy and PyTorch both take.
@@ -88,6 +91,7 @@ class NetworkSettings(Section):
     attn_dim_head: PositiveInt = 32
     dropout: Fraction = 0.0
     self_condition: bool = True
+    learned_variance: bool = False
     class_conditional: bool = Field(True, description="where the dataset has classes")
     cond_drop_prob: Fraction = 0.1
 
@@ -107,13 +111,30 @@ class ProcessSettings(Section):
     timesteps: PositiveInt = 1000
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
     beta_schedule: Annotated[BetaSchedule, OneOf("diffusion_core.process.schedules")]
+    zero_terminal_snr: bool = False
     weighting: Annotated[Weighting, OneOf("diffusion_core.process.weightings")]
+    loss: Annotated[Loss, OneOf("diffusion_core.process.losses")]
+    vb_loss_weight: float = Field(0.001, ge=0.0, description="of the bound, where the variance is learned")
     offset_noise_strength: float = Field(0.0, ge=0.0)
+    immiscible: bool = False
 
     @model_validator(mode="after")
-    def _schedule_exists_for_that_many_timesteps(self) -> Self:
-        Tables.of(self.beta_schedule.betas(self.timesteps))
+    def _process_exists(self) -> Self:
+        self._build()
         return self
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse a sampler that cannot walk this process.
+
+        Raises:
+            ValueError: it takes more steps than there are timesteps, say.
+        """
+        sampler.transitions(self._build())
+
+    def _build(self) -> GaussianDiffusion:
+        # Which network it is changes nothing of what is checked.
+        options = {name: getattr(self, name) for name in type(self).model_fields if name != "vb_loss_weight"}
+        return GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=1, **options)
 
 
 class TrainSettings(Section):
@@ -148,7 +169,7 @@ class SampleSettings(Section):
     count: int = Field(1000, ge=2)
     seed: Seed = 0
     sampler: Annotated[Sampler, OneOf("diffusion_core.samplers")]
-    guidance_scale: PositiveFloat = 1.0
+    guidance: Guidance = Guidance()
 
 
 class EvaluateSettings(Section):
@@ -222,16 +243,19 @@ class Settings(Section):
                 f"prepare.image_size is {self.prepare.image_size}; with {len(self.train.network.dim_mults)} levels in"
                 f" train.network.dim_mults it must be a multiple of {downsampling}"
             )
-        steps = getattr(self.sample.sampler, "steps", None)
-        if steps is not None and steps > self.train.process.timesteps:
+        try:
+            self.train.process.check_sampler(self.sample.sampler)
+        except ValueError as error:
+            raise ValueError(f"sample.sampler does not fit train.process: {error}") from None
+        scale = self.sample.guidance.scale
+        if scale != 1.0 and not self.train.network.class_conditional:
             raise ValueError(
-                f"sample.sampler.steps is {steps}; it must be at most train.process.timesteps,"
-                f" which is {self.train.process.timesteps}"
+                f"sample.guidance.scale is {scale}; it must be 1.0 where train.network.class_conditional is false"
             )
-        if self.sample.guidance_scale != 1.0 and not self.train.network.class_conditional:
-            raise ValueError("sample.guidance_scale must be 1.0 where train.network.class_conditional is false")
-        if self.sample.guidance_scale != 1.0 and self.train.network.cond_drop_prob == 0.0:
-            raise ValueError("sample.guidance_scale must be 1.0 where train.network.cond_drop_prob is 0.0")
+        if scale != 1.0 and self.train.network.cond_drop_prob == 0.0:
+            raise ValueError(
+                f"sample.guidance.scale is {scale}; it must be 1.0 where train.network.cond_drop_prob is 0.0"
+            )
         _check_figures("promote.limits", self.promote.limits, self.evaluate.figures)
         _check_figures("promote.champion", self.promote.champion, self.evaluate.figures)
         return self

@@ -15,7 +15,7 @@ PARAMS = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
 def changed(tmp_path, key, value):
     content = copy.deepcopy(PARAMS)
     if key.startswith("train.network.c"):
-        content["sample"]["guidance_scale"] = 2.0
+        content["sample"]["guidance"]["scale"] = 2.0
     place = content
     *parents, last = key.split(".")
     for part in parents:
@@ -50,8 +50,8 @@ def changed(tmp_path, key, value):
         ("sample.count", 1, "sample.count is 1"),
         ("prepare.validation_fraction", 0.0, "prepare.validation_fraction is 0.0"),
         ("prepare.image_size", 4, "prepare.image_size is 4"),
-        ("train.network.class_conditional", False, "guidance_scale must be 1.0 where train.network.class_conditional"),
-        ("train.network.cond_drop_prob", 0.0, "guidance_scale must be 1.0 where train.network.cond_drop_prob is 0.0"),
+        ("train.network.class_conditional", False, "guidance.scale is 2.0; it must be 1.0.*class_conditional is"),
+        ("train.network.cond_drop_prob", 0.0, "guidance.scale is 2.0; it must be 1.0.*cond_drop_prob is 0"),
         ("train.process.weighting", {"kind": "min_snr", "gamma": float("inf")}, "train.process.weighting.gamma is inf"),
         ("train.process.beta_schedule", {"kind": "sigmoid", "start": -4.0, "tau": 0.1}, "beta_schedule begins with 0"),
         ("train.2026-11-24", 1, "unknown key train.2026-11-24"),
@@ -62,7 +62,7 @@ def changed(tmp_path, key, value):
         ("train.horizontal_flip", 1, "train.horizontal_flip is 1"),
         ("promote.limits", {"fid": {"at_most": 1.0}}, "promote.limits names fid.* use .*frechet_ratio"),
         ("promote.champion", {"fid": {"better": "lower"}}, "promote.champion names fid"),
-        ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.steps is 2000.*timesteps, which is 1000"),
+        ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.*steps is 2000.*1000 timesteps"),
         ("prepare.image_size", 9, "prepare.image_size is 9.*multiple of 2"),
         ("promote.limits", {"frechet": {}}, "a limit needs at_most or at_least"),
         ("train.process", {**PARAMS["train"]["process"], "beta_schedule": {"kind": "linear"}, "timesteps": 10},

@@ -97,9 +97,12 @@ class LinearAttention(nn.Module):
 class Attention(nn.Module):
     """Softmax attention between all pixels (Vaswani et al. 2017), with learned memory."""
 
-    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4) -> None:
+    def __init__(
+        self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4, *, fused: bool = True
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.attend = F.scaled_dot_product_attention if fused else _plain_attention
         self.norm = RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, num_mem_kv, dim_head))
         self.to_qkv = nn.Conv2d(dim, heads * dim_head * 3, 1, bias=False)
@@ -111,8 +114,13 @@ class Attention(nn.Module):
         q, k, v = qkv.transpose(-1, -2).unbind(1)
         mem_k, mem_v = self.mem_kv.to(q.dtype).unsqueeze(1).expand(-1, b, -1, -1, -1)
         k, v = torch.cat((mem_k, k), dim=-2), torch.cat((mem_v, v), dim=-2)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.attend(q, k, v)
         return self.to_out(out.transpose(-1, -2).reshape(b, -1, height, width))  # type: ignore[no-any-return]
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return torch.matmul(weights, v)
 
 
 def downsample(dim: int, dim_out: int) -> nn.Module:

@@ -22,15 +22,19 @@ class Unet(nn.Module):
     Args:
         dim: channels of the first level; even, because half of the time embedding is sines.
         init_dim: channels after the first convolution; `dim` if not given.
-        out_dim: channels of the output; `channels` if not given.
+        out_dim: channels of the output; `channels`, or twice as many with `learned_variance`, if not given.
         dim_mults: channels of each level in multiples of `dim`; each level but the last halves height and width.
         channels: of the images.
         self_condition: the input is cat(previous x0-hat or zeros, x_t) (Chen et al. 2022).
+        learned_variance: the second half of the output's channels is for `LearnedGaussianDiffusion`.
+        sinusoidal_pos_emb_theta: the longest period of the time embedding, in timesteps over 2 pi.
         dropout: in the first block of each residual block, in [0, 1).
         attn_dim_head: channels a head.
         attn_heads: heads.
         full_attn: whether a level has softmax attention, one value a level or one for all; the innermost alone if not
             given.
+        flash_attn: softmax attention by PyTorch's fused kernels; False takes the plain formula, which is slower and
+            can be differentiated twice.
         linear_attn: whether the other levels have linear attention or none.
         num_classes: how many labels there are; None for an unconditional network. The label `num_classes` stands for
             "no label".
@@ -49,10 +53,13 @@ class Unet(nn.Module):
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         channels: int = 3,
         self_condition: bool = False,
+        learned_variance: bool = False,
+        sinusoidal_pos_emb_theta: float = 10000.0,
         dropout: float = 0.0,
         attn_dim_head: int = 32,
         attn_heads: int = 4,
         full_attn: bool | Sequence[bool] | None = None,
+        flash_attn: bool = True,
         linear_attn: bool = True,
         num_classes: int | None = None,
         cond_drop_prob: float = 0.1,
@@ -73,7 +80,7 @@ class Unet(nn.Module):
             raise ValueError(f"full_attn has {len(full_attn)} values; it must have one for each of {levels} levels")
 
         self.channels = channels
-        self.out_dim = out_dim or channels
+        self.out_dim = out_dim or channels * (2 if learned_variance else 1)
         self.self_condition = self_condition
         self.num_classes = num_classes
         self.cond_drop_prob = cond_drop_prob
@@ -83,7 +90,10 @@ class Unet(nn.Module):
         self.init_conv = nn.Conv2d(channels * (2 if self_condition else 1), init_dim, 7, padding=3)
         time_dim = dim * 4
         self.time_mlp = nn.Sequential(
-            SinusoidalPosEmb(dim), nn.Linear(dim, time_dim), nn.GELU(), nn.Linear(time_dim, time_dim)
+            SinusoidalPosEmb(dim, sinusoidal_pos_emb_theta),
+            nn.Linear(dim, time_dim),
+            nn.GELU(),
+            nn.Linear(time_dim, time_dim),
         )
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, time_dim)
 
@@ -92,7 +102,7 @@ class Unet(nn.Module):
 
         def attention(dim_in: int, full: bool) -> nn.Module:
             if full:
-                return Attention(dim_in, attn_heads, attn_dim_head)
+                return Attention(dim_in, attn_heads, attn_dim_head, fused=flash_attn)
             return LinearAttention(dim_in, attn_heads, attn_dim_head) if linear_attn else Nothing()
 
         dims = [init_dim, *(dim * mult for mult in dim_mults)]
@@ -105,7 +115,7 @@ class Unet(nn.Module):
                 nn.ModuleList([block(dim_in, dim_in), block(dim_in, dim_in), attention(dim_in, full), down])
             )
         self.mid_block1 = block(dims[-1], dims[-1])
-        self.mid_attn = Attention(dims[-1], attn_heads, attn_dim_head)
+        self.mid_attn = Attention(dims[-1], attn_heads, attn_dim_head, fused=flash_attn)
         self.mid_block2 = block(dims[-1], dims[-1])
         self.ups = nn.ModuleList()
         for level, ((dim_in, dim_out), full) in enumerate(reversed(plan)):

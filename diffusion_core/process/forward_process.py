@@ -2,8 +2,14 @@
 
     q(x_t | x0) = N(sqrt(abar_t) x0, (1 - abar_t) I),     t = 0 .. T-1
 
-Shapes are (B, C, H, W) for images and (B,) for t throughout.
+Shapes are (B, C, H, W) for images and (B,) for t throughout. t is int64; samplers that walk the noise level
+sigma = sqrt(1/abar - 1) instead also ask between two timesteps, where log sigma is interpolated.
 """
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +20,14 @@ from diffusion_core.process.tables import Tables, extract
 
 
 class ForwardProcess(nn.Module):
-    """A schedule's tables as float32 buffers, and what follows from them without a network.
+    """A schedule's tables as buffers, and what follows from them without a network.
+
+    Tables are computed in float64 and kept in float32; `.double()` gives the float64 ones back, unrounded.
 
     Args:
         beta_schedule: gives the betas.
         timesteps: T, at least 1.
+        zero_terminal_snr: rescale the schedule so that x_T is noise alone (Lin et al. 2023).
 
     Raises:
         ValueError: no such schedule exists for that T.
@@ -29,41 +38,86 @@ class ForwardProcess(nn.Module):
     alphas_cumprod_prev: Tensor
     sqrt_alphas_cumprod: Tensor
     sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
     sqrt_recip_alphas_cumprod: Tensor
     sqrt_recipm1_alphas_cumprod: Tensor
     posterior_variance: Tensor
     posterior_log_variance_clipped: Tensor
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
+    log_sigma: Tensor
 
-    def __init__(self, beta_schedule: BetaSchedule, timesteps: int) -> None:
+    def __init__(self, beta_schedule: BetaSchedule, timesteps: int, zero_terminal_snr: bool = False) -> None:
         super().__init__()
         if timesteps < 1:
             raise ValueError(f"timesteps is {timesteps}; it must be at least 1")
         self.num_timesteps = timesteps
-        tables = Tables.of(beta_schedule.betas(timesteps))
-        for name, table in tables.named():
-            # Not in the state_dict: the tables follow from the schedule.
-            self.register_buffer(name, table.float(), persistent=False)
+        self.zero_terminal_snr = zero_terminal_snr
+        tables = Tables.of(beta_schedule.betas(timesteps), zero_terminal_snr)
         self.snr = tables.snr
+        self._exact: dict[str, Tensor] = {}
+        for name, table in tables.named():
+            self._register_table(name, table)
+        self._register_table("log_sigma", tables.log_sigma)
         self._alpha_bar: list[float] = tables.alphas_cumprod.tolist()
+        self._log_sigma: list[float] = tables.log_sigma.tolist()
+
+    def _register_table(self, name: str, table: Tensor) -> None:
+        # Not in the state_dict: the tables follow from the schedule.
+        self.register_buffer(name, table.float(), persistent=False)
+        self._exact[name] = table
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, table in self._exact.items():
+            # From the float64 values: a float32 table made double would keep the errors of float32.
+            getattr(self, name).copy_(table)
+        return self
 
     @property
     def device(self) -> torch.device:
         """Where the process's tables are."""
         return self.betas.device
 
-    def alpha_bar(self, t: int) -> float:
-        """Return abar_t in float64; 1 at t = -1."""
-        return 1.0 if t < 0 else self._alpha_bar[t]
+    def alpha_bar(self, t: float) -> float:
+        """Return abar_t in float64; 1 at t = -1. Between two timesteps, log sigma is interpolated."""
+        if t < 0:
+            return 1.0
+        if isinstance(t, int):
+            return self._alpha_bar[t]
+        start, end = self._log_sigma[math.floor(t)], self._log_sigma[math.ceil(t)]
+        log_sigma = start if start == end else start + (t - math.floor(t)) * (end - start)
+        return 1.0 / (1.0 + math.exp(2.0 * log_sigma))
+
+    def time_of_sigma(self, sigma: float) -> float:
+        """Return the t, in 0 .. T-1 and between two timesteps as a rule, at which sqrt(1/abar_t - 1) is `sigma`.
+
+        Levels outside the schedule's are taken to its nearest finite one.
+        """
+        finite = self._log_sigma[:-1] if self.zero_terminal_snr else self._log_sigma
+        wanted = math.log(sigma)
+        high = bisect_right(finite, wanted)
+        if high == 0 or high == len(finite):
+            return float(min(high, len(finite) - 1))
+        low = high - 1
+        return low + (wanted - finite[low]) / (finite[high] - finite[low])
 
     def _at(self, t: Tensor, x: Tensor) -> Coefficients:
+        if t.is_floating_point():
+            return self._between(t, x)
         return Coefficients(
             extract(self.sqrt_alphas_cumprod, t, x.shape),
             extract(self.sqrt_one_minus_alphas_cumprod, t, x.shape),
             extract(self.sqrt_recip_alphas_cumprod, t, x.shape),
             extract(self.sqrt_recipm1_alphas_cumprod, t, x.shape),
         )
+
+    def _between(self, t: Tensor, x: Tensor) -> Coefficients:
+        start, end = (extract(self.log_sigma, each.long(), x.shape) for each in (t.floor(), t.ceil()))
+        share = (t - t.floor()).to(start.dtype).reshape(start.shape)
+        sigma = torch.lerp(start, end, share).exp()
+        sqrt_alpha_bar = (1.0 + sigma.square()).rsqrt()
+        return Coefficients(sqrt_alpha_bar, sigma * sqrt_alpha_bar, 1.0 / sqrt_alpha_bar, sigma)
 
     def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return x0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) noise."""

@@ -5,30 +5,28 @@
 Images enter and leave in [0, 1] and are worked on in [-1, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion_core.kinds import choose
-from diffusion_core.process.reverse_process import ReverseProcess
+from diffusion_core.process.generative_process import GenerativeProcess
+from diffusion_core.process.immiscible import assign_noise, require_scipy
+from diffusion_core.process.losses import Loss
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.process.weightings import Weighting
 from diffusion_core.process.weightings.min_snr import MinSNR
-from diffusion_core.samplers import Sampler
-from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.samplers.ddpm import DDPM
 
 
-class GaussianDiffusion(ReverseProcess):
+class GaussianDiffusion(GenerativeProcess):
     """A denoising network and the process it is trained for.
 
     Args:
         model: called as `model(x, t, x_self_cond)`, or `model(x, t, x_self_cond, classes)` where it has `num_classes`;
             has `channels`, `out_dim` and `self_condition`. x is (B, C, H, W) in about [-1, 1], t (B,) in 0 .. T-1.
-        image_size: height and width of the images, in pixels.
+        image_size: height and width of the images, in pixels, or one number for both.
         timesteps: T, at least 1.
         sampling_timesteps: steps of DDIM that `sample` takes when it is given no sampler; DDPM if not given or T.
         objective: what the network's output means: "pred_noise", "pred_x0" or "pred_v".
@@ -39,10 +37,14 @@ class GaussianDiffusion(ReverseProcess):
         offset_noise_strength: standard deviation of a draw that all pixels of a channel share; 0 for none.
         min_snr_loss_weight: the weighting is min-SNR with `min_snr_gamma`; goes without `weighting`.
         min_snr_gamma: see `MinSNR`.
-        weighting: a name of `process/weightings` ("snr", "min_snr", "p2") or a weighting; "snr" if not given.
+        immiscible: give each image of a batch the nearest noise; see `process/immiscible.py`. Needs SciPy.
+        weighting: a name of `process/weightings` ("snr", "min_snr", "p2", "uniform") or a weighting; "snr" if None.
+        loss: a name of `process/losses` ("l2", "l1", "huber") or a loss.
+        zero_terminal_snr: rescale the schedule so that x_T is noise alone (Lin et al. 2023). Needs pred_v or pred_x0,
+            and a weighting that does not forget the last timestep ("uniform" or "p2").
 
     Raises:
-        ValueError: an argument is outside its range; the message names it.
+        ValueError: an argument is outside its range, or two of them exclude one another; the message names them.
     """
 
     loss_weight: Tensor
@@ -56,35 +58,43 @@ class GaussianDiffusion(ReverseProcess):
         sampling_timesteps: int | None = None,
         objective: str = "pred_v",
         beta_schedule: str | BetaSchedule = "sigmoid",
-        schedule_fn_kwargs: dict[str, Any] | None = None,
+        schedule_fn_kwargs: Mapping[str, Any] | None = None,
         ddim_sampling_eta: float = 0.0,
         auto_normalize: bool = True,
         offset_noise_strength: float = 0.0,
         min_snr_loss_weight: bool = False,
         min_snr_gamma: float = 5.0,
+        immiscible: bool = False,
         weighting: str | Weighting | None = None,
+        loss: str | Loss = "l2",
+        zero_terminal_snr: bool = False,
     ) -> None:
         if min_snr_loss_weight and weighting is not None:
-            raise ValueError("min_snr_loss_weight and weighting are both given: leave one of them out")
-        schedule: BetaSchedule = (
-            choose("diffusion_core.process.schedules", beta_schedule, "beta_schedule", **(schedule_fn_kwargs or {}))
-            if isinstance(beta_schedule, str)
-            else beta_schedule
-        )
-        sampler: Sampler = DDPM()
-        if sampling_timesteps is not None and sampling_timesteps != timesteps:
-            sampler = DDIM(steps=sampling_timesteps, eta=ddim_sampling_eta)
-        super().__init__(model, image_size, schedule, timesteps, objective, auto_normalize, sampler)
-        if min_snr_loss_weight:
-            weigh: Weighting = MinSNR(gamma=min_snr_gamma)
-        elif weighting is None or isinstance(weighting, str):
-            weigh = choose("diffusion_core.process.weightings", weighting or "snr", "weighting")
-        else:
-            weigh = weighting
-
+            raise ValueError(
+                f"min_snr_loss_weight is True and weighting is {weighting!r}, which excludes it: leave one of them out"
+            )
+        if offset_noise_strength < 0.0:
+            raise ValueError(f"offset_noise_strength is {offset_noise_strength}; it must be at least 0")
+        if immiscible:
+            require_scipy()
+        schedule: BetaSchedule = _chosen("schedules", beta_schedule, "beta_schedule", **(schedule_fn_kwargs or {}))
+        super().__init__(model, image_size, schedule, timesteps, objective, auto_normalize, zero_terminal_snr)
+        self._set_sampler(sampling_timesteps, ddim_sampling_eta)
         self.offset_noise_strength = offset_noise_strength
+        self.immiscible = immiscible
+        self._loss: Loss = _chosen("losses", loss, "loss")
+        weigh: Weighting = (
+            MinSNR(gamma=min_snr_gamma)
+            if min_snr_loss_weight
+            else _chosen("weightings", weighting or "snr", "weighting")
+        )
         weight = weigh(self.snr, self._objective.error_ratio(self.snr))
-        self.register_buffer("loss_weight", weight.float(), persistent=False)
+        if zero_terminal_snr and weight[-1] == 0.0:
+            raise ValueError(
+                f"weighting is {weigh.kind}, which gives weight 0 to the last timestep of a schedule with"
+                " zero_terminal_snr, where sampling begins: take uniform or p2"
+            )
+        self._register_table("loss_weight", weight)
 
     def p_losses(
         self,
@@ -92,73 +102,116 @@ class GaussianDiffusion(ReverseProcess):
         t: Tensor,
         noise: Tensor | None = None,
         offset_noise_strength: float | None = None,
+        loss_reduction: str = "mean",
         *,
         classes: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the weighted loss of a batch, a scalar: error squared, mean a sample, times weight, mean of the batch.
+        """Return the loss of a batch: the loss of each element, mean of an image, times weight, mean of the batch.
 
         Where the network is self-conditioned, half of the batch gets an x0-hat predicted without gradient and the
         other half zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202).
 
         Args:
             x_start: x0 in [-1, 1], (B, C, H, W).
-            t: timesteps, (B,).
+            t: timesteps, int64 (B,).
             noise: (B, C, H, W); drawn if not given.
             offset_noise_strength: overrides the process's own.
+            loss_reduction: "mean" for a scalar, "none" for the loss of each image, (B,).
             classes: labels, (B,), for a class-conditional network, of which it drops a share.
             generator: source of all draws made here; torch's global one if not given.
+
+        Raises:
+            ValueError: the reduction is unknown, or the network takes no classes.
         """
-        draw: Callable[..., Tensor] = lambda *shape: torch.randn(  # noqa: E731
-            shape, generator=generator, device=x_start.device, dtype=x_start.dtype
-        )
-        noise = draw(*x_start.shape) if noise is None else noise
-        strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength
-        if strength > 0.0:
-            noise = noise + strength * draw(*x_start.shape[:2], 1, 1)
+        if loss_reduction not in ("mean", "none"):
+            raise ValueError(f"loss_reduction is {loss_reduction!r}; it must be mean or none")
+        noise = self._noise(x_start, noise, offset_noise_strength, generator)
         if classes is not None and hasattr(self.model, "drop_classes"):
             classes = self.model.drop_classes(classes, generator)  # type: ignore[operator]
-
         x_t = self.q_sample(x_start, t, noise)
         x_self_cond = self._first_guess(x_t, t, classes, generator) if self.self_condition else None
         output = self._network(x_t, t, x_self_cond, classes)
-        target = self._objective.target(x_start, noise, self._at(t, x_start))
-        error = F.mse_loss(output, target, reduction="none").flatten(1).mean(1)
-        return (error * self.loss_weight[t]).mean()
+        loss = self._image_losses(output, x_start, x_t, t, noise)
+        return loss.mean() if loss_reduction == "mean" else loss
+
+    def _noise(
+        self, x_start: Tensor, noise: Tensor | None, strength: float | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return the noise that the batch is trained on: with its offset, and handed out."""
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
+
+        noise = draw(*x_start.shape) if noise is None else noise
+        strength = self.offset_noise_strength if strength is None else strength
+        if strength > 0.0:
+            noise = noise + strength * draw(*x_start.shape[:2], 1, 1)
+        return noise[assign_noise(x_start, noise)] if self.immiscible else noise
 
     @torch.no_grad()
     def _first_guess(self, x_t: Tensor, t: Tensor, classes: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Return x0-hat for a random half of the batch and zeros for the rest."""
-        order = torch.rand(len(x_t), generator=generator, device=x_t.device).argsort()
-        # An odd batch alternates between the two halves nearest to it.
-        half = len(x_t) // 2
-        if len(x_t) % 2:
-            half += int(torch.rand((), generator=generator, device=x_t.device) < 0.5)
-        chosen = order[:half]
-        guess = torch.zeros_like(x_t)
-        if half:
-            some = None if classes is None else classes[chosen]
-            # Under autocast, a prediction of x0 comes in the network's lower precision.
-            guess[chosen] = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start.to(guess.dtype)
-        return guess
+        """Return x0-hat for a random half of the batch and zeros for the rest.
 
-    def forward(self, img: Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Tensor:
+        The number of guesses follows from the batch's size alone: nothing waits for the device, and all ranks of a
+        distributed training do the same work.
+        """
+        half = (len(x_t) + 1) // 2
+        chosen = torch.rand(len(x_t), generator=generator, device=x_t.device).argsort()[:half]
+        some = None if classes is None else classes[chosen]
+        # Under autocast, a prediction of x0 comes in the network's lower precision.
+        x0 = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start.to(x_t.dtype)
+        if len(x_t) % 2:
+            # Every other time, an odd batch's middle image goes without its guess.
+            x0[-1] *= torch.rand((), generator=generator, device=x_t.device) < 0.5
+        return torch.zeros_like(x_t).index_copy_(0, chosen, x0)
+
+    def _image_losses(self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the weighted loss of each image, (B,)."""
+        target = self._objective.target(x_start, noise, self._at(t, x_start))
+        return self._loss(output, target).flatten(1).mean(1) * self.loss_weight[t]
+
+    def random_times(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return timesteps drawn evenly from 0 .. T-1, int64 (B,)."""
+        return torch.randint(0, self.num_timesteps, (batch_size,), generator=generator, device=self.device)
+
+    def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:
+        """Return which noise each image gets where the process is `immiscible`, int64 (B,)."""
+        return assign_noise(x_start, noise)
+
+    def forward(
+        self,
+        img: Tensor,
+        *args: Any,
+        times: Tensor | None = None,
+        loss_reduction: str = "mean",
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """Return `p_losses` of a batch of images at random timesteps.
 
         Args:
             img: (B, C, H, W), in [0, 1] where `auto_normalize`.
             *args: passed on to `p_losses`.
+            times: timesteps, (B,); drawn if not given.
+            loss_reduction: passed on to `p_losses`.
             generator: source of all draws; torch's global one if not given.
             **kwargs: passed on to `p_losses`.
 
         Raises:
-            ValueError: the images have other channels, height or width than the process.
+            ValueError: the images have other channels, height or width than the process, or a label is out of range.
         """
-        if tuple(img.shape[1:]) != (self.channels, *self.image_size):
-            raise ValueError(
-                f"the images are {tuple(img.shape[1:])}; this process is for {(self.channels, *self.image_size)}"
-            )
-        if kwargs.get("classes") is not None:
-            self._check_classes(kwargs["classes"], len(img))
-        t = torch.randint(0, self.num_timesteps, (len(img),), generator=generator, device=img.device)
-        return self.p_losses(self.normalize(img), t, *args, generator=generator, **kwargs)
+        self._check_images(img)
+        self._checked_classes(kwargs.get("classes"), len(img))
+        times = self.random_times(len(img), generator) if times is None else times
+        # mypy lets *args reach as far as the arguments that are given by name.
+        return self.p_losses(  # type: ignore[misc]
+            self.normalize(img), times, *args, loss_reduction=loss_reduction, generator=generator, **kwargs
+        )
+
+
+def _chosen(package: str, choice: Any, argument: str, **options: Any) -> Any:
+    """Return a choice that may be given by its name."""
+    return (
+        choose(f"diffusion_core.process.{package}", choice, argument, **options) if isinstance(choice, str) else choice
+    )

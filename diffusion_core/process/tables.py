@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor
 
+from diffusion_core.process.zero_terminal_snr import rescale_to_zero_terminal_snr
+
+# Stands for an alpha_bar of 0 where one divides by it: large enough a quotient to leave x_t alone in the limit.
+LEAST_ALPHA_BAR = 1e-20
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -26,8 +31,12 @@ class Tables:
     posterior_mean_coef2: Tensor
 
     @classmethod
-    def of(cls, betas: Tensor) -> "Tables":
+    def of(cls, betas: Tensor, zero_terminal_snr: bool = False) -> "Tables":
         """Derive all tables from the betas.
+
+        Args:
+            betas: float64, (T,).
+            zero_terminal_snr: rescale them so that nothing of the image is left at T - 1.
 
         Raises:
             ValueError: a beta lies outside [0, 1), or the first is 0, and the process would divide by zero.
@@ -37,8 +46,11 @@ class Tables:
                 f"beta_schedule begins with {float(betas[0]):.4g} and has betas from {float(betas.min()):.4g} to"
                 f" {float(betas.max()):.4g}; each must lie in [0, 1) and the first above 0: change its options"
             )
+        if zero_terminal_snr:
+            betas = rescale_to_zero_terminal_snr(betas)
         alphas = 1.0 - betas
         alpha_bar = torch.cumprod(alphas, dim=0)
+        divisor = alpha_bar.clamp(min=LEAST_ALPHA_BAR)
         previous = F.pad(alpha_bar[:-1], (1, 0), value=1.0)
         variance = betas * (1.0 - previous) / (1.0 - alpha_bar)
         return cls(
@@ -48,8 +60,8 @@ class Tables:
             sqrt_alphas_cumprod=alpha_bar.sqrt(),
             sqrt_one_minus_alphas_cumprod=(1.0 - alpha_bar).sqrt(),
             log_one_minus_alphas_cumprod=(1.0 - alpha_bar).log(),
-            sqrt_recip_alphas_cumprod=(1.0 / alpha_bar).sqrt(),
-            sqrt_recipm1_alphas_cumprod=(1.0 / alpha_bar - 1.0).sqrt(),
+            sqrt_recip_alphas_cumprod=(1.0 / divisor).sqrt(),
+            sqrt_recipm1_alphas_cumprod=(1.0 / divisor - 1.0).sqrt(),
             posterior_variance=variance,
             # The variance is 0 at t = 0, where no noise is added.
             posterior_log_variance_clipped=variance.clamp(min=1e-20).log(),
@@ -61,6 +73,11 @@ class Tables:
     def snr(self) -> Tensor:
         """abar / (1 - abar)."""
         return self.alphas_cumprod / (1.0 - self.alphas_cumprod)
+
+    @property
+    def log_sigma(self) -> Tensor:
+        """Half the logarithm of 1 / SNR: sigma is the noise a unit of image; inf where nothing is left of the image."""
+        return -0.5 * self.snr.log()
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each table with its name."""

@@ -17,6 +17,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from diffusion_core.generation import generate
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.saved_model import load_model
 
 BATCH_SIZE = 64
@@ -59,7 +60,7 @@ class Generator(PythonModel):
                 count,
                 seed=settings["seed"],
                 sampler=DDIM(steps=settings["steps"], eta=settings["eta"]),
-                guidance_scale=settings["guidance"],
+                guidance=Guidance(scale=settings["guidance"]),
                 batch_size=BATCH_SIZE,
                 labels=self.model.labels(count) if labels is None else labels,
             )

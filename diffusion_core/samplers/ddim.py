@@ -7,14 +7,13 @@ x_n = sqrt(abar_n) x0-hat + sqrt(1 - abar_n - sigma^2) noise-hat + sigma noise
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from diffusion_core.kinds import Kind
-from diffusion_core.samplers import Denoise, Draw, Process
+from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transitions
 
 
 @dataclass(frozen=True)
@@ -24,27 +23,26 @@ class DDIM(Kind):
     Attributes:
         steps: how often the network runs, 1 to the process's timesteps.
         eta: share of DDPM's noise, in [0, 1].
+        spacing: which timesteps are visited.
     """
+
+    looks_back: ClassVar[bool] = False
 
     kind: Literal["ddim"] = "ddim"
     steps: int = 50
     eta: float = 0.0
+    spacing: Spacing = "linspace"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; DDIM needs at least 1")
+        check_steps(self.kind, self.steps, self.spacing)
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie in [0, 1]")
 
-    def transitions(self, timesteps: int) -> Sequence[tuple[int, int]]:
-        if self.steps > timesteps:
-            raise ValueError(f"steps is {self.steps}; DDIM can take at most the process's {timesteps} timesteps")
-        # In float32, as the established implementations round them.
-        times = torch.linspace(-1, timesteps - 1, self.steps + 1).int().tolist()
-        return list(pairwise(reversed(times)))
+    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+        return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
-    def step(self, process: Process, denoise: Denoise, x_t: Tensor, t: int, t_next: int, draw: Draw) -> Tensor:
-        noise, x0 = denoise(x_t, t)
+    def step(self, process: Schedule, denoise: Denoise, x_t: Tensor, t: float, t_next: float, draw: Draw) -> Tensor:
+        noise, x0, _ = denoise(x_t, t)
         if t_next < 0:
             return x0
         alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)

@@ -66,7 +66,7 @@ def draw(
         labels=model.labels(sample.count),
         seed=sample.seed,
         sampler=sample.sampler,
-        guidance_scale=sample.guidance_scale,
+        guidance=sample.guidance,
         batch_size=environment.sample_batch_size,
         progress=True,
     )
@@ -81,7 +81,7 @@ def _walks(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np
         sampler=sample.sampler,
         draw=ImageNoise(sample.seed, range(rows)),
         classes=None if labels is None else torch.tensor(labels),
-        guidance_scale=sample.guidance_scale,
+        guidance=sample.guidance,
     )
     shown = torch.linspace(0, walk.shape[1] - 1, min(DENOISING_COLUMNS, walk.shape[1])).round().long()
     return to_uint8(walk[:, shown])

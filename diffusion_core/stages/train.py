@@ -62,7 +62,7 @@ def run(train: TrainSettings, environment: Environment) -> None:
         SystemExit: a signal asked to stop; a checkpoint is written and the exit code is 128 plus its number.
     """
     dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
-    network, process = _options(train, dataset)
+    network, process = options(train, dataset)
     device = choose_device(environment)
     torch.manual_seed(derive_seed(train.seed, "weights"))
     trainer = Trainer(
@@ -108,7 +108,7 @@ def run(train: TrainSettings, environment: Environment) -> None:
     shutil.rmtree(folder)
 
 
-def _options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
+def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of the network and of the process, which must fit the dataset."""
     downsampling = 2 ** (len(train.network.dim_mults) - 1)
     if dataset.info.image_size % downsampling:

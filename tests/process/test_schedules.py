@@ -44,7 +44,26 @@ def test_cosine_alpha_bar_is_the_squared_cosine_until_the_clip():
 def test_sigmoid_alpha_bar_is_symmetric_about_the_middle():
     alpha_bar = Tables.of(Sigmoid().betas(1000)).alphas_cumprod
     for t in (100, 250, 400):
-        assert float(alpha_bar[t - 1] + alpha_bar[999 - t]) == pytest.approx(1.0, abs=1e-9)
+        assert float(alpha_bar[t - 1] + alpha_bar[999 - t]) == pytest.approx(1.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda each: each.kind)
+@pytest.mark.parametrize("timesteps", [25, 1000])
+def test_a_zero_terminal_snr_leaves_nothing_of_the_image_and_the_first_step_as_it_was(schedule, timesteps):
+    plain = Tables.of(schedule.betas(timesteps))
+    rescaled = Tables.of(schedule.betas(timesteps), zero_terminal_snr=True)
+    assert float(rescaled.alphas_cumprod[-1]) == 0.0
+    assert float(rescaled.alphas_cumprod[0]) == pytest.approx(float(plain.alphas_cumprod[0]), rel=1e-12)
+    assert bool((rescaled.snr.diff() < 0).all())
+    assert all(bool(torch.isfinite(table).all()) for _, table in rescaled.named())
+    # The square roots are moved and stretched, so their differences keep their proportions.
+    before, after = (tables.alphas_cumprod.sqrt().diff() for tables in (plain, rescaled))
+    torch.testing.assert_close(after / after.sum(), before / before.sum())
+
+
+def test_one_timestep_cannot_be_clean_and_noise():
+    with pytest.raises(ValueError, match="zero_terminal_snr needs at least 2 timesteps; timesteps is 1"):
+        Tables.of(Cosine().betas(1), zero_terminal_snr=True)
 
 
 def test_linear_refuses_the_timesteps_at_which_beta_reaches_one():

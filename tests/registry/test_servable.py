@@ -13,6 +13,7 @@ from diffusion_core.generation import generate
 from diffusion_core.registry.connection import connect, experiment_id, tracking_uri
 from diffusion_core.registry.publication import register
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.saved_model import load_model
 from tests.registry.projects import new_environment, write_model
 
@@ -57,7 +58,9 @@ def test_images_are_those_of_generate(model, published):
     diffusion, labels = saved.diffusion, saved.labels(4)
     assert len(set(labels)) == 3
     params = {"n": 4, "steps": 3, "seed": 5, "eta": 0.5, "guidance": 2.0}
-    expected, _ = generate(diffusion, 4, labels=labels, seed=5, sampler=DDIM(steps=3, eta=0.5), guidance_scale=2.0)
+    expected, _ = generate(
+        diffusion, 4, labels=labels, seed=5, sampler=DDIM(steps=3, eta=0.5), guidance=Guidance(scale=2.0)
+    )
     assert np.array_equal(model.predict(pd.DataFrame(), params=params), expected)
     expected, _ = generate(diffusion, 2, seed=0, sampler=DDIM(steps=2), labels=[2, 1])
     assert np.array_equal(model.predict(pd.DataFrame({"label": [2, 1]}), params=FAST), expected)

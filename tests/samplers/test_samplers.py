@@ -4,8 +4,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, GaussianDiffusion, ImageNoise, Unet
-from diffusion_core.samplers import sample_loop
+from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, ImageNoise, Unet
+from diffusion_core.samplers.loop import Denoiser, sample_loop
 from tests.conftest import Network, constant
 
 
@@ -24,6 +24,10 @@ def gaussian(mean, std, **options):
         Network(denoiser), image_size=8, objective="pred_x0", auto_normalize=False, **options
     ).double()
     return diffusion
+
+
+def process(timesteps):
+    return GaussianDiffusion(constant(0.0), image_size=4, timesteps=timesteps)
 
 
 def noise(count, seed=0):
@@ -87,7 +91,7 @@ def test_one_ddpm_step_is_the_posterior_of_the_process(t):
     added = noise(2, seed=1).float()
     stepped = DDPM().step(
         diffusion,
-        lambda x, step: diffusion.model_predictions(x, torch.full((2,), step)),
+        Denoiser(diffusion, None, Guidance()),
         x_t,
         t,
         t - 1,
@@ -98,7 +102,7 @@ def test_one_ddpm_step_is_the_posterior_of_the_process(t):
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (1000, 1), (1000, 333), (10, 10), (7, 5)])
 def test_ddim_walks_from_the_last_timestep_to_the_image(timesteps, steps):
-    transitions = DDIM(steps=steps).transitions(timesteps)
+    transitions = DDIM(steps=steps).transitions(process(timesteps))
     assert len(transitions) == steps
     assert transitions[0][0] == timesteps - 1
     assert transitions[-1][1] == -1
@@ -108,7 +112,7 @@ def test_ddim_walks_from_the_last_timestep_to_the_image(timesteps, steps):
 
 def test_ddim_refuses_more_steps_than_timesteps_and_eta_outside_its_range():
     with pytest.raises(ValueError, match="steps is 11"):
-        DDIM(steps=11).transitions(10)
+        DDIM(steps=11).transitions(process(10))
     with pytest.raises(ValueError, match="steps is 0"):
         DDIM(steps=0)
     with pytest.raises(ValueError, match=r"eta is 1.5"):
@@ -133,7 +137,7 @@ def test_the_previous_guess_is_fed_back_and_the_first_step_gets_none():
 
     diffusion = GaussianDiffusion(Network(record, self_condition=True), image_size=4, objective="pred_x0")
     diffusion.sample(1, sampler=DDIM(steps=4))
-    times = [t for t, _ in DDIM(steps=4).transitions(1000)]
+    times = [t for t, _ in DDIM(steps=4).transitions(diffusion)]
     assert fed[0] is None
     for guess, t in zip(fed[1:], times, strict=False):
         torch.testing.assert_close(guess, torch.full((1, 1, 4, 4), t / 1000))
@@ -167,12 +171,7 @@ def test_guidance_is_the_blend_of_the_two_predictions(conditional):
         with_label = conditional.model_predictions(x_t, t, classes=classes).pred_x_start
         without = conditional.model_predictions(x_t, t).pred_x_start
     expected = (without + 3.0 * (with_label - without)).clamp(-1, 1)
-    images = conditional.sample(2, sampler=DDIM(steps=1), noise=x_t, classes=classes, guidance_scale=3.0)
+    images = conditional.sample(2, sampler=DDIM(steps=1), noise=x_t, classes=classes, guidance=Guidance(scale=3.0))
     torch.testing.assert_close(images, (expected + 1) / 2, rtol=1e-4, atol=1e-5)
     plain = conditional.sample(2, sampler=DDIM(steps=1), noise=x_t, classes=classes)
     torch.testing.assert_close(plain, (with_label.clamp(-1, 1) + 1) / 2, rtol=1e-4, atol=1e-5)
-
-
-def test_guidance_without_classes_is_refused(conditional):
-    with pytest.raises(ValueError, match="guidance needs classes"):
-        conditional.sample(2, sampler=DDIM(steps=1), guidance_scale=2.0)

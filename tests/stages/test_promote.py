@@ -8,6 +8,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.stages import promote, publish
 from tests.registry.projects import (
@@ -175,7 +176,7 @@ def test_a_champion_of_another_image_size_is_told(environment, tmp_path):
     ("champion_s", "changes", "message"),
     [
         ({"timesteps": 8}, {"sampler": DDIM(steps=9)}, "steps is 9.*8 timesteps"),
-        ({"num_classes": None}, {"guidance_scale": 2.0}, "guidance_scale is 2.0.*classes"),
+        ({"num_classes": None}, {"guidance": Guidance(scale=2.0)}, "guidance.scale is 2.0.*classes"),
     ],
 )
 def test_a_champion_that_cannot_be_sampled_alike_is_told(environment, tmp_path, champion_s, changes, message):

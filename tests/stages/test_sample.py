@@ -7,6 +7,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, proportional_labels
 from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.stages import sample
 from diffusion_core.stages.paths import MODELS, SAMPLES
@@ -117,8 +118,8 @@ def test_the_stage_writes_samples_and_pictures(tmp_path, monkeypatch, project, e
 
 def test_guidance_of_a_model_without_classes_is_refused(project, environment):
     saved(MODELS)
-    with pytest.raises(UserError, match=r"guidance_scale is 3.0.*must be 1 without them.*section sample"):
-        sample.run(project.sample.model_copy(update={"guidance_scale": 3.0}), environment)
+    with pytest.raises(UserError, match=r"guidance.scale is 3.0.*must be 1 without them.*section sample"):
+        sample.run(project.sample.model_copy(update={"guidance": Guidance(scale=3.0)}), environment)
     assert not SAMPLES.exists()
 
 

@@ -34,6 +34,10 @@ class Sigmoid(Kind):
     def betas(self, timesteps: int) -> Tensor:
         """Return the T betas, clipped to at most 0.999."""
         u = torch.linspace(0.0, 1.0, timesteps + 1, dtype=torch.float64)
-        first, last = torch.sigmoid(torch.tensor([self.start, self.end], dtype=torch.float64) / self.tau)
+        # Rounded as lucidrains/denoising-diffusion-pytorch rounds them, because the last abar, 3e-7, is the difference
+        # of two nearly equal numbers and differs by 3e-5 of itself otherwise.
+        first, last = torch.sigmoid(
+            torch.tensor([self.start / self.tau, self.end / self.tau], dtype=torch.float32)
+        ).double()
         here = torch.sigmoid((u * (self.end - self.start) + self.start) / self.tau)
         return betas_from_alpha_bar((last - here) / (last - first))

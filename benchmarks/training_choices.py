@@ -1,0 +1,86 @@
+"""What objective, self-conditioning and min-SNR do to the samples, at equal images seen.
+
+    python -m benchmarks.training_choices            # needs data/prepared and data/reference: `make demo` first
+
+Trains the model of params.yaml with every combination, three seeds each, draws and measures samples of each as the
+pipeline does, and writes benchmarks/training_choices.json. A run that was measured already is not repeated, so the
+command can be stopped and given again.
+"""
+
+import json
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.environment import Environment
+from diffusion_core.metrics.evaluation import evaluate_samples
+from diffusion_core.metrics.reference import Reference
+from diffusion_core.params import load_settings
+from diffusion_core.randomness import derive_seed
+from diffusion_core.saved_model import TrainedModel, build_model
+from diffusion_core.settings import Settings, TrainSettings
+from diffusion_core.stages.paths import PREPARED, REFERENCE
+from diffusion_core.stages.sample import draw
+from diffusion_core.stages.train import ShardData, options
+from diffusion_core.training.trainer import Trainer
+
+RESULTS = Path("benchmarks/training_choices.json")
+SEEDS = (0, 1, 2)
+OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
+WEIGHTINGS: tuple[dict[str, Any], ...] = ({"kind": "snr"}, {"kind": "min_snr", "gamma": 5.0})
+
+
+def choices() -> Iterator[dict[str, Any]]:
+    """Yield every combination, seed by seed."""
+    for seed, objective, self_condition, weighting in product(SEEDS, OBJECTIVES, (False, True), WEIGHTINGS):
+        yield {
+            "objective": objective,
+            "self_condition": self_condition,
+            "weighting": weighting["kind"],
+            "seed": seed,
+        }
+
+
+def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
+    """Train with a choice and return the figures of its samples."""
+    train = chosen(settings.train, choice)
+    dataset = ImageDataset.open(PREPARED, "train")
+    network, process = options(train, dataset)
+    torch.manual_seed(derive_seed(train.seed, "weights"))
+    sections = {"network", "process", "report_every_images", "preview_every_images"}
+    trainer = Trainer(build_model(network, process), ShardData(dataset), **train.model_dump(exclude=sections))
+    for _ in trainer.steps():
+        pass
+    model = TrainedModel(trainer.ema.module, dataset.class_counts)
+    images, _ = draw(model, settings.sample, Environment())
+    return evaluate_samples(images, Reference.load(REFERENCE, "cpu"), settings.evaluate)
+
+
+def chosen(train: TrainSettings, choice: dict[str, Any]) -> TrainSettings:
+    """Return the section `train` with a choice put in."""
+    content = train.model_dump(mode="json")
+    content["seed"] = choice["seed"]
+    content["network"]["self_condition"] = choice["self_condition"]
+    content["process"]["objective"] = choice["objective"]
+    content["process"]["weighting"] = next(each for each in WEIGHTINGS if each["kind"] == choice["weighting"])
+    return TrainSettings.model_validate(content)
+
+
+def main() -> None:
+    """Measure what has not been measured yet."""
+    settings = load_settings()
+    runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
+    done = [run["choice"] for run in runs]
+    for choice in tqdm([each for each in choices() if each not in done], unit="run"):
+        runs.append({"choice": choice, "figures": measure(settings, choice)})
+        content = {"images": settings.train.images, "torch": torch.__version__, "runs": runs}
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""DPM-Solver++(2M), Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2: second order, one pass a step.
+
+With alpha = sqrt(abar), sigma = sqrt(1 - abar), lambda = log(alpha / sigma), h = lambda_n - lambda_t, r = h_before / h:
+
+    D   = x0-hat + (x0-hat - x0-hat_before) / (2 r)
+    x_n = (sigma_n / sigma_t) x_t - alpha_n (exp(-h) - 1) D
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from diffusion_core.kinds import Kind
+from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transitions
+
+
+@dataclass(frozen=True)
+class DPMSolver(Kind):
+    """Deterministic; in 15 to 25 steps about what DDIM reaches in 50 to 100.
+
+    Attributes:
+        steps: how often the network runs, 1 to the process's timesteps.
+        spacing: which timesteps are visited.
+    """
+
+    looks_back: ClassVar[bool] = True
+
+    kind: Literal["dpm_solver"] = "dpm_solver"
+    steps: int = 20
+    spacing: Spacing = "linspace"
+
+    def __post_init__(self) -> None:
+        check_steps(self.kind, self.steps, self.spacing)
+
+    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+        return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
+
+    def step(
+        self,
+        process: Schedule,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: float,
+        t_next: float,
+        draw: Draw,  # noqa: ARG002 - it adds no noise
+    ) -> Tensor:
+        before = denoise.previous
+        x0 = denoise(x_t, t).x0
+        if t_next < 0:
+            return x0
+        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
+        h = _log_snr_root(alpha_bar_next) - _log_snr_root(alpha_bar)
+        slope = x0
+        if before is not None:
+            t_before, x0_before = before
+            h_before = _log_snr_root(alpha_bar) - _log_snr_root(process.alpha_bar(t_before))
+            slope = x0 + (x0 - x0_before) * (h / (2.0 * h_before))
+        shrink = math.sqrt((1.0 - alpha_bar_next) / (1.0 - alpha_bar))
+        return shrink * x_t - math.sqrt(alpha_bar_next) * math.expm1(-h) * slope
+
+
+def _log_snr_root(alpha_bar: float) -> float:
+    """Return lambda; -inf in pure noise, from where the step is of first order."""
+    return 0.5 * math.log(alpha_bar / (1.0 - alpha_bar)) if alpha_bar > 0.0 else -math.inf

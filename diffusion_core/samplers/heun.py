@@ -1,0 +1,84 @@
+"""Heun's method on the noise level, Karras et al. 2022 (https://arxiv.org/abs/2206.00364), algorithm 1, equation 5.
+
+With sigma = sqrt(1/abar - 1) and y = x_t / sqrt(abar) = x0 + sigma noise, sampling is dy/dsigma = (y - x0-hat) / sigma:
+
+    sigma_i = (sigma_max^(1/rho) + i / (S-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,   sigma_S = 0
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from diffusion_core.kinds import Kind
+from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+
+
+@dataclass(frozen=True)
+class Heun(Kind):
+    """Deterministic and of second order; the network runs 2 steps - 1 times, also between two timesteps.
+
+    Attributes:
+        steps: S, at least 2.
+        sigma_min: the last noise level before the image; greater than 0.
+        sigma_max: the first; greater than `sigma_min`. Both are taken to the schedule's nearest.
+        rho: how much denser the levels lie near the image; greater than 0.
+    """
+
+    looks_back: ClassVar[bool] = False
+
+    kind: Literal["heun"] = "heun"
+    steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"steps is {self.steps}; heun needs at least 2")
+        if self.rho <= 0.0:
+            raise ValueError(f"rho is {self.rho}; it must be greater than 0")
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; it must be 0 < sigma_min < sigma_max"
+            )
+
+    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+        first, last = (
+            _sigma(schedule.alpha_bar(schedule.time_of_sigma(sigma))) ** (1.0 / self.rho)
+            for sigma in (self.sigma_max, self.sigma_min)
+        )
+        sigmas = [(first + step / (self.steps - 1) * (last - first)) ** self.rho for step in range(self.steps)]
+        times = [schedule.time_of_sigma(sigma) for sigma in sigmas]
+        if any(t <= t_next for t, t_next in pairwise(times)):
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; the schedule has but one level between"
+            )
+        return list(pairwise([*times, -1]))
+
+    def step(
+        self,
+        process: Schedule,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: float,
+        t_next: float,
+        draw: Draw,  # noqa: ARG002 - it adds no noise
+    ) -> Tensor:
+        x0 = denoise(x_t, t).x0
+        if t_next < 0:
+            return x0
+        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
+        sigma, sigma_next = _sigma(alpha_bar), _sigma(alpha_bar_next)
+        y = x_t / math.sqrt(alpha_bar)
+        slope = (y - x0) / sigma
+        euler = y + (sigma_next - sigma) * slope
+        ahead = (euler - denoise(euler * math.sqrt(alpha_bar_next), t_next).x0) / sigma_next
+        return (y + (sigma_next - sigma) * 0.5 * (slope + ahead)) * math.sqrt(alpha_bar_next)
+
+
+def _sigma(alpha_bar: float) -> float:
+    return math.sqrt((1.0 - alpha_bar) / alpha_bar)

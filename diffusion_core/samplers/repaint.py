@@ -1,0 +1,87 @@
+"""Inpainting by RePaint, Lugmayr et al. 2022 (https://arxiv.org/abs/2201.09865), algorithm 1, by any fit sampler.
+
+After each step the known pixels are put in at the step's noise level. So that the rest comes to fit them, the walk goes
+back to a noisier level and down again, several times over.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffusion_core.samplers import Draw, Process, Sampler
+from diffusion_core.samplers.guidance import Guidance
+from diffusion_core.samplers.loop import Denoiser
+
+
+def inpaint_loop(
+    process: Process,
+    sampler: Sampler,
+    x_t: Tensor,
+    known: Tensor,
+    mask: Tensor,
+    *,
+    jump_length: int = 10,
+    resamplings: int = 10,
+    draw: Draw = torch.randn_like,
+    classes: Tensor | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+) -> Iterator[Tensor]:
+    """Yield x after each step and each return, the image with the known pixels in it last.
+
+    Args:
+        process: the diffusion process and its network.
+        sampler: whose steps stand by themselves (ddpm, ddim, heun).
+        x_t: standard normal noise, (B, C, H, W).
+        known: images in [-1, 1], (B, C, H, W), of which only the known pixels are looked at.
+        mask: 1 where a pixel is known and 0 where it is to be painted; broadcasts against `known`.
+        jump_length: steps that a return goes back; at least 1.
+        resamplings: how often each stretch of that length is walked; 1 never goes back.
+        draw: source of all noise.
+        classes: labels, (B,), for a class-conditional network.
+        guidance: how strongly images are pushed towards their labels.
+
+    Raises:
+        ValueError: the sampler needs the step before, or a number is below 1.
+    """
+    if sampler.looks_back:
+        raise ValueError(f"sampler is {sampler.kind}, whose steps need the one before: take ddpm, ddim or heun")
+    for name, value in (("jump_length", jump_length), ("resamplings", resamplings)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    denoise = Denoiser(process, classes, guidance)
+    transitions = sampler.transitions(process)
+    times = [transitions[0][0], *(t_next for _, t_next in transitions)]
+    for position, after in pairwise(walk(len(transitions), jump_length, resamplings)):
+        t, t_next = times[position], times[after]
+        alpha_bar_next = process.alpha_bar(t_next)
+        if after < position:
+            kept = alpha_bar_next / process.alpha_bar(t)
+            x_t = math.sqrt(kept) * x_t + math.sqrt(1.0 - kept) * draw(x_t)
+        else:
+            x_t = sampler.step(process, denoise, x_t, t, t_next, draw)
+            level = math.sqrt(alpha_bar_next) * known
+            if t_next >= 0:
+                level = level + math.sqrt(1.0 - alpha_bar_next) * draw(x_t)
+            x_t = torch.where(mask.bool(), level, x_t)
+        yield x_t
+
+
+def walk(steps: int, jump_length: int, resamplings: int) -> list[int]:
+    """Return the positions visited, from 0, the noise, to `steps`, the image, as the authors' schedule has them.
+
+    Every `jump_length` positions, counted from the one before the image, the walk goes back by that much,
+    `resamplings` - 1 times.
+    """
+    returns = dict.fromkeys(range(1, steps - jump_length + 1, jump_length), resamplings - 1)
+    left, positions = steps, [0]
+    while left > 0:
+        left -= 1
+        positions.append(steps - left)
+        if returns.get(left, 0) > 0:
+            returns[left] -= 1
+            left += jump_length
+            positions.append(steps - left)
+    return positions
