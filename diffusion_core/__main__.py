@@ -6,9 +6,10 @@ import logging
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
-from pydantic import BaseModel
-from pydantic_settings import BaseSettings, CliApp, CliSubCommand, SettingsConfigDict
+from pydantic import BaseModel, Field
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
 from diffusion_core.environment import load_environment
 from diffusion_core.errors import UserError
@@ -64,10 +65,26 @@ class Promote(Stage):
     """Move the alias `champion` to the published version if it passes the gate."""
 
 
+class ImportLucidrains(BaseModel):
+    """Bring a checkpoint of denoising-diffusion-pytorch: weights alone are read, and its options are inferred."""
+
+    checkpoint: CliPositionalArg[Path] = Field(description="model-100.pt, say, of its Trainer; or a state_dict")
+    out: Path = Field(Path("models"), description="folder for model.safetensors, model.json and online.safetensors")
+    image_size: str = Field("32", description="of the images, which no checkpoint tells: 64, or 48x64 (height first)")
+    objective: str = Field("auto", description="pred_noise, pred_x0 or pred_v, where the file does not tell")
+    beta_schedule: str = Field("auto", description="linear, cosine or sigmoid, likewise")
+
+    def cli_cmd(self) -> None:
+        """Write the model."""
+        from diffusion_core.stages.import_lucidrains import run
+
+        run(self.checkpoint, self.out, self.image_size, self.objective, self.beta_schedule)
+
+
 class CommandLine(BaseSettings):
     """Diffusion models of your own images. The stages in their order: each reads what those before it wrote."""
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m diffusion_core")
+    model_config = SettingsConfigDict(cli_prog_name="python -m diffusion_core", cli_kebab_case=True)
 
     ingest: CliSubCommand[Ingest]
     prepare: CliSubCommand[Prepare]
@@ -77,6 +94,7 @@ class CommandLine(BaseSettings):
     evaluate: CliSubCommand[Evaluate]
     publish: CliSubCommand[Publish]
     promote: CliSubCommand[Promote]
+    import_lucidrains: CliSubCommand[ImportLucidrains]
 
     def cli_cmd(self) -> None:
         """Run the stage that was named."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from diffusion_core.networks.layers import (
     downsample,
     upsample,
 )
+
+Value = TypeVar("Value", bool, int)
 
 
 class Unet(nn.Module):
@@ -29,8 +32,8 @@ class Unet(nn.Module):
         learned_variance: the second half of the output's channels is for `LearnedGaussianDiffusion`.
         sinusoidal_pos_emb_theta: the longest period of the time embedding, in timesteps over 2 pi.
         dropout: in the first block of each residual block, in [0, 1).
-        attn_dim_head: channels a head.
-        attn_heads: heads.
+        attn_dim_head: channels a head, one value a level or one for all.
+        attn_heads: heads, likewise.
         full_attn: whether a level has softmax attention, one value a level or one for all; the innermost alone if not
             given.
         flash_attn: softmax attention by PyTorch's fused kernels; False takes the plain formula, which is slower and
@@ -56,8 +59,8 @@ class Unet(nn.Module):
         learned_variance: bool = False,
         sinusoidal_pos_emb_theta: float = 10000.0,
         dropout: float = 0.0,
-        attn_dim_head: int = 32,
-        attn_heads: int = 4,
+        attn_dim_head: int | Sequence[int] = 32,
+        attn_heads: int | Sequence[int] = 4,
         full_attn: bool | Sequence[bool] | None = None,
         flash_attn: bool = True,
         linear_attn: bool = True,
@@ -74,10 +77,9 @@ class Unet(nn.Module):
         levels = len(dim_mults)
         if full_attn is None:
             full_attn = [False] * (levels - 1) + [True]
-        elif isinstance(full_attn, bool):
-            full_attn = [full_attn] * levels
-        if len(full_attn) != levels:
-            raise ValueError(f"full_attn has {len(full_attn)} values; it must have one for each of {levels} levels")
+        full = _each_level("full_attn", full_attn, levels)
+        heads = _each_level("attn_heads", attn_heads, levels)
+        dim_heads = _each_level("attn_dim_head", attn_dim_head, levels)
 
         self.channels = channels
         self.out_dim = out_dim or channels * (2 if learned_variance else 1)
@@ -100,30 +102,30 @@ class Unet(nn.Module):
         def block(dim_in: int, dim_out: int) -> nn.Module:
             return ResnetBlock(dim_in, dim_out, time_emb_dim=time_dim, dropout=dropout)
 
-        def attention(dim_in: int, full: bool) -> nn.Module:
-            if full:
-                return Attention(dim_in, attn_heads, attn_dim_head, fused=flash_attn)
-            return LinearAttention(dim_in, attn_heads, attn_dim_head) if linear_attn else Nothing()
+        def attention(dim_in: int, level: int) -> nn.Module:
+            if full[level]:
+                return Attention(dim_in, heads[level], dim_heads[level], fused=flash_attn)
+            return LinearAttention(dim_in, heads[level], dim_heads[level]) if linear_attn else Nothing()
 
         dims = [init_dim, *(dim * mult for mult in dim_mults)]
-        plan = list(zip(pairwise(dims), full_attn, strict=True))
+        plan = list(enumerate(pairwise(dims)))
         self.downs = nn.ModuleList()
-        for level, ((dim_in, dim_out), full) in enumerate(plan):
+        for level, (dim_in, dim_out) in plan:
             last = level == levels - 1
             down = nn.Conv2d(dim_in, dim_out, 3, padding=1) if last else downsample(dim_in, dim_out)
             self.downs.append(
-                nn.ModuleList([block(dim_in, dim_in), block(dim_in, dim_in), attention(dim_in, full), down])
+                nn.ModuleList([block(dim_in, dim_in), block(dim_in, dim_in), attention(dim_in, level), down])
             )
         self.mid_block1 = block(dims[-1], dims[-1])
-        self.mid_attn = Attention(dims[-1], attn_heads, attn_dim_head, fused=flash_attn)
+        self.mid_attn = Attention(dims[-1], heads[-1], dim_heads[-1], fused=flash_attn)
         self.mid_block2 = block(dims[-1], dims[-1])
         self.ups = nn.ModuleList()
-        for level, ((dim_in, dim_out), full) in enumerate(reversed(plan)):
-            last = level == levels - 1
+        for level, (dim_in, dim_out) in reversed(plan):
+            last = level == 0
             up = nn.Conv2d(dim_out, dim_in, 3, padding=1) if last else upsample(dim_out, dim_in)
             joined = dim_out + dim_in
             self.ups.append(
-                nn.ModuleList([block(joined, dim_out), block(joined, dim_out), attention(dim_out, full), up])
+                nn.ModuleList([block(joined, dim_out), block(joined, dim_out), attention(dim_out, level), up])
             )
         self.final_res_block = block(init_dim * 2, init_dim)
         self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)
@@ -178,6 +180,14 @@ class Unet(nn.Module):
             x = up(x)
         x = self.final_res_block(torch.cat((x, first), dim=1), t)
         return self.final_conv(x)  # type: ignore[no-any-return]
+
+
+def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> list[Value]:
+    """Return one value a level."""
+    values = list(value) if isinstance(value, Sequence) else [value] * levels
+    if len(values) != levels:
+        raise ValueError(f"{argument} has {len(values)} values; it must have one for each of {levels} levels")
+    return values
 
 
 class Nothing(nn.Module):

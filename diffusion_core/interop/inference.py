@@ -1,0 +1,96 @@
+"""What a checkpoint of denoising-diffusion-pytorch says of its network and process: shapes and tables tell all but two.
+
+The size of the images is in no weight, and neither is dropout, which only training has.
+"""
+
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_core.kinds import kinds
+from diffusion_core.process.objectives import OBJECTIVES
+
+State = Mapping[str, Tensor]
+SCHEDULES = "diffusion_core.process.schedules"
+
+
+def network_options(state: State) -> dict[str, Any]:
+    """Return the arguments of `Unet` that made these weights.
+
+    Raises:
+        KeyError: a weight is missing that every such network has.
+        ValueError: the channels of input and output go together in no way that is known.
+    """
+    init_dim, inputs = state["init_conv.weight"].shape[:2]
+    dim = state["time_mlp.1.weight"].shape[1]
+    outputs = state["final_conv.weight"].shape[0]
+    channels = min(inputs, outputs)
+    if (inputs, outputs) not in ((channels, channels), (2 * channels, channels), (channels, 2 * channels)):
+        raise ValueError(f"it takes {inputs} channels and gives {outputs}, which no Unet does")
+    levels = _levels(state)
+    heads, dims, full = zip(*(_attention(state, f"downs.{level}.2") for level in range(levels)), strict=True)
+    widths = [state[f"downs.{level}.3.1.weight"].shape[0] for level in range(levels - 1)]
+    widths.append(state[f"downs.{levels - 1}.3.weight"].shape[0])
+    return {
+        "dim": dim,
+        "init_dim": init_dim,
+        "dim_mults": [width // dim for width in widths],
+        "channels": channels,
+        "self_condition": inputs == 2 * channels,
+        "learned_variance": outputs == 2 * channels,
+        "attn_heads": heads[0] if len(set(heads)) == 1 else list(heads),
+        "attn_dim_head": dims[0] if len(set(dims)) == 1 else list(dims),
+        "full_attn": list(full),
+    }
+
+
+def _levels(state: State) -> int:
+    for level in count():
+        if f"downs.{level}.0.block1.proj.weight" not in state:
+            # So that a state without any level is told which weight it lacks.
+            return level or len(state["downs.0.0.block1.proj.weight"])
+    raise AssertionError
+
+
+def _attention(state: State, name: str) -> tuple[int, int, bool]:
+    """Return heads, channels a head, and whether it is softmax attention."""
+    full = f"{name}.to_out.weight" in state
+    _, heads, *sizes = state[f"{name}.mem_kv"].shape
+    return heads, sizes[1] if full else sizes[0], full
+
+
+def process_options(tables: State) -> dict[str, Any]:
+    """Return the arguments of `GaussianDiffusion` that made these tables; what they do not tell is left out."""
+    options: dict[str, Any] = {}
+    betas = tables.get("betas")
+    if betas is None:
+        return options
+    options["timesteps"] = len(betas)
+    for kind, schedule in kinds(SCHEDULES).items():
+        try:
+            made = schedule().betas(len(betas))
+        except ValueError:
+            # This kind does not go with so few timesteps.
+            continue
+        if torch.allclose(made, betas.double(), rtol=1e-4, atol=1e-9):
+            options["beta_schedule"] = {"kind": kind}
+    if "loss_weight" in tables:
+        options |= _objective(tables["loss_weight"].double(), tables["alphas_cumprod"].double())
+    return options
+
+
+def _objective(weight: Tensor, alpha_bar: Tensor) -> dict[str, Any]:
+    """Return the objective whose SNR or min-SNR weights these are; there is at most one."""
+    snr = alpha_bar / (1.0 - alpha_bar)
+    for name, objective in OBJECTIVES.items():
+        # In the units of x0 the weight is SNR, or min(SNR, gamma), whichever the objective.
+        of_x0 = weight * objective.error_ratio(snr)
+        gamma = round(float(of_x0.max()), 3)
+        if torch.allclose(of_x0, snr, rtol=1e-3):
+            return {"objective": name, "weighting": {"kind": "snr"}}
+        if torch.allclose(of_x0, snr.clamp(max=gamma), rtol=1e-3):
+            return {"objective": name, "weighting": {"kind": "min_snr", "gamma": gamma}}
+    return {}

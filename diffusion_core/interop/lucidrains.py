@@ -1,0 +1,117 @@
+"""Checkpoints of lucidrains/denoising-diffusion-pytorch 2.x: of its `Trainer`, its `GaussianDiffusion` or its `Unet`.
+
+They are read as weights alone: whatever else a pickle would run is refused.
+"""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_core.errors import UserError
+from diffusion_core.interop.inference import State, network_options, process_options
+from diffusion_core.networks.unet import Unet
+
+# How many keys of each list a refusal names.
+NAMED = 40
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What such a file holds.
+
+    Attributes:
+        network: arguments of `Unet`, inferred from the shapes.
+        process: arguments of `GaussianDiffusion`, as far as the tables tell them.
+        online: the weights that were trained, by name.
+        ema: their average, with which one samples; None where the file has none.
+        step: how many steps of training they saw; None where the file does not say.
+    """
+
+    network: dict[str, Any]
+    process: dict[str, Any]
+    online: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    step: int | None
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """Read a checkpoint and check that its weights fit our network.
+
+    Raises:
+        UserError: the file is missing, holds more than weights, or its weights are of another network; the message
+            then lists their names.
+    """
+    content = _load(file)
+    trainer = isinstance(content.get("model"), Mapping)
+    whole: State = content["model"] if trainer else content
+    average = _below("ema_model.", content["ema"]) if trainer and isinstance(content.get("ema"), Mapping) else None
+    online = _below("model.", whole) or dict(whole)
+    network = _fitting_options(file, online)
+    ema = None if average is None else _below("model.", average) or average
+    if ema is not None:
+        _check_fit(file, network, ema)
+    step = content.get("step") if trainer else None
+    return Checkpoint(network, process_options(whole), online, ema, None if step is None else int(step))
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: name a checkpoint, model-100.pt say") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, IsADirectoryError) as error:
+        reason = str(error).strip().partition("\n")[0] or "it ends too soon"
+        raise UserError(
+            f"{file} is no checkpoint of weights alone ({reason}): name a file that denoising-diffusion-pytorch wrote"
+        ) from None
+    if not isinstance(content, Mapping) or not any(isinstance(each, Tensor | Mapping) for each in content.values()):
+        raise UserError(f"{file} holds no weights by name: name a file that denoising-diffusion-pytorch wrote")
+    return content
+
+
+def _below(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _fitting_options(file: Path, state: State) -> dict[str, Any]:
+    try:
+        options = network_options(state)
+    except KeyError as error:
+        raise _refusal(file, {"it lacks": [str(error.args[0])], "it has": state}) from None
+    except (ValueError, IndexError) as error:
+        raise _refusal(file, {"it has": state}, str(error)) from None
+    _check_fit(file, options, state)
+    return options
+
+
+def _check_fit(file: Path, options: Mapping[str, Any], state: State) -> None:
+    with torch.device("meta"):
+        try:
+            wanted = Unet(**options).state_dict()
+        except ValueError as error:
+            raise _refusal(file, {"it has": state}, str(error)) from None
+    differences = {
+        "it lacks": wanted.keys() - state.keys(),
+        "it has besides": state.keys() - wanted.keys(),
+        "of another shape are": [
+            name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape
+        ],
+    }
+    if any(differences.values()):
+        raise _refusal(file, differences)
+
+
+def _refusal(file: Path, differences: Mapping[str, Iterable[str]], reason: str = "") -> UserError:
+    parts = [reason] if reason else []
+    for what, names in differences.items():
+        listed = sorted(names)
+        more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+        if listed:
+            parts.append(f"{what} {', '.join(listed[:NAMED])}{more}")
+    return UserError(f"{file} does not fit the Unet of denoising-diffusion-pytorch 2.x: {'; '.join(parts)}")

@@ -1,0 +1,76 @@
+"""Bring along a checkpoint of denoising-diffusion-pytorch: a .pt file to a folder like models/."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from diffusion_core.errors import UserError
+from diffusion_core.interop.lucidrains import Checkpoint, read_checkpoint
+from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, build_model, save_model
+from diffusion_core.stages.output import replaced_files
+
+ONLINE = "online.safetensors"
+# What the package itself does where nothing is said.
+USUAL: dict[str, Any] = {
+    "timesteps": 1000,
+    "objective": "pred_v",
+    "beta_schedule": {"kind": "sigmoid"},
+    "weighting": {"kind": "snr"},
+}
+# Stands for "what the file tells".
+AUTO = "auto"
+
+
+def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, beta_schedule: str = AUTO) -> None:
+    """Write model.safetensors (EMA weights), online.safetensors and model.json, and say what was inferred.
+
+    Args:
+        checkpoint: of the package's `Trainer`, `GaussianDiffusion` or `Unet`.
+        out: the folder for the three files; made if it is not there.
+        image_size: which no checkpoint holds, as "64" or "48x64", height first.
+        objective: for a file that does not tell it, or to overrule it.
+        beta_schedule: the kind, likewise.
+
+    Raises:
+        UserError: the file cannot be read or does not fit, or the options go together with no process.
+    """
+    found = read_checkpoint(checkpoint)
+    given: dict[str, Any] = {}
+    if objective != AUTO:
+        given["objective"] = objective
+    if beta_schedule != AUTO:
+        given["beta_schedule"] = {"kind": beta_schedule}
+    process = USUAL | found.process | given | {"image_size": _size(image_size)}
+    try:
+        diffusion = build_model(found.network, process)
+    except ValueError as error:
+        raise UserError(f"{checkpoint} cannot be brought along like this ({error}): give other options") from None
+    diffusion.model.load_state_dict(found.online if found.ema is None else found.ema)
+    with replaced_files([out / WEIGHTS, out / DESCRIPTION, out / ONLINE]) as temporary:
+        save_model(temporary, diffusion, found.network, process, {"class_counts": []})
+        save_file({name: value.contiguous() for name, value in found.online.items()}, temporary / ONLINE)
+    for line in _told(found, process, given):
+        print(f"import-lucidrains: {line}")
+    step = "" if found.step is None else f" after {found.step} steps"
+    weights = "the weights as trained (the file has no average)" if found.ema is None else "EMA weights"
+    print(f"import-lucidrains: wrote {out / WEIGHTS} with {weights}{step}, {out / ONLINE} and {out / DESCRIPTION}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--image-size is {text}: give pixels, 64 say, or 48x64 for height x width")
+    return int(parts[0]), int(parts[-1])
+
+
+def _told(found: Checkpoint, process: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Return what people should know of the options, a line each."""
+    lines = ["network, by the shapes: " + ", ".join(f"{name}={value}" for name, value in found.network.items())]
+    for name in USUAL:
+        source = "as given" if name in given else "by the tables" if name in found.process else "not told: the usual"
+        value = process[name]
+        shown = " ".join(map(str, value.values())) if isinstance(value, dict) else value
+        lines.append(f"{name}: {shown} ({source})")
+    height, width = process["image_size"]
+    return [*lines, f"image_size: {height} x {width} (no checkpoint tells it: --image-size)"]

@@ -1,0 +1,239 @@
+"""A checkpoint of denoising-diffusion-pytorch gives the same network here; its outputs were recorded by the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_core import GaussianDiffusion, Unet
+from diffusion_core.errors import UserError
+from diffusion_core.interop.lucidrains import read_checkpoint
+from diffusion_core.saved_model import load_model
+from diffusion_core.stages.import_lucidrains import run
+from tests.conformance import cases
+from tests.conformance.golden import FOLDER, GOLDEN
+
+ORACLE = json.loads((FOLDER / "oracle.json").read_text(encoding="utf-8"))
+OPTIONS = {cases.unet_name(options): options for options in cases.UNETS}
+SMALLEST = "32x1-2-4 1 self"
+
+with np.load(FOLDER / "unets.npz", allow_pickle=False) as archive:
+    OUTPUTS = {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
+def tables(schedule="cosine", objective="pred_x0", weighting="min_snr"):
+    """The process's part of a checkpoint, as the package made it."""
+    named = {name: GOLDEN[f"{schedule}/{name}"].float() for name in ORACLE["trainer"]["tables"][:-1]}
+    return named | {"loss_weight": GOLDEN[f"{schedule}/{objective}/{weighting}/loss_weight"].float()}
+
+
+def checkpoint(name, **chosen):
+    """What the package's trainer saves, by the names that it used."""
+    online, average = (cases.weights(ORACLE["unets"][name], which) for which in ("model", "ema"))
+
+    def below(prefix, state):
+        return {f"{prefix}{key}": value for key, value in state.items()}
+
+    process = {**tables(**chosen), **below("model.", online)}
+    ema = below("ema_model.", {**tables(**chosen), **below("model.", average)})
+    outside = {key: torch.tensor(True) for key in ORACLE["trainer"]["ema"]}
+    optimizer = {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"lr": 8e-5, "betas": (0.9, 0.99)}]}
+    return {
+        "step": 100_000,
+        "model": process,
+        "opt": optimizer,
+        "ema": {**ema, **below("online_model.", process), **outside},
+        "scaler": None,
+        "version": ORACLE["package"],
+    }
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_both_sets_of_weights_give_the_packages_outputs(tmp_path, name):
+    file = tmp_path / "model-100.pt"
+    torch.save(checkpoint(name), file)
+    run(file, tmp_path / "models", "16x24")
+    diffusion = load_model(tmp_path / "models").diffusion
+    wanted = OPTIONS[name]
+    assert (diffusion.channels, diffusion.self_condition) == (wanted["channels"], wanted["self_condition"])
+    assert diffusion.image_size == (16, 24)
+    online = load_file(tmp_path / "models" / "online.safetensors")
+    for which, state in (("ema", None), ("model", online)):
+        if state is not None:
+            diffusion.model.load_state_dict(state)
+        with torch.no_grad():
+            output = diffusion.model(*cases.unet_input(wanted))
+        expected = OUTPUTS[f"{name}/{which}"]
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert not torch.allclose(OUTPUTS[f"{name}/ema"], OUTPUTS[f"{name}/model"], atol=0.1)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "min_snr"])
+@pytest.mark.parametrize("objective", cases.OBJECTIVES)
+@pytest.mark.parametrize("schedule", cases.SCHEDULES)
+def test_the_process_is_inferred_from_the_tables_and_told(tmp_path, capsys, schedule, objective, weighting):
+    torch.save(checkpoint(SMALLEST, schedule=schedule, objective=objective, weighting=weighting), tmp_path / "a.pt")
+    run(tmp_path / "a.pt", tmp_path / "models", "16")
+    diffusion = load_model(tmp_path / "models").diffusion
+    torch.testing.assert_close(
+        diffusion.loss_weight, tables(schedule, objective, weighting)["loss_weight"], rtol=1e-4, atol=0
+    )
+    torch.testing.assert_close(diffusion.betas, tables(schedule)["betas"])
+    assert diffusion.objective == objective
+    told = capsys.readouterr().out
+    assert f"objective: {objective} (by the tables)" in told
+    assert f"beta_schedule: {schedule} (by the tables)" in told
+    assert ("min_snr 4.0" if weighting == "min_snr" else "weighting: snr") in told
+    assert "dim=32, init_dim=32, dim_mults=[1, 2, 4], channels=1, self_condition=True" in told
+    assert "after 100000 steps" in told
+
+
+@pytest.mark.parametrize("part", ["process", "network"])
+def test_a_state_dict_alone_is_read_too(tmp_path, capsys, part):
+    content = checkpoint(SMALLEST)["model"]
+    if part == "network":
+        content = {key.removeprefix("model."): value for key, value in content.items() if key.startswith("model.")}
+    torch.save(content, tmp_path / "unet.pt")
+    run(tmp_path / "unet.pt", tmp_path / "models", "16x24", beta_schedule="cosine", objective="pred_x0")
+    diffusion = load_model(tmp_path / "models").diffusion
+    with torch.no_grad():
+        output = diffusion.model(*cases.unet_input(OPTIONS[SMALLEST]))
+    torch.testing.assert_close(output, OUTPUTS[f"{SMALLEST}/model"], rtol=1e-5, atol=1e-4)
+    told = capsys.readouterr().out
+    assert "the file has no average" in told
+    assert ("weighting: snr (not told: the usual)" in told) == (part == "network")
+    assert "objective: pred_x0 (as given)" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_heads": (2, 4), "attn_dim_head": (16, 8)},
+        {"full_attn": (True, False)},
+        {"init_dim": 12},
+        {"learned_variance": True},
+    ],
+    ids=str,
+)
+def test_every_option_that_shapes_tell_is_inferred(tmp_path, options):
+    network = Unet(8, dim_mults=(1, 2), channels=2, **options)
+    torch.save(network.state_dict(), tmp_path / "unet.pt")
+    again = Unet(**read_checkpoint(tmp_path / "unet.pt").network)
+    again.load_state_dict(network.state_dict())
+    x, t = torch.randn(1, 2, 8, 8), torch.tensor([3])
+    assert torch.equal(again.eval()(x, t), network.eval()(x, t))
+
+
+def changed(change):
+    content = checkpoint(SMALLEST)
+    for state in (content["model"], content["ema"]):
+        for name in list(state):
+            for prefix in ("", "ema_model."):
+                if name.startswith(f"{prefix}model."):
+                    change(state, f"{prefix}model.")
+                    break
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state, at: state.pop(f"{at}mid_attn.norm.g", None), "it lacks mid_attn.norm.g"),
+        (lambda state, at: state.update({f"{at}extra.weight": torch.ones(2)}), "it has besides extra.weight"),
+        (
+            lambda state, at: state.update({f"{at}mid_attn.norm.g": torch.ones(3)}),
+            "of another shape are mid_attn.norm.g",
+        ),
+        (
+            lambda state, at: state.pop(f"{at}init_conv.weight", None),
+            "it lacks init_conv.weight; it has downs.0.0.block1.*and 152 more",
+        ),
+        (
+            lambda state, at: state.update({f"{at}init_conv.weight": torch.ones(32, 5, 7, 7)}),
+            "takes 5 channels and gives 1, which no Unet does",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_names(tmp_path, change, told):
+    torch.save(changed(change), tmp_path / "model-1.pt")
+    with pytest.raises(UserError, match=f"model-1.pt does not fit the Unet .*{told}") as raised:
+        run(tmp_path / "model-1.pt", tmp_path / "models", "16")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "models").exists()
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"model": {"a": torch.ones(1)}, "opt": evil}])
+def test_nothing_but_weights_is_ever_unpickled(tmp_path, wrap):
+    marker = tmp_path / "marker"
+    torch.save(wrap(Touch(marker)), tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="evil.pt is no checkpoint of weights alone"):
+        run(tmp_path / "evil.pt", tmp_path / "models", "16")
+    assert not marker.exists()
+    # The control: read without that protection, it does what it says.
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.pt is no checkpoint of weights alone"):
+        run(tmp_path / "a.pt", tmp_path / "models", "16")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(UserError, match=r"list.pt holds no weights by name"):
+        run(tmp_path / "list.pt", tmp_path / "models", "16")
+
+
+def command(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "diffusion_core", "import-lucidrains", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_the_command_writes_a_model_that_samples(tmp_path):
+    torch.save(checkpoint(SMALLEST), tmp_path / "model-100.pt")
+    done = command(tmp_path, "model-100.pt", "--out", "models/", "--image-size", "8x16")
+    assert done.returncode == 0, done.stderr
+    assert "wrote models/model.safetensors with EMA weights" in done.stdout
+    assert {file.name for file in (tmp_path / "models").iterdir()} == {
+        "model.safetensors", "model.json", "online.safetensors",
+    }  # fmt: skip
+    model = load_model(tmp_path / "models")
+    assert isinstance(model.diffusion, GaussianDiffusion)
+    assert model.diffusion.sample(2, sampler=model.diffusion.sampler.__class__(steps=2)).shape == (2, 1, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere.pt"], "nowhere.pt is missing: name a checkpoint"),
+        (["model.pt", "--image-size", "big"], "--image-size is big: give pixels"),
+        (["model.pt", "--objective", "pred_score"], "objective is 'pred_score'; it must be one of pred_noise"),
+        (["model.pt", "--beta-schedule", "os.system"], "beta_schedule is 'os.system'; it must be one of cosine"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(tmp_path, arguments, told):
+    torch.save(checkpoint(SMALLEST), tmp_path / "model.pt")
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert not Path(tmp_path / "models").exists()
