@@ -12,6 +12,7 @@ for name in list(os.environ):
         del os.environ[name]
 for name, value in {
     "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

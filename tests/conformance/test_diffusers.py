@@ -114,10 +114,11 @@ def test_heun(diffusion, steps):
         x = theirs.scale_model_input(y, t)
         x0 = guess(diffusion, x, float(t))
         y = theirs.step((y - x0) / sigma, t, y).prev_sample
-    torch.testing.assert_close(ours, y, rtol=1e-3, atol=1e-3)
+    # diffusers keeps its noise levels, up to 20,000 on the cosine schedule, in float32.
+    torch.testing.assert_close(ours, y, rtol=0, atol=1e-6 * float(theirs.sigmas.max()))
 
 
-def test_zero_terminal_snr(diffusion):
+def test_zero_terminal_snr():
     rescaled = process(
         "float64", Guesses(), objective="pred_x0", beta_schedule="linear", weighting="uniform", zero_terminal_snr=True
     )

@@ -1,0 +1,61 @@
+"""Which sampler and spacing for few steps: the samples' distance from the real images by passes through the network.
+
+    python -m benchmarks.sampling_choices            # needs the model and the reference that `make demo` leaves
+
+Draws and measures samples as the pipeline does and writes benchmarks/sampling_choices.json.
+"""
+
+import json
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tqdm import tqdm
+
+from diffusion_core import DDIM, DDPM, DPMSolver, Heun
+from diffusion_core.environment import Environment
+from diffusion_core.metrics.evaluation import evaluate_samples
+from diffusion_core.metrics.reference import Reference
+from diffusion_core.params import load_settings
+from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.spacing import Spacing
+from diffusion_core.saved_model import load_model
+from diffusion_core.stages.paths import MODELS, REFERENCE
+from diffusion_core.stages.sample import draw
+
+RESULTS = Path("benchmarks/sampling_choices.json")
+PASSES = (5, 10, 20, 50, 100)
+FIGURES = ("frechet", "precision", "recall")
+
+
+def samplers(passes: int) -> dict[str, Sampler]:
+    """Return the samplers that run the network about that often, by what people call them."""
+    return {
+        **{f"DDIM, {spacing}": DDIM(steps=passes, spacing=spacing) for spacing in get_args(Spacing)},
+        "DDIM, eta 1": DDIM(steps=passes, eta=1.0),
+        "DDPM": DDPM(steps=passes),
+        "DPM-Solver++(2M), linspace": DPMSolver(steps=passes),
+        "DPM-Solver++(2M), quadratic": DPMSolver(steps=passes, spacing="quadratic"),
+        # Two passes a step but for the last.
+        "Heun": Heun(steps=(passes + 1) // 2),
+    }
+
+
+def main() -> None:
+    """Measure every sampler at every number of passes."""
+    settings = load_settings()
+    model = load_model(MODELS)
+    reference = Reference.load(REFERENCE, "cpu")
+    runs = []
+    for passes in tqdm(PASSES):
+        for name, sampler in samplers(passes).items():
+            images, _ = draw(model, settings.sample.model_copy(update={"sampler": sampler}), Environment())
+            figures = evaluate_samples(images, reference, settings.evaluate)
+            kept = {figure: figures[figure] for figure in FIGURES}
+            runs.append({"passes": passes, "sampler": name, "figures": kept})
+    content = {"samples": settings.sample.count, "torch": torch.__version__, "runs": runs}
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
