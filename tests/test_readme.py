@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from diffusion_core import Unet
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.publication import register
 from tests.registry.projects import new_environment, write_model
 
-QUICKSTART, TRAINER, CHAMPION = re.findall(
-    r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL
-)
+README = Path("README.md").read_text(encoding="utf-8")
+QUICKSTART, TRAINER, IMPORTED, CHAMPION = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(code, small, folder):
@@ -27,6 +29,14 @@ def run(code, small, folder):
 def test_the_librarys_examples_run_one_after_the_other(tmp_path):
     small = {"dim=64": "dim=8", "steps=50": "steps=2", "steps=20": "steps=2", "images=1_000": "images=16"}
     run(QUICKSTART + TRAINER, small, tmp_path)
+
+
+def test_an_imported_checkpoint_is_loaded_as_it_is_shown(tmp_path):
+    torch.save(Unet(8, dim_mults=(1, 2)).state_dict(), tmp_path / "model-100.pt")
+    command = re.search(r"\.venv/bin/python (-m diffusion_core import-lucidrains .*)", README).group(1)
+    subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True)
+    small = {"steps=50": "steps=2"}
+    assert run(IMPORTED + "\nprint(images.shape)", small, tmp_path) == "torch.Size([4, 3, 64, 64])\n"
 
 
 def test_the_champion_is_loaded_as_it_is_shown(tmp_path, monkeypatch):
