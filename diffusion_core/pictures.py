@@ -14,9 +14,10 @@ WHITE = 255
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
-    """Lay uint8 images, (n, H, W, C) with C 1 or 3, row by row into a grid, n and columns >= 1.
+    """Lay uint8 images, (n, H, W, C) with C 1, 3 or 4, row by row into a grid, n and columns >= 1.
 
-    Tiny images are enlarged by a whole factor without smoothing, so that every pixel stays what it is.
+    Tiny images are enlarged by a whole factor without smoothing, so that every pixel stays what it is, its alpha too.
+    The gaps are white and opaque.
     """
     factor = max(1, TILE // max(images.shape[1:3]))
     tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)

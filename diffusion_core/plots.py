@@ -42,8 +42,9 @@ def distances(figures: Mapping[str, float]) -> Image.Image:
 
 
 def real_and_generated(real: Images, generated: Images) -> Image.Image:
-    """Draw real images left and generated ones right, uint8 (n, H, W, C), in squares of the same scale."""
-    columns = max(1, round(len(generated) ** 0.5))
+    """Draw real images left and generated ones right, uint8 (n, H, W, C), in grids that are about square."""
+    count, height, width, _ = generated.shape
+    columns = min(count, max(1, round((count * height / width) ** 0.5)))
     figure = Figure(figsize=(11.0, 5.8), dpi=120, layout="constrained")
     for axes, title, images in zip(
         figure.subplots(1, 2), ("real images", "generated images"), (real, generated), strict=True
@@ -75,7 +76,10 @@ def nearest_images(samples: Images, neighbours: Images) -> Image.Image:
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    axes.imshow(np.asarray(image.convert("RGB")))
+    # Paper is white, and what is transparent shows it.
+    paper = Image.new("RGBA", image.size, "white")
+    paper.alpha_composite(image.convert("RGBA"))
+    axes.imshow(np.asarray(paper.convert("RGB")))
     axes.set_axis_off()
 
 

@@ -46,8 +46,8 @@ class TrainedModel:
 def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:
     """Build an untrained process from the arguments of `Unet` and `GaussianDiffusion`.
 
-    `beta_schedule`, `weighting` and `loss` may be mappings with a `kind`, as they are in JSON. `vb_loss_weight` is of
-    use where the network has `learned_variance`, and only there.
+    `beta_schedule`, `weighting` and `loss` may be mappings with a `kind`, and `image_size` a list, as they are in
+    JSON. `vb_loss_weight` is of use where the network has `learned_variance`, and only there.
     """
     options = dict(process)
     for argument, package in (("beta_schedule", "schedules"), ("weighting", "weightings"), ("loss", "losses")):

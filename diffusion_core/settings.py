@@ -14,9 +14,10 @@ from pydantic import (
     GetCoreSchemaHandler,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from diffusion_core.data.sources import Source
 from diffusion_core.kinds import kinds
@@ -61,13 +62,27 @@ class IngestSettings(Section):
 class PrepareSettings(Section):
     """What every image is made into."""
 
-    image_size: PositiveInt
-    color: Literal["grayscale", "rgb"]
+    image_size: int | tuple[int, int] = Field(description="of a square, or height and width")
+    color: Literal["grayscale", "rgb", "rgba"]
     validation_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _one_side_or_two(cls, value: Any) -> Any:
+        # In one sentence, where a union of types would have one for each.
+        sides = value if isinstance(value, list | tuple) else (value, value)
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise PydanticCustomError("image_size", "write a number of pixels, or [height, width]")
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
     def channels(self) -> int:
-        return 1 if self.color == "grayscale" else 3
+        return {"grayscale": 1, "rgb": 3, "rgba": 4}[self.color]
 
 
 class ReferenceSettings(Section):
@@ -233,15 +248,17 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Self:
-        if self.prepare.image_size < SMALLEST_IMAGE:
+        # As it stands in the file.
+        image_size = self.prepare.model_dump(mode="json")["image_size"]
+        if min(self.prepare.size) < SMALLEST_IMAGE:
             raise ValueError(
-                f"prepare.image_size is {self.prepare.image_size}; evaluation needs at least {SMALLEST_IMAGE}"
+                f"prepare.image_size is {image_size}; evaluation needs at least {SMALLEST_IMAGE} on each side"
             )
         downsampling = 2 ** (len(self.train.network.dim_mults) - 1)
-        if self.prepare.image_size % downsampling:
+        if any(side % downsampling for side in self.prepare.size):
             raise ValueError(
-                f"prepare.image_size is {self.prepare.image_size}; with {len(self.train.network.dim_mults)} levels in"
-                f" train.network.dim_mults it must be a multiple of {downsampling}"
+                f"prepare.image_size is {image_size}; with {len(self.train.network.dim_mults)} levels in"
+                f" train.network.dim_mults each side must be a multiple of {downsampling}"
             )
         try:
             self.train.process.check_sampler(self.sample.sampler)

@@ -5,26 +5,31 @@ from PIL import Image
 from diffusion_core.pictures import GAP, grid, save
 
 
-@pytest.mark.parametrize(("size", "factor"), [(8, 8), (16, 4), (48, 1), (100, 1)])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_pixel_is_in_its_place(size, factor, channels):
-    images = np.random.default_rng(0).integers(0, 256, (5, size, size, channels), dtype=np.uint8)
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [(8, 8, 8), (16, 16, 4), (48, 48, 1), (100, 100, 1), (8, 16, 4), (16, 8, 4), (3, 100, 1), (100, 3, 1)],
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_pixel_is_in_its_place(height, width, factor, channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, channels), dtype=np.uint8)
     sheet = grid(images, columns=3)
-    assert sheet.mode == {1: "L", 3: "RGB"}[channels]
-    step = size * factor + GAP
-    assert sheet.size == (3 * step + GAP, 2 * step + GAP)
+    assert sheet.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    down, right = height * factor + GAP, width * factor + GAP
+    assert sheet.size == (3 * right + GAP, 2 * down + GAP)
     pixels = np.asarray(sheet).reshape(sheet.height, sheet.width, channels)
     for index, image in enumerate(images):
-        top, left = (index // 3) * step + GAP, (index % 3) * step + GAP
-        tile = pixels[top : top + size * factor, left : left + size * factor]
+        top, left = (index // 3) * down + GAP, (index % 3) * right + GAP
+        tile = pixels[top : top + height * factor, left : left + width * factor]
         for y, x in ((0, 0), (factor - 1, factor - 1)):
             np.testing.assert_array_equal(tile[y::factor, x::factor], image)
-    # What no image fills is white.
-    assert (pixels[step:, 2 * step :] == 255).all()
+    # What no image fills is white, and nothing shines through it.
+    assert (pixels[down:, 2 * right :] == 255).all()
+    assert (pixels[:GAP] == 255).all()
 
 
-def test_a_saved_picture_is_read_back(tmp_path):
-    image = grid(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), 2)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_saved_picture_is_read_back(tmp_path, channels):
+    image = grid(np.random.default_rng(0).integers(0, 256, (4, 8, 8, channels), dtype=np.uint8), 2)
     save(image, tmp_path / "new" / "grid.png")
     with Image.open(tmp_path / "new" / "grid.png") as read:
         assert read.format == "PNG"

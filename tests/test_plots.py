@@ -6,6 +6,8 @@ import pytest
 
 from diffusion_core.plots import FLOOR_COLOUR, SAMPLES_COLOUR, distances, nearest_images, real_and_generated
 
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
 
 def pixels_of(image, colour):
     """How many pixels have this colour, given as #rrggbb."""
@@ -31,10 +33,9 @@ def of_colour(colour, *shape):
 
 
 def test_real_images_are_left_and_generated_ones_right():
-    red, blue = (255, 0, 0), (0, 0, 255)
-    page = np.asarray(real_and_generated(of_colour(red, 64, 16, 16), of_colour(blue, 64, 16, 16)))
+    page = np.asarray(real_and_generated(of_colour(RED, 64, 16, 16), of_colour(BLUE, 64, 16, 16)))
     left, right = np.split(page, 2, axis=1)
-    for half, here, elsewhere in ((left, red, blue), (right, blue, red)):
+    for half, here, elsewhere in ((left, RED, BLUE), (right, BLUE, RED)):
         assert (half == here).all(axis=2).mean() > 0.7
         assert not (half == elsewhere).all(axis=2).any()
 
@@ -44,17 +45,41 @@ def test_gray_images_stay_gray():
     assert (page == 77).all(axis=2).mean() > 0.7
 
 
+@pytest.mark.parametrize(
+    ("alpha", "shown"), [(255, (200, 0, 0)), (51, (244, 204, 204)), (0, (255, 255, 255))]
+)  # 255 + (200 - 255) / 5 and 255 - 255 / 5
+@pytest.mark.parametrize(
+    "page_of", [real_and_generated, lambda images, _: nearest_images(images, images[:, None])], ids=["both", "nearest"]
+)
+def test_what_is_transparent_shows_white_paper(page_of, alpha, shown):
+    images = np.zeros((16, 8, 8, 4), np.uint8)
+    images[:, :4] = 200, 0, 0, alpha
+    page = np.asarray(page_of(images, images))
+    assert (page == shown).all(axis=2).mean() > 0.15
+    assert not (page == 0).all(axis=2).any()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 32), (32, 8), (4, 64)])
+def test_rectangles_fill_the_page_as_squares_do(height, width):
+    page = np.asarray(real_and_generated(of_colour(RED, 64, height, width), of_colour(BLUE, 64, height, width)))
+    for colour in (RED, BLUE):
+        rows, columns = (page == colour).all(axis=2).nonzero()
+        assert np.ptp(rows) > 0.6 * page.shape[0]
+        assert np.ptp(columns) > 0.3 * page.shape[1]
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 16])
-def test_each_sample_has_its_neighbours_at_the_same_height(count):
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 16), (16, 8)])
+def test_each_sample_has_its_neighbours_at_the_same_height(count, height, width):
     colours = [(255, 10 * index, 0) for index in range(count)]
-    samples = np.stack([of_colour(colour, 8, 8) for colour in colours])
-    neighbours = np.stack([of_colour(colour, 5, 8, 8) for colour in colours])
+    samples = np.stack([of_colour(colour, height, width) for colour in colours])
+    neighbours = np.stack([of_colour(colour, 5, height, width) for colour in colours])
     page = np.asarray(nearest_images(samples, neighbours))
     corners = []
     for colour in colours:
         rows, columns = (page == colour).all(axis=2).nonzero()
-        # Six tiles side by side, which are wider than five of them are high.
-        assert np.ptp(columns) > 5 * np.ptp(rows)
+        # Six tiles side by side, which are wider than five of them.
+        assert np.ptp(columns) > 5 * np.ptp(rows) * width / height
         corners.append((columns.min() > page.shape[1] / 2, rows.min()))
     # Down the left half, then down the right one.
     assert corners == sorted(set(corners))

@@ -49,7 +49,18 @@ def changed(tmp_path, key, value):
         ("reference.seed", 2**63, "reference.seed is 9223372036854775808"),
         ("sample.count", 1, "sample.count is 1"),
         ("prepare.validation_fraction", 0.0, "prepare.validation_fraction is 0.0"),
-        ("prepare.image_size", 4, "prepare.image_size is 4"),
+        ("prepare.image_size", 4, "prepare.image_size is 4; evaluation needs at least 8 on each side"),
+        ("prepare.image_size", [6, 16], r"prepare.image_size is \[6, 16\]; evaluation needs at least 8 on each side"),
+        ("prepare.image_size", [16, 6], r"prepare.image_size is \[16, 6\]; evaluation needs at least 8 on each side"),
+        ("prepare.image_size", "8", r"prepare.image_size is '8': write a number of pixels, or \[height, width\]$"),
+        ("prepare.image_size", True, "prepare.image_size is True: write a number"),
+        ("prepare.image_size", 8.0, "prepare.image_size is 8.0: write a number"),
+        ("prepare.image_size", 0, "prepare.image_size is 0: write a number"),
+        ("prepare.image_size", [8], r"prepare.image_size is \[8\]: write a number"),
+        ("prepare.image_size", [8, 8, 3], r"prepare.image_size is \[8, 8, 3\]: write a number"),
+        ("prepare.image_size", [8, -8], r"prepare.image_size is \[8, -8\]: write a number"),
+        ("prepare.image_size", ["8", 8], r"prepare.image_size is \['8', 8\]: write a number"),
+        ("prepare.color", "cmyk", "prepare.color is 'cmyk'.*'grayscale', 'rgb' or 'rgba'"),
         ("train.network.class_conditional", False, "guidance.scale is 2.0; it must be 1.0.*class_conditional is"),
         ("train.network.cond_drop_prob", 0.0, "guidance.scale is 2.0; it must be 1.0.*cond_drop_prob is 0"),
         ("train.process.weighting", {"kind": "min_snr", "gamma": float("inf")}, "train.process.weighting.gamma is inf"),
@@ -71,7 +82,9 @@ def changed(tmp_path, key, value):
         ("promote.limits", {"fid": {"at_most": 1.0}}, "promote.limits names fid.* use .*frechet_ratio"),
         ("promote.champion", {"fid": {"better": "lower"}}, "promote.champion names fid"),
         ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.*steps is 2000.*1000 timesteps"),
-        ("prepare.image_size", 9, "prepare.image_size is 9.*multiple of 2"),
+        ("prepare.image_size", 9, "prepare.image_size is 9; .* train.network.dim_mults each side .*multiple of 2"),
+        ("prepare.image_size", [9, 8], r"prepare.image_size is \[9, 8\]; .* each side must be a multiple of 2"),
+        ("prepare.image_size", [8, 9], r"prepare.image_size is \[8, 9\]; .* each side must be a multiple of 2"),
         ("promote.limits", {"frechet": {}}, "a limit needs at_most or at_least"),
         ("train.process", {**PARAMS["train"]["process"], "beta_schedule": {"kind": "linear"}, "timesteps": 10},
          "timesteps is 10; the linear schedule needs at least 21"),
@@ -82,6 +95,16 @@ def test_a_mistake_is_one_sentence_that_names_the_key(tmp_path, key, value, mess
         load_settings(changed(tmp_path, key, value))
     assert "\n" not in str(raised.value)
     assert "params.yaml" in str(raised.value)
+
+
+@pytest.mark.parametrize(("value", "size"), [(8, (8, 8)), ([16, 24], (16, 24)), ([24, 16], (24, 16))])
+def test_an_image_size_is_a_square_or_height_and_width(tmp_path, value, size):
+    assert load_settings(changed(tmp_path, "prepare.image_size", value)).prepare.size == size
+
+
+@pytest.mark.parametrize(("color", "channels"), [("grayscale", 1), ("rgb", 3), ("rgba", 4)])
+def test_a_color_is_a_number_of_channels(tmp_path, color, channels):
+    assert load_settings(changed(tmp_path, "prepare.color", color)).prepare.channels == channels
 
 
 def test_a_missing_or_broken_file_is_told(tmp_path):

@@ -21,7 +21,8 @@ class DatasetInfo(BaseModel):
     """The content of `dataset.json`.
 
     `count` images were kept, which is `train + validation`; `count + quarantined` files came in. `classes[label]` is
-    the name of a label, and the list is empty where images have no labels. Equal `digest`s mean equal datasets.
+    the name of a label, and the list is empty where images have no labels. `image_size` is height and width in pixels,
+    and `channels` is 1 (gray), 3 (RGB) or 4 (RGBA). Equal `digest`s mean equal datasets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,7 +32,7 @@ class DatasetInfo(BaseModel):
     validation: int
     quarantined: int
     classes: list[str]
-    image_size: int
+    image_size: tuple[int, int]
     channels: int
     digest: str
 
@@ -83,7 +84,7 @@ class ImageDataset:
                 raise ValueError(f"its counts are not those of {INFO}")
             if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
                 raise ValueError(f"it has labels that are no classes of {INFO}")
-        image_shape = (info.image_size, info.image_size, info.channels)
+        image_shape = (*info.image_size, info.channels)
         shards = [
             map_shard(folder, number, (int(rows), *image_shape)) for number, rows in enumerate(np.bincount(shard))
         ]
@@ -108,7 +109,7 @@ class ImageDataset:
         """
         chosen = slice(None) if indices is None else indices
         shard, row = self._shard[chosen], self._row[chosen]
-        images = np.empty((len(shard), self.info.image_size, self.info.image_size, self.info.channels), np.uint8)
+        images = np.empty((len(shard), *self.info.image_size, self.info.channels), np.uint8)
         for number in np.unique(shard):
             here = shard == number
             images[here] = self._shards[number][row[here]]

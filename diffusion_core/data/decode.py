@@ -1,8 +1,11 @@
 """One image file to pixels of one shape, or the reason why not.
 
-Steps: recognise, check size and integrity, decode, put transparent pixels on white, convert to 8-bit gray (ITU-R
-BT.601 luma: 0.299 R + 0.587 G + 0.114 B) or RGB, crop to the central square, resize, turn upright by EXIF. Of an
-animation the first frame counts. Colour profiles are not applied.
+Steps: recognise, check size and integrity, decode, convert to 8-bit gray (ITU-R BT.601 luma: 0.299 R + 0.587 G +
+0.114 B), RGB or RGBA, crop to the largest part in the middle that has the shape of the result, resize, turn upright by
+EXIF. Nothing is stretched or padded. Of an animation the first frame counts. Colour profiles are not applied.
+
+Gray and RGB have no transparency, so it is put on white first. In RGBA it is kept: an image without it is opaque, and
+the colour of an invisible pixel is black, whatever the file has there, so that what looks alike is alike.
 
 The filter is Pillow's bicubic, whose support grows with the reduction so that it is a low-pass filter below the new
 Nyquist frequency; resizers with a fixed support alias and bias every metric that is measured afterwards (Parmar et
@@ -18,9 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffusion_core.data.formats import FORMATS
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Of the eight orientations of EXIF, those whose rows are the picture's columns.
+LYING = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Decoded:
         sha256: of the file's bytes, in hexadecimal.
         width, height, mode: of the file as its header gives them (Pillow's name of the mode); None where the header
             itself cannot be trusted.
-        pixels: (image_size, image_size, channels).
+        pixels: (height, width, channels) as asked for.
     """
 
     sha256: str
@@ -42,8 +49,8 @@ class Decoded:
     reason: str | None
 
 
-def decode(file: Path, image_size: int, channels: int) -> Decoded:
-    """Decode `file` to `image_size` x `image_size` pixels of 1 (gray) or 3 (RGB) channels.
+def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
+    """Decode `file` to `size`, height and width in pixels, and 1 (gray), 3 (RGB) or 4 (RGBA) channels.
 
     Raises:
         OSError: the file cannot be read. Whatever is wrong with its content is told in `Decoded.reason`.
@@ -59,43 +66,58 @@ def decode(file: Path, image_size: int, channels: int) -> Decoded:
                 (width, height), mode = header.size, header.mode
                 # A pass over the checksums of a PNG, which decoding skips. It consumes the image.
                 header.verify()
-                pixels = _pixels(Image.open(stream, formats=FORMATS), image_size, channels)
+                pixels = _pixels(Image.open(stream, formats=FORMATS), size, channels)
         except Exception as error:  # decoders raise nearly anything on damaged bytes
             reason = _reason(error, os.fstat(stream.fileno()).st_size)
     return Decoded(sha256, width, height, mode, pixels, reason)
 
 
-def _pixels(image: Image.Image, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
+def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> npt.NDArray[np.uint8]:
     # A large JPEG is decoded at 1/2, 1/4 or 1/8, which is ten times as fast; at least four times the final size
-    # remain, so that the filter below still decides what the result looks like.
-    reduced = image.draft(None, (4 * image_size, 4 * image_size))
+    # remain, however the picture lies, so that the filter below still decides what the result looks like.
+    reduced = image.draft(None, (4 * max(size), 4 * max(size)))
     image.load()
     width, height = reduced[1][2:] if reduced else image.size  # a reduced JPEG is padded to whole pixels
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    square = (
-        _opaque(image)
-        .convert("L" if channels == 1 else "RGB")
-        .resize((image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    # The few pixels of the result are turned upright and not the many of the file; until then all lies as stored.
+    lying = image.getexif().get(ExifTags.Base.Orientation) in LYING
+    stored_height, stored_width = reversed(size) if lying else size
+    part = _converted(image, channels).resize(
+        (stored_width, stored_height),
+        Image.Resampling.BICUBIC,
+        box=_middle(width, height, stored_width, stored_height),
     )
-    square.info = image.info  # which has the orientation
-    ImageOps.exif_transpose(square, in_place=True)
-    return np.asarray(square).reshape(image_size, image_size, channels)
+    part.info = image.info  # which has the orientation
+    ImageOps.exif_transpose(part, in_place=True)
+    pixels = np.array(part).reshape(*size, channels)
+    if channels == 4:
+        pixels[pixels[..., 3] == 0] = 0
+    return pixels
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Return an image of 8 bits a channel without transparency."""
+def _middle(width: float, height: float, across: int, down: int) -> tuple[float, float, float, float]:
+    """Return the largest box in the middle of `width` x `height` that is `across` to `down`: left, top, right, bottom.
+
+    Sides that are whole numbers stay so where the shapes agree, because products and quotients are then exact.
+    """
+    kept_width = min(width, height * across / down)
+    kept_height = min(height, width * down / across)
+    left, top = (width - kept_width) / 2, (height - kept_height) / 2
+    return left, top, left + kept_width, top + kept_height
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    """Return an image of 8 bits a channel, and with transparency only where there are four channels."""
     if image.mode.startswith("I;16"):
         # 65535 = 255 * 257. Pillow's own conversion clips at 255.
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("pixels of 32 bits have no agreed range; save the image with 8 or 16 bits")
-    if image.has_transparency_data:
+    if channels != 4 and image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGB", image.size, "white")
         paper.paste(image, mask=image)
-        return paper
-    return image
+        image = paper
+    return image.convert(MODES[channels])
 
 
 def _reason(error: Exception, size: int) -> str:

@@ -17,9 +17,9 @@ CHUNK = 64  # files a worker takes at a time
 
 
 def decode_all(
-    files: Sequence[Path], image_size: int, channels: int, *, workers: int | None = None
+    files: Sequence[Path], size: tuple[int, int], channels: int, *, workers: int | None = None
 ) -> Iterator[Decoded]:
-    """Yield `decode(file, image_size, channels)` of each of `files`, which is not empty, in order.
+    """Yield `decode(file, size, channels)` of each of `files`, which is not empty, in order.
 
     `workers` is the number of processes, by default one a core; the result does not depend on it. At most two chunks
     a worker wait to be taken, however slowly they are.
@@ -34,7 +34,7 @@ def decode_all(
     pool = ProcessPoolExecutor(workers, initializer=_follow_parent)
     try:
         for chunk in chunks:
-            waiting.append(pool.submit(_decode_chunk, chunk, image_size, channels))
+            waiting.append(pool.submit(_decode_chunk, chunk, size, channels))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -48,8 +48,8 @@ def decode_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_chunk(files: Sequence[Path], image_size: int, channels: int) -> list[Decoded]:
-    return [decode(file, image_size, channels) for file in files]
+def _decode_chunk(files: Sequence[Path], size: tuple[int, int], channels: int) -> list[Decoded]:
+    return [decode(file, size, channels) for file in files]
 
 
 def _follow_parent() -> None:

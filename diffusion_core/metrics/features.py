@@ -22,29 +22,32 @@ SMALLEST_IMAGE = 8
 
 
 class FeatureNetwork(nn.Module):
-    """A convolutional network that halves the image down to about 4 x 4 pixels and averages what is left.
+    """A convolutional network that halves the image until its shorter side has about 4 pixels, and averages the rest.
 
     The last layer normalises every feature to mean 0 and variance 1 over the images it was trained on, so that
     distances have the same scale whichever dataset the network was trained on.
 
     Args:
-        image_size: height and width of the images, at least 8.
-        channels: 1 or 3.
+        image_size: height and width of the images, each at least 8.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
         features: length of the feature vector.
         width: channels of the first stage; each further stage doubles them, up to eight times as many.
 
     Raises:
-        ValueError: the image is smaller than 8 pixels.
+        ValueError: a side is smaller than 8 pixels.
     """
 
-    def __init__(self, image_size: int, channels: int, features: int, width: int = 16) -> None:
+    def __init__(self, image_size: tuple[int, int], channels: int, features: int, width: int = 16) -> None:
         super().__init__()
-        if image_size < SMALLEST_IMAGE:
-            raise ValueError(f"image_size is {image_size}; the feature network needs at least {SMALLEST_IMAGE}")
-        self.image_size = image_size
+        shorter = min(image_size)
+        if shorter < SMALLEST_IMAGE:
+            raise ValueError(
+                f"image_size is {[*image_size]}; the feature network needs at least {SMALLEST_IMAGE} on each side"
+            )
+        self.image_size = (image_size[0], image_size[1])  # JSON gives a list
         self.channels = channels
         self.features = features
-        stages = min(max(round(math.log2(image_size)) - 1, 2), 5)
+        stages = min(max(round(math.log2(shorter)) - 1, 2), 5)
         layers: list[nn.Module] = [*_convolution(channels, width, stride=1)]
         inner = width
         for stage in range(1, stages):
@@ -61,8 +64,14 @@ class FeatureNetwork(nn.Module):
 
 
 def to_tensor(images: Images, device: torch.device | None = None) -> Tensor:
-    """Return uint8 images, (B, H, W, C), as float32 in [-1, 1], (B, C, H, W)."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+    """Return uint8 images, (B, H, W, C), as float32 in [-1, 1], (B, C, H, W).
+
+    Colours are multiplied by alpha where there is one, so that they count as much as they are seen.
+    """
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
+    if pixels.shape[1] == 4:
+        pixels[:, :3] *= pixels[:, 3:] / 255.0
+    return pixels / 127.5 - 1.0
 
 
 def extract(network: FeatureNetwork, images: Images, batch_size: int = 256) -> Features:

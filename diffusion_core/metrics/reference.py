@@ -126,8 +126,10 @@ def fit_reference(
         UserError: the images are too small or too few, or the training diverged.
     """
     info = train.info
-    if info.image_size < SMALLEST_IMAGE:
-        raise UserError(f"prepare.image_size is {info.image_size}: evaluation needs at least {SMALLEST_IMAGE}")
+    if min(info.image_size) < SMALLEST_IMAGE:
+        raise UserError(
+            f"prepare.image_size is {[*info.image_size]}: evaluation needs at least {SMALLEST_IMAGE} on each side"
+        )
     if len(train) < FEWEST_IMAGES or len(validation) < FEWEST_IMAGES:
         raise UserError(
             f"the dataset has {len(train)} training and {len(validation)} validation images, and evaluation needs at"

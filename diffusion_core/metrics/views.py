@@ -11,21 +11,21 @@ from torch import Tensor
 
 
 def shifted(images: Tensor, share: float = 0.125) -> Tensor:
-    """Shift each image by whole pixels, at most `share` of its side; the border repeats.
+    """Shift each image by whole pixels, at most `share` of its height and of its width; the border repeats.
 
     Whole pixels, because interpolation would blur and so teach the features to overlook blur.
     """
     batch, _, height, width = images.shape
-    most = max(1, round(share * height))
-    padded = F.pad(images, (most,) * 4, mode="replicate")
-    rows = torch.randint(2 * most + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * most + 1, (batch, 1)) + torch.arange(width)
+    down, across = (max(1, round(share * side)) for side in (height, width))
+    padded = F.pad(images, (across, across, down, down), mode="replicate")
+    rows = torch.randint(2 * down + 1, (batch, 1)) + torch.arange(height)
+    columns = torch.randint(2 * across + 1, (batch, 1)) + torch.arange(width)
     which = torch.arange(batch)[:, None, None]
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def cropped(images: Tensor, smallest: float = 0.5) -> Tensor:
-    """Crop each image to a random square, whose side is `smallest` to 1 of the image's, and scale it back."""
+    """Crop each image to a random part of its own shape, `smallest` to 1 of it a side, and scale it back."""
     batch = len(images)
     side = smallest + (1.0 - smallest) * torch.rand(batch)
     centre = (1.0 - side) * (2.0 * torch.rand(2, batch) - 1.0)
@@ -37,8 +37,12 @@ def cropped(images: Tensor, smallest: float = 0.5) -> Tensor:
 
 
 def relit(images: Tensor, strength: float = 0.4) -> Tensor:
-    """Scale each image's contrast about its mean by 1 +- `strength` and move its brightness by +- `strength` / 2."""
+    """Scale each image's contrast about its mean by 1 +- `strength` and move its brightness by +- `strength` / 2.
+
+    A fourth channel, which is alpha, stays: light makes nothing transparent.
+    """
     contrast, brightness = (2.0 * torch.rand(2, len(images), 1, 1, 1) - 1.0).to(images)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    changed: Tensor = (images - mean) * (1.0 + strength * contrast) + mean + 0.5 * strength * brightness
-    return changed
+    colour, alpha = images[:, :3], images[:, 3:]
+    mean = colour.mean(dim=(1, 2, 3), keepdim=True)
+    changed = (colour - mean) * (1.0 + strength * contrast) + mean + 0.5 * strength * brightness
+    return torch.cat((changed, alpha), dim=1)

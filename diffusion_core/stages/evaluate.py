@@ -45,7 +45,7 @@ def run(evaluate: EvaluateSettings, environment: Environment) -> None:
     reference = Reference.load(REFERENCE, choose_device(environment))
     if reference.dataset_digest != dataset.info.digest:
         raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
-    samples = _read_samples((dataset.info.image_size, dataset.info.image_size, dataset.info.channels))
+    samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
     origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
     features = reference.extract(samples)
     figures = evaluate_features(features, reference, evaluate)

@@ -30,7 +30,7 @@ def run(prepare: PrepareSettings) -> None:
     if not files:
         raise UserError(f"{RAW} holds no images: fill it with `dvc repro --force --single-item ingest`")
     with replaced(PREPARED) as folder:
-        shards = ShardWriter(folder, (prepare.image_size, prepare.image_size, prepare.channels))
+        shards = ShardWriter(folder, (*prepare.size, prepare.channels))
         rows = _decode(files, shards, prepare)
         shards.flush()
         classes, rows = _label(rows)
@@ -56,7 +56,7 @@ def run(prepare: PrepareSettings) -> None:
 def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:
     """Put the pixels of each file into the shards and return one row a file, still without labels."""
     rows = []
-    decoded_files = decode_all(files, prepare.image_size, prepare.channels)
+    decoded_files = decode_all(files, prepare.size, prepare.channels)
     with tqdm(decoded_files, total=len(files), desc="prepare", unit="image", disable=None) as progress:
         for file, decoded in zip(files, progress, strict=True):
             shard = row = split = None
@@ -115,7 +115,7 @@ def _describe(
         validation=validation,
         quarantined=len(quarantined),
         classes=classes,
-        image_size=prepare.image_size,
+        image_size=prepare.size,
         channels=prepare.channels,
         digest=dataset_digest(digests, rows, classes),
     )

@@ -80,7 +80,7 @@ def _measure(
     """Sample from the version in `folder` as the `sample` stage does, and measure it as the `evaluate` stage does."""
     model = load_model(folder, choose_device(environment))
     made = (*model.diffusion.image_size, model.diffusion.channels)
-    wanted = (reference.extractor.image_size, reference.extractor.image_size, reference.extractor.channels)
+    wanted = (*reference.extractor.image_size, reference.extractor.channels)
     if made != wanted:
         raise UserError(
             f"the champion, version {version}, makes images of {made} and {REFERENCE} is of {wanted}, so that"

@@ -111,10 +111,11 @@ def run(train: TrainSettings, environment: Environment) -> None:
 def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments of the network and of the process, which must fit the dataset."""
     downsampling = 2 ** (len(train.network.dim_mults) - 1)
-    if dataset.info.image_size % downsampling:
+    height, width = dataset.info.image_size
+    if height % downsampling or width % downsampling:
         raise UserError(
-            f"the images in {PREPARED} are of size {dataset.info.image_size}; with {len(train.network.dim_mults)}"
-            f" levels in train.network.dim_mults it must be a multiple of {downsampling}: run `dvc repro prepare`"
+            f"the images in {PREPARED} are {height} x {width}; with {len(train.network.dim_mults)} levels in"
+            f" train.network.dim_mults each side must be a multiple of {downsampling}: run `dvc repro prepare`"
         )
     classes = len(dataset.info.classes) if train.network.class_conditional else 0
     network = train.network.model_dump(exclude={"class_conditional"})

@@ -11,7 +11,7 @@ from diffusion_core.data.manifest import ManifestRow, write_manifest
 from diffusion_core.data.shards import ShardWriter
 from diffusion_core.errors import UserError
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (7, 2, 2, 3), np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 2, 3, 4), np.uint8)
 SPLITS = ["train", "validation", "train", "train", "validation", "train", "train"]
 LABELS = [0, 1, 1, 0, 0, 1, 1]
 TRAIN = [0, 2, 3, 5, 6]
@@ -20,11 +20,13 @@ TRAIN = [0, 2, 3, 5, 6]
 def write(folder: Path, classes: list[str]) -> Path:
     """Seven images in shards of three, and a file between them that was quarantined."""
     folder.mkdir()
-    writer = ShardWriter(folder, (2, 2, 3), shard_bytes=3 * 12)
+    writer = ShardWriter(folder, (2, 3, 4), shard_bytes=3 * 24)
     rows = []
     for number, image in enumerate(IMAGES):
         label = LABELS[number] if classes else None
-        rows.append(ManifestRow(f"{number}", "0" * 64, label, SPLITS[number], *writer.append(image), 2, 2, "RGB", None))
+        rows.append(
+            ManifestRow(f"{number}", "0" * 64, label, SPLITS[number], *writer.append(image), 3, 2, "RGBA", None)
+        )
     rows.insert(4, ManifestRow("bad", "0" * 64, None, None, None, None, None, None, None, "the file is empty"))
     writer.flush()
     write_manifest(folder / "manifest.parquet", rows)
@@ -34,8 +36,8 @@ def write(folder: Path, classes: list[str]) -> Path:
         validation=2,
         quarantined=1,
         classes=classes,
-        image_size=2,
-        channels=3,
+        image_size=(2, 3),
+        channels=4,
         digest=dataset_digest(writer.digests, rows, classes),
     )
     (folder / "dataset.json").write_text(info.model_dump_json())
@@ -121,7 +123,11 @@ def test_a_truncated_file_is_told(folder: Path, name: str) -> None:
         ({"quarantined": 0}, r"manifest.parquet is damaged \(its counts"),
         ({"train": 4, "validation": 3}, r"manifest.parquet is damaged \(its counts"),
         ({"classes": ["cat"]}, r"manifest.parquet is damaged \(it has labels that are no classes of dataset.json\)"),
-        ({"image_size": 4}, r"images-00000.npy is damaged \(it holds uint8"),
+        (
+            {"image_size": [3, 2]},
+            r"images-00000.npy is damaged \(it holds uint8 \(3, 2, 3, 4\) and not .*\(3, 3, 2, 4\)",
+        ),
+        ({"image_size": 2}, r"dataset.json is damaged \(Input should be a valid array"),
         ({"channels": 1}, r"images-00000.npy is damaged \(it holds uint8"),
         ({"surprise": 1}, r"dataset.json is damaged \(Extra inputs"),
     ],

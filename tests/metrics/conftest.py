@@ -23,7 +23,7 @@ def digits(begin, end, labelled=True):
         validation=1797 - TRAIN,
         quarantined=0,
         classes=[str(digit) for digit in range(10)] if labelled else [],
-        image_size=8,
+        image_size=(8, 8),
         channels=1,
         digest="digits",
     )

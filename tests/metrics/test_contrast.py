@@ -48,6 +48,6 @@ def test_features_learned_without_labels_tell_digits_apart(train, validation):
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = FeatureNetwork(8, 1, features=64)
+        untrained = FeatureNetwork((8, 8), 1, features=64)
     features = [extract(untrained, dataset.images()) for dataset in (train, validation)]
     assert 1.0 - accuracy < 0.6 * (1.0 - nearest_has_the_same_label(*features, train, validation))

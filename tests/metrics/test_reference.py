@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.data.dataset import DatasetInfo, ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.reference import Reference, fit_reference
 from diffusion_core.settings import ReferenceSettings
@@ -79,12 +79,42 @@ def test_the_fewest_images_and_the_smallest_budget_are_enough(labelled):
     assert reference.train_features.shape == reference.validation_features.shape == (4, 64)
 
 
-def test_images_that_are_too_small_are_refused(train):
-    pixels = np.zeros((10, 4, 4, 1), np.uint8)
-    info = train.info.model_copy(update={"image_size": 4})
+@pytest.mark.parametrize("size", [(4, 4), (16, 4), (4, 16)])
+def test_images_that_are_too_small_are_refused(train, size):
+    pixels = np.zeros((10, *size, 1), np.uint8)
+    info = train.info.model_copy(update={"image_size": size})
     small = ImageDataset(info, [pixels], np.zeros(10, np.int64), np.arange(10), np.zeros(10, np.int64))
-    with pytest.raises(UserError, match=r"prepare.image_size is 4"):
+    with pytest.raises(UserError, match=rf"prepare.image_size is \[{size[0]}, {size[1]}\]: .* at least 8 on each side"):
         fit_reference(small, small, BRIEFLY)
+
+
+def noise(size, channels, classes):
+    """Forty images of noise that take turns to be of the classes, if there are any."""
+    count = 40
+    images = np.random.default_rng(0).integers(0, 256, (count, *size, channels), dtype=np.uint8)
+    info = DatasetInfo(
+        count=count,
+        train=count,
+        validation=count,
+        quarantined=0,
+        classes=classes,
+        image_size=size,
+        channels=channels,
+        digest="noise",
+    )
+    rows = np.arange(count)
+    return ImageDataset(info, [images], np.zeros_like(rows), rows, rows % len(classes) if classes else None)
+
+
+@pytest.mark.parametrize("classes", [[], ["even", "odd"]])
+@pytest.mark.parametrize(("size", "channels"), [((8, 24), 4), ((24, 8), 3)])
+def test_the_reference_of_rectangles_is_loaded_as_it_was(tmp_path, size, channels, classes):
+    dataset = noise(size, channels, classes)
+    made = fit_reference(dataset, dataset, BRIEFLY)
+    made.save(tmp_path)
+    loaded = Reference.load(tmp_path)
+    assert (loaded.extractor.image_size, loaded.extractor.channels) == (size, channels)
+    np.testing.assert_array_equal(loaded.extract(dataset.images()), made.extract(dataset.images()))
 
 
 def test_a_training_that_diverges_is_told(train, validation):

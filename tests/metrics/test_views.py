@@ -19,6 +19,16 @@ def test_a_shift_moves_whole_pixels_at_most_its_share():
     assert {tuple(place) for place in (places - 8).tolist()} == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
 
 
+def test_a_shift_of_a_rectangle_is_a_share_of_each_side():
+    images = torch.zeros(400, 1, 8, 32)
+    images[:, :, 4, 16] = 1.0
+    places = shifted(images).nonzero()[:, 2:]
+    assert len(places) == 400
+    assert {tuple(place) for place in (places - torch.tensor([4, 16])).tolist()} == {
+        (y, x) for y in range(-1, 2) for x in range(-4, 5)
+    }
+
+
 def test_a_shift_repeats_the_border():
     assert torch.equal(shifted(torch.ones(20, 3, 8, 8)), torch.ones(20, 3, 8, 8))
 
@@ -34,6 +44,18 @@ def test_a_crop_lies_within_the_image_and_is_as_large_as_asked():
     )
 
 
+def test_a_crop_of_a_rectangle_has_its_shape():
+    down, right = torch.meshgrid(torch.linspace(-1.0, 1.0, 16), torch.linspace(-1.0, 1.0, 64), indexing="ij")
+    views = cropped(torch.stack((down, right)).expand(50, 2, 16, 64), smallest=0.5)
+    # Away from the border, which repeats: what a crop holds of the height, it holds of the width.
+    heights, widths = (
+        (views[:, 0, 12, 32] - views[:, 0, 4, 32]) / 8 * 15,
+        (views[:, 1, 8, 48] - views[:, 1, 8, 16]) / 32 * 63,
+    )
+    torch.testing.assert_close(heights, widths, atol=1e-3, rtol=0.0)
+    assert heights.std() > 0.2
+
+
 def test_light_changes_contrast_and_brightness_of_each_image_by_itself():
     images = torch.rand(500, 1, 8, 8) * 2.0 - 1.0
     changed = relit(images, strength=0.4)
@@ -46,10 +68,20 @@ def test_light_changes_contrast_and_brightness_of_each_image_by_itself():
     torch.testing.assert_close(relit(images, strength=0.0), images)
 
 
+def test_light_leaves_transparency_as_it_is():
+    colour, alpha = torch.rand(50, 3, 8, 8) * 2.0 - 1.0, torch.rand(50, 1, 8, 8) * 2.0 - 1.0
+    torch.manual_seed(1)
+    changed = relit(torch.cat((colour, alpha), dim=1))
+    torch.manual_seed(1)
+    assert torch.equal(changed, torch.cat((relit(colour), alpha), dim=1))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("view", [shifted, cropped, relit])
-def test_no_view_mirrors(view):
+def test_no_view_mirrors(view, channels):
     # The right half is bright: so it must stay.
-    images = torch.cat((-torch.ones(100, 1, 16, 8), torch.ones(100, 1, 16, 8)), dim=3)
+    half = torch.ones(100, channels, 16, 8)
+    images = torch.cat((-half, half), dim=3)
     changed = view(images)
     assert (changed[..., -1] >= changed[..., 0]).all()
     assert changed.shape == images.shape

@@ -44,10 +44,10 @@ def new_environment(folder):
     return Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db", device="cpu")
 
 
-def write_model(folder, seed=0, num_classes=3, image_size=8, timesteps=8):
+def write_model(folder, seed=0, num_classes=3, image_size=(8, 8), timesteps=8, channels=1):
     """A model that no training has touched; another seed makes other weights."""
     torch.manual_seed(seed)
-    network = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "num_classes": num_classes}
+    network = {"dim": 8, "dim_mults": (1, 2), "channels": channels, "num_classes": num_classes}
     process = {"image_size": image_size, "timesteps": timesteps, "beta_schedule": "cosine", "weighting": "snr"}
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder, build_model(network, process), network, process, {"class_counts": [2, 3, 1]})
@@ -65,13 +65,13 @@ def write_run_info(folder, run_id=UNKNOWN_RUN):
     info.write(folder / "run_info.json")
 
 
-def write_reference(folder, seed=0, image_size=8):
+def write_reference(folder, seed=0, image_size=(8, 8), channels=1):
     """Statistics of random images behind an extractor that nothing has trained."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    extractor = FeatureNetwork(image_size, 1, 8).eval()
+    extractor = FeatureNetwork(image_size, channels, 8).eval()
     train, validation = (
-        extract(extractor, random.integers(0, 256, (count, image_size, image_size, 1), dtype=np.uint8))
+        extract(extractor, random.integers(0, 256, (count, *image_size, channels), dtype=np.uint8))
         for count in (80, 40)
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,10 +20,10 @@ from tests.registry.projects import new_environment, write_model
 FAST = {"steps": 2}
 
 
-def publish(folder, num_classes):
+def publish(folder, num_classes, **shape):
     environment = new_environment(folder)
     client = connect(environment)
-    write_model(folder / "models", num_classes=num_classes)
+    write_model(folder / "models", num_classes=num_classes, **shape)
     run = client.create_run(experiment_id(client, environment))
     return environment, register(client, run, "diffusion", folder / "models", {})
 
@@ -102,6 +102,13 @@ def test_a_model_without_classes_takes_no_labels_and_no_guidance(tmp_path):
     for table, params in ((pd.DataFrame({"label": [0]}), FAST), (pd.DataFrame(), {"guidance": 2.0, **FAST})):
         with pytest.raises(MlflowException, match="class"):
             model.predict(table, params=params)
+
+
+def test_a_model_of_rectangles_says_and_gives_height_before_width(tmp_path):
+    publish(tmp_path, num_classes=None, image_size=(8, 16), channels=4)
+    model = mlflow.pyfunc.load_model("models:/diffusion/1")
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 8, 16, 4)
+    assert model.predict(pd.DataFrame(), params={"n": 2, **FAST}).shape == (2, 8, 16, 4)
 
 
 PROGRAM = """

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 
@@ -161,13 +162,15 @@ def test_a_champion_is_sampled_with_the_candidates_seed(environment, tmp_path):
 OTHERWISE = EvaluateSettings(seed=1)
 
 
-def test_a_champion_of_another_image_size_is_told(environment, tmp_path):
+@pytest.mark.parametrize(("image_size", "channels"), [((16, 16), 1), ((8, 16), 1), ((16, 8), 1), ((8, 8), 4)])
+def test_a_champion_of_another_shape_is_told(environment, tmp_path, image_size, channels):
     publish_and_promote(environment, OPEN)
-    # The candidate's extractor takes images of another size.
-    write_reference(tmp_path / "data/reference", image_size=16)
-    write_model(tmp_path / "models", seed=1, image_size=16)
+    # The candidate's extractor takes images of another shape.
+    write_reference(tmp_path / "data/reference", seed=1, image_size=image_size, channels=channels)
+    write_model(tmp_path / "models", seed=1, image_size=image_size, channels=channels)
     evaluate_model(tmp_path)
-    with pytest.raises(UserError, match=r"\(8, 8, 1\).*\(16, 16, 1\).*DIFFUSION_REGISTERED_MODEL"):
+    wanted = re.escape(str((*image_size, channels)))
+    with pytest.raises(UserError, match=rf"\(8, 8, 1\).*{wanted}.*DIFFUSION_REGISTERED_MODEL"):
         publish_and_promote(environment, NOT_WORSE)
     assert champion(environment) == 1
 

@@ -133,9 +133,7 @@ def test_a_failure_after_the_last_step_does_not_cost_the_training(project, envir
 
 def test_a_dataset_of_another_size_than_params_say_is_told(project, environment):
     network = project.train.network.model_copy(update={"dim_mults": (1, 1, 1, 1, 1)})
-    with pytest.raises(
-        UserError, match=r"data/prepared are of size 8; with 5 levels.*multiple of 16.*dvc repro prepare"
-    ):
+    with pytest.raises(UserError, match=r"data/prepared are 8 x 8; with 5 levels.*multiple of 16.*dvc repro prepare"):
         train.run(project.train.model_copy(update={"network": network}), environment)
     assert not MODELS.exists()
 
