@@ -161,7 +161,9 @@ def _steps(
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
                 # time, and whatever fails from here on, the training itself is not lost.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
-                if preview or overdue or request.signal is not None:
+                # Read once: a signal that comes after this line waits for the next step and its checkpoint.
+                stop = request.signal is not None
+                if preview or overdue or stop:
                     save()
                     saved = time.monotonic()
                 if row is not None:
@@ -169,7 +171,7 @@ def _steps(
                     curves = {f"train/{name}": value for name, value in row.items() if name != "images"}
                     tracked.metrics(curves, step=report.images)
                     progress.report(row)
-                if request.signal is not None:
+                if stop:
                     raise SystemExit(request.exit_code)
                 if preview:
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)

@@ -20,6 +20,7 @@ from diffusion_core.registry.tracking import Run
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO
+from diffusion_core.training.checkpoint import load_newest
 from diffusion_core.training.trainer import Trainer
 
 
@@ -97,17 +98,33 @@ def test_a_training_that_was_told_to_stop_goes_on_where_it_was(project, environm
     assert recorded(second).info.status == "FINISHED"
 
 
+def test_a_signal_that_comes_after_the_decision_to_save_still_leaves_a_checkpoint(project, environment, monkeypatch):
+    metrics = Run.metrics
+
+    def interrupted(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        metrics(self, *arguments, **options)
+
+    monkeypatch.setattr(Run, "metrics", interrupted)
+    with pytest.raises(SystemExit) as left:
+        train.run(project.train, environment)
+    assert left.value.code == 143
+    (folder,) = CHECKPOINTS.iterdir()
+    # Reports come every second step; the signal came with the first of them.
+    assert load_newest(folder).step == 3
+
+
 def test_a_checkpoint_of_another_network_is_refused(project, environment, stops_after, monkeypatch):
     stops_after(2)
     with pytest.raises(SystemExit):
         train.run(project.train, environment)
-    options = train._options
+    options = train.options
 
     def wider(*arguments):
         network, process = options(*arguments)
         return network | {"dim": 12}, process
 
-    monkeypatch.setattr(train, "_options", wider)
+    monkeypatch.setattr(train, "options", wider)
     with pytest.raises(UserError, match=r"does not fit this network.*remove .checkpoints"):
         train.run(project.train, environment)
 
