@@ -5,52 +5,31 @@ not after the training.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal, Self, Union
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from diffusion_core.data.sources import Source
-from diffusion_core.kinds import kinds
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import COUNTS, Metric, every_metric
-from diffusion_core.networks.unet import Unet
-from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.losses import Loss
-from diffusion_core.process.schedules import BetaSchedule
-from diffusion_core.process.weightings import Weighting
 from diffusion_core.samplers import Sampler
 from diffusion_core.samplers.guidance import Guidance
+from diffusion_core.settings.section import OneOf, Section, Seed
+from diffusion_core.settings.train import TrainSettings
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-# What NumPy and PyTorch both take.
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class OneOf:
-    """Marks a field whose value is one of a package's choices, named by its `kind`."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = tuple(kinds(self.package).values())
-        return handler.generate_schema(Annotated[Union[choices], Field(discriminator="kind")])  # noqa: UP007
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = [
+    "Comparison",
+    "EvaluateSettings",
+    "IngestSettings",
+    "Limit",
+    "PrepareSettings",
+    "PromoteSettings",
+    "ReferenceSettings",
+    "SampleSettings",
+    "Settings",
+    "TrainSettings",
+]
 
 
 class IngestSettings(Section):
@@ -93,89 +72,6 @@ class ReferenceSettings(Section):
     images: PositiveInt = Field(description="training budget, in images")
     batch_size: PositiveInt = 128
     learning_rate: PositiveFloat = 3e-3
-
-
-class NetworkSettings(Section):
-    """The U-Net; keys are the arguments of `Unet`."""
-
-    dim: int = Field(64, ge=4, multiple_of=2)
-    dim_mults: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1)
-    full_attn: tuple[bool, ...] | None = Field(None, description="one a level; None: the innermost only")
-    linear_attn: bool = True
-    attn_heads: PositiveInt = 4
-    attn_dim_head: PositiveInt = 32
-    dropout: Fraction = 0.0
-    self_condition: bool = True
-    learned_variance: bool = False
-    class_conditional: bool = Field(True, description="where the dataset has classes")
-    cond_drop_prob: Fraction = 0.1
-
-    @model_validator(mode="after")
-    def _attention_is_told_for_every_level(self) -> Self:
-        if self.full_attn is not None and len(self.full_attn) != len(self.dim_mults):
-            raise ValueError(
-                f"full_attn has {len(self.full_attn)} values; it must have one for each of the"
-                f" {len(self.dim_mults)} levels of dim_mults"
-            )
-        return self
-
-
-class ProcessSettings(Section):
-    """The process and what the network predicts; keys are the arguments of `GaussianDiffusion`."""
-
-    timesteps: PositiveInt = 1000
-    objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
-    beta_schedule: Annotated[BetaSchedule, OneOf("diffusion_core.process.schedules")]
-    zero_terminal_snr: bool = False
-    weighting: Annotated[Weighting, OneOf("diffusion_core.process.weightings")]
-    loss: Annotated[Loss, OneOf("diffusion_core.process.losses")]
-    vb_loss_weight: float = Field(0.001, ge=0.0, description="of the bound, where the variance is learned")
-    offset_noise_strength: float = Field(0.0, ge=0.0)
-    immiscible: bool = False
-
-    @model_validator(mode="after")
-    def _process_exists(self) -> Self:
-        self._build()
-        return self
-
-    def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that cannot walk this process.
-
-        Raises:
-            ValueError: it takes more steps than there are timesteps, say.
-        """
-        sampler.transitions(self._build())
-
-    def _build(self) -> GaussianDiffusion:
-        # Which network it is changes nothing of what is checked.
-        options = {name: getattr(self, name) for name in type(self).model_fields if name != "vb_loss_weight"}
-        return GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=1, **options)
-
-
-class TrainSettings(Section):
-    """The training run; amounts of training are counted in images, so that they hold for any batch size."""
-
-    seed: Seed = 0
-    images: PositiveInt = Field(description="training budget, in images")
-    batch_size: PositiveInt = 64
-    accumulate: PositiveInt = Field(1, description="micro-batches a step; divides batch_size")
-    learning_rate: PositiveFloat = 3e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
-    weight_decay: float = Field(0.0, ge=0.0)
-    warmup_images: int = Field(0, ge=0)
-    max_grad_norm: PositiveFloat = 1.0
-    ema_halflife_images: PositiveFloat = 50_000
-    horizontal_flip: bool = False
-    report_every_images: PositiveInt = 10_000
-    preview_every_images: PositiveInt = 100_000
-    network: NetworkSettings
-    process: ProcessSettings
-
-    @model_validator(mode="after")
-    def _micro_batches_are_whole(self) -> Self:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate is {self.accumulate}; it must divide batch_size, which is {self.batch_size}")
-        return self
 
 
 class SampleSettings(Section):
@@ -231,8 +127,8 @@ class Comparison(Section):
 class PromoteSettings(Section):
     """The gate in front of the alias `champion`."""
 
-    limits: dict[str, Limit] = {}
-    champion: dict[str, Comparison] = {}
+    limits: dict[str, Limit] = Field(default_factory=dict)
+    champion: dict[str, Comparison] = Field(default_factory=dict)
 
 
 class Settings(Section):
