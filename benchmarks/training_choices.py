@@ -8,9 +8,10 @@ command can be stopped and given again.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from diffusion_core.training.trainer import Trainer
 
 RESULTS = Path("benchmarks/training_choices.json")
 SEEDS = (0, 1, 2)
+FIGURES = ("frechet", "precision", "recall", "memorisation")
 OBJECTIVES = ("pred_noise", "pred_x0", "pred_v")
 WEIGHTINGS: tuple[dict[str, Any], ...] = ({"kind": "snr"}, {"kind": "min_snr", "gamma": 5.0})
 
@@ -71,8 +73,28 @@ def chosen(train: TrainSettings, choice: dict[str, Any]) -> TrainSettings:
     return TrainSettings.model_validate(content)
 
 
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Return what was measured as a Markdown table: mean over the seeds (least to greatest)."""
+    lines = [
+        "| objective | self-conditioning | weighting | " + " | ".join(FIGURES) + " |",
+        "|---" * (3 + len(FIGURES)) + "|",
+    ]
+    by_choice: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for run in runs:
+        choice = run["choice"]
+        named = (choice["objective"], "on" if choice["self_condition"] else "off", choice["weighting"])
+        by_choice.setdefault(named, []).append(run["figures"])
+    for named, figures in sorted(by_choice.items(), key=lambda item: OBJECTIVES.index(item[0][0])):
+        cells = []
+        for name in FIGURES:
+            values = [each[name] for each in figures]
+            cells.append(f"{mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        lines.append("| " + " | ".join((*named, *cells)) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure what has not been measured yet."""
+    """Measure what has not been measured yet, and print the table."""
     settings = load_settings()
     runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
     done = [run["choice"] for run in runs]
@@ -80,6 +102,7 @@ def main() -> None:
         runs.append({"choice": choice, "figures": measure(settings, choice)})
         content = {"images": settings.train.images, "torch": torch.__version__, "runs": runs}
         RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(runs))
 
 
 if __name__ == "__main__":

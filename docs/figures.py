@@ -103,8 +103,9 @@ def few_steps(left: Axes, right: Axes) -> None:
         label="DDIM, linspace",
     )
     for axes in (left, right):
-        axes.set(xlabel="passes through the network", ylabel="domain Fréchet distance")
+        axes.set(xlabel="passes through the network", ylabel="domain Fréchet distance", ylim=(1.3, 45))
         axes.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+        axes.set_yticks([1.5, 2, 3, 5, 10, 20, 40], ["1.5", "2", "3", "5", "10", "20", "40"])
         axes.minorticks_off()
         axes.legend(fontsize="small")
 
@@ -170,7 +171,7 @@ def between(model: TrainedModel, dataset: ImageDataset) -> Tensor:
     one, other = digits(dataset, [0]), digits(dataset, [6])
     shares = torch.linspace(0, 1, 11).tolist()
     rows = []
-    for t in (200, 500, 800):
+    for t in (100, 250, 400):
         row = []
         for share in shares:
             torch.manual_seed(0)
