@@ -38,11 +38,14 @@ def choose(package: str, kind: str, argument: str, **options: Any) -> Any:
     """Build the choice called `kind`.
 
     Raises:
-        ValueError: no sibling has that name; the message lists those that exist.
+        ValueError: no sibling has that name, or it has no such option; the message lists those that exist.
     """
     choices = kinds(package)
     if kind not in choices:
         raise ValueError(f"{argument} is {kind!r}; it must be one of {', '.join(sorted(choices))}")
+    known = [field.name for field in fields(choices[kind]) if field.name != "kind"]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{argument} {kind} has no option {unknown[0]}; it has {', '.join(known) or 'none'}")
     return choices[kind](**options)
 
 

@@ -71,7 +71,7 @@ def changed(tmp_path, key, value):
         ("sample.guidance", {"scal": 1.0}, r"unknown key sample.guidance.scal"),
         ("sample.guidance.interval", [2.0, 1.0], r"guidance.interval is \(2.0, 1.0\); it must be two rising"),
         ("train.process.loss", {"kind": "l3"}, r"train.process.loss.*'l3'.*'huber'"),
-        ("train.process.zero_terminal_snr", True, "weighting is min_snr, which gives weight 0 to the last timestep"),
+        ("train.process.zero_terminal_snr", True, "the weighting min_snr, which gives weight 0 to the last timestep"),
         ("train.process.vb_loss_weight", -1.0, "train.process.vb_loss_weight is -1.0"),
         ("train.2026-11-24", 1, "unknown key train.2026-11-24"),
         ("train.images", True, "train.images is True"),

@@ -63,22 +63,28 @@ def _attention(state: State, name: str) -> tuple[int, int, bool]:
 
 
 def process_options(tables: State) -> dict[str, Any]:
-    """Return the arguments of `GaussianDiffusion` that made these tables; what they do not tell is left out."""
-    options: dict[str, Any] = {}
-    betas = tables.get("betas")
-    if betas is None:
-        return options
-    options["timesteps"] = len(betas)
+    """Return the arguments of `GaussianDiffusion` that made these tables; what they do not tell is left out.
+
+    Raises:
+        ValueError: betas is no table.
+    """
+    if "betas" not in tables:
+        return {}
+    betas = tables["betas"].double()
+    if betas.ndim != 1:
+        raise ValueError(f"betas is of shape {tuple(betas.shape)}, where it should have one value a timestep")
+    options: dict[str, Any] = {"timesteps": len(betas)}
     for kind, schedule in kinds(SCHEDULES).items():
         try:
             made = schedule().betas(len(betas))
         except ValueError:
             # This kind does not go with so few timesteps.
             continue
-        if torch.allclose(made, betas.double(), rtol=1e-4, atol=1e-9):
+        if torch.allclose(made, betas, rtol=1e-4, atol=1e-9):
             options["beta_schedule"] = {"kind": kind}
     if "loss_weight" in tables:
-        options |= _objective(tables["loss_weight"].double(), tables["alphas_cumprod"].double())
+        # Not from alphas_cumprod, whose float32 leaves nothing of 1 - abar at the cleanest timesteps.
+        options |= _objective(tables["loss_weight"].double(), torch.cumprod(1.0 - betas, dim=0))
     return options
 
 

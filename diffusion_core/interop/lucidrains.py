@@ -27,6 +27,7 @@ class Checkpoint:
     Attributes:
         network: arguments of `Unet`, inferred from the shapes.
         process: arguments of `GaussianDiffusion`, as far as the tables tell them.
+        has_tables: whether it has tables, so that a schedule or objective that is not told is one not known here.
         online: the weights that were trained, by name.
         ema: their average, with which one samples; None where the file has none.
         step: how many steps of training they saw; None where the file does not say.
@@ -34,6 +35,7 @@ class Checkpoint:
 
     network: dict[str, Any]
     process: dict[str, Any]
+    has_tables: bool
     online: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     step: int | None
@@ -48,15 +50,21 @@ def read_checkpoint(file: Path) -> Checkpoint:
     """
     content = _load(file)
     trainer = isinstance(content.get("model"), Mapping)
-    whole: State = content["model"] if trainer else content
-    average = _below("ema_model.", content["ema"]) if trainer and isinstance(content.get("ema"), Mapping) else None
+    whole = _weights(file, content["model"] if trainer else content)
+    average = None
+    if trainer and isinstance(content.get("ema"), Mapping):
+        average = _below("ema_model.", _weights(file, content["ema"]))
     online = _below("model.", whole) or dict(whole)
     network = _fitting_options(file, online)
     ema = None if average is None else _below("model.", average) or average
     if ema is not None:
         _check_fit(file, network, ema)
     step = content.get("step") if trainer else None
-    return Checkpoint(network, process_options(whole), online, ema, None if step is None else int(step))
+    try:
+        process = process_options(whole)
+    except ValueError as error:
+        raise UserError(f"{file} has tables that are none: {error}") from None
+    return Checkpoint(network, process, "betas" in whole, online, ema, step if isinstance(step, int) else None)
 
 
 def _load(file: Path) -> Mapping[str, Any]:
@@ -72,6 +80,13 @@ def _load(file: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping) or not any(isinstance(each, Tensor | Mapping) for each in content.values()):
         raise UserError(f"{file} holds no weights by name: name a file that denoising-diffusion-pytorch wrote")
     return content
+
+
+def _weights(file: Path, state: Mapping[Any, Any]) -> State:
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{file} has {name!r} among its weights, which is no tensor with a name: it does not fit")
+    return state
 
 
 def _below(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

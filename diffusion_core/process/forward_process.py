@@ -18,6 +18,14 @@ from diffusion_core.process.objectives import Coefficients, noise_from_x0, v_fro
 from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.process.tables import Tables, extract
 
+# Tables in the order of the fields of `Coefficients`.
+COEFFICIENTS = (
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
+
 
 class ForwardProcess(nn.Module):
     """A schedule's tables as buffers, and what follows from them without a network.
@@ -46,6 +54,7 @@ class ForwardProcess(nn.Module):
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
     log_sigma: Tensor
+    _coefficients: Tensor
 
     def __init__(self, beta_schedule: BetaSchedule, timesteps: int, zero_terminal_snr: bool = False) -> None:
         super().__init__()
@@ -59,6 +68,8 @@ class ForwardProcess(nn.Module):
         for name, table in tables.named():
             self._register_table(name, table)
         self._register_table("log_sigma", tables.log_sigma)
+        # The four that a prediction needs, together, so that one look-up a step finds them.
+        self._register_table("_coefficients", torch.stack([getattr(tables, name) for name in COEFFICIENTS], dim=1))
         self._alpha_bar: list[float] = tables.alphas_cumprod.tolist()
         self._log_sigma: list[float] = tables.log_sigma.tolist()
 
@@ -86,31 +97,26 @@ class ForwardProcess(nn.Module):
         if isinstance(t, int):
             return self._alpha_bar[t]
         start, end = self._log_sigma[math.floor(t)], self._log_sigma[math.ceil(t)]
-        log_sigma = start if start == end else start + (t - math.floor(t)) * (end - start)
+        log_sigma = start + (t - math.floor(t)) * (end - start)
         return 1.0 / (1.0 + math.exp(2.0 * log_sigma))
 
     def time_of_sigma(self, sigma: float) -> float:
         """Return the t, in 0 .. T-1 and between two timesteps as a rule, at which sqrt(1/abar_t - 1) is `sigma`.
 
-        Levels outside the schedule's are taken to its nearest finite one.
+        Levels outside the schedule's are taken to its nearest.
         """
-        finite = self._log_sigma[:-1] if self.zero_terminal_snr else self._log_sigma
-        wanted = math.log(sigma)
-        high = bisect_right(finite, wanted)
-        if high == 0 or high == len(finite):
-            return float(min(high, len(finite) - 1))
+        levels, wanted = self._log_sigma, math.log(sigma)
+        high = bisect_right(levels, wanted)
+        if high == 0 or high == len(levels):
+            return float(min(high, len(levels) - 1))
         low = high - 1
-        return low + (wanted - finite[low]) / (finite[high] - finite[low])
+        return low + (wanted - levels[low]) / (levels[high] - levels[low])
 
     def _at(self, t: Tensor, x: Tensor) -> Coefficients:
         if t.is_floating_point():
             return self._between(t, x)
-        return Coefficients(
-            extract(self.sqrt_alphas_cumprod, t, x.shape),
-            extract(self.sqrt_one_minus_alphas_cumprod, t, x.shape),
-            extract(self.sqrt_recip_alphas_cumprod, t, x.shape),
-            extract(self.sqrt_recipm1_alphas_cumprod, t, x.shape),
-        )
+        shape = (len(t), len(COEFFICIENTS), *(1 for _ in x.shape[1:]))
+        return Coefficients(*self._coefficients[t].reshape(shape).unbind(1))
 
     def _between(self, t: Tensor, x: Tensor) -> Coefficients:
         start, end = (extract(self.log_sigma, each.long(), x.shape) for each in (t.floor(), t.ceil()))

@@ -25,7 +25,8 @@ class GaussianDiffusion(GenerativeProcess):
 
     Args:
         model: called as `model(x, t, x_self_cond)`, or `model(x, t, x_self_cond, classes)` where it has `num_classes`;
-            has `channels`, `out_dim` and `self_condition`. x is (B, C, H, W) in about [-1, 1], t (B,) in 0 .. T-1.
+            has `channels`, `out_dim` and `self_condition`. x is (B, C, H, W) in about [-1, 1], t int64 (B,) in
+            0 .. T-1; the sampler Heun also asks between two timesteps, in floating point.
         image_size: height and width of the images, in pixels, or one number for both.
         timesteps: T, at least 1.
         sampling_timesteps: steps of DDIM that `sample` takes when it is given no sampler; DDPM if not given or T.
@@ -73,13 +74,25 @@ class GaussianDiffusion(GenerativeProcess):
             raise ValueError(
                 f"min_snr_loss_weight is True and weighting is {weighting!r}, which excludes it: leave one of them out"
             )
-        if offset_noise_strength < 0.0:
-            raise ValueError(f"offset_noise_strength is {offset_noise_strength}; it must be at least 0")
+        if min_snr_loss_weight and not min_snr_gamma > 0.0:
+            raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be greater than 0")
+        if schedule_fn_kwargs and not isinstance(beta_schedule, str):
+            raise ValueError(f"schedule_fn_kwargs is {schedule_fn_kwargs}; it goes with a beta_schedule given by name")
+        _check_offset(offset_noise_strength)
         if immiscible:
             require_scipy()
         schedule: BetaSchedule = _chosen("schedules", beta_schedule, "beta_schedule", **(schedule_fn_kwargs or {}))
-        super().__init__(model, image_size, schedule, timesteps, objective, auto_normalize, zero_terminal_snr)
-        self._set_sampler(sampling_timesteps, ddim_sampling_eta)
+        super().__init__(
+            model,
+            image_size,
+            schedule,
+            timesteps,
+            objective,
+            auto_normalize,
+            zero_terminal_snr,
+            sampling_timesteps,
+            ddim_sampling_eta,
+        )
         self.offset_noise_strength = offset_noise_strength
         self.immiscible = immiscible
         self._loss: Loss = _chosen("losses", loss, "loss")
@@ -91,8 +104,8 @@ class GaussianDiffusion(GenerativeProcess):
         weight = weigh(self.snr, self._objective.error_ratio(self.snr))
         if zero_terminal_snr and weight[-1] == 0.0:
             raise ValueError(
-                f"weighting is {weigh.kind}, which gives weight 0 to the last timestep of a schedule with"
-                " zero_terminal_snr, where sampling begins: take uniform or p2"
+                f"zero_terminal_snr is True and the weighting {weigh.kind}, which gives weight 0 to the last timestep,"
+                " where sampling begins: take the weighting uniform or p2"
             )
         self._register_table("loss_weight", weight)
 
@@ -122,8 +135,10 @@ class GaussianDiffusion(GenerativeProcess):
             generator: source of all draws made here; torch's global one if not given.
 
         Raises:
-            ValueError: the reduction is unknown, or the network takes no classes.
+            ValueError: the images have other channels, height or width than the process, the reduction is unknown, or
+                the network takes no classes.
         """
+        self._check_images(x_start)
         if loss_reduction not in ("mean", "none"):
             raise ValueError(f"loss_reduction is {loss_reduction!r}; it must be mean or none")
         noise = self._noise(x_start, noise, offset_noise_strength, generator)
@@ -132,7 +147,7 @@ class GaussianDiffusion(GenerativeProcess):
         x_t = self.q_sample(x_start, t, noise)
         x_self_cond = self._first_guess(x_t, t, classes, generator) if self.self_condition else None
         output = self._network(x_t, t, x_self_cond, classes)
-        loss = self._image_losses(output, x_start, x_t, t, noise)
+        loss = self._image_losses(output, x_start, t, noise)
         return loss.mean() if loss_reduction == "mean" else loss
 
     def _noise(
@@ -145,6 +160,7 @@ class GaussianDiffusion(GenerativeProcess):
 
         noise = draw(*x_start.shape) if noise is None else noise
         strength = self.offset_noise_strength if strength is None else strength
+        _check_offset(strength)
         if strength > 0.0:
             noise = noise + strength * draw(*x_start.shape[:2], 1, 1)
         return noise[assign_noise(x_start, noise)] if self.immiscible else noise
@@ -159,14 +175,13 @@ class GaussianDiffusion(GenerativeProcess):
         half = (len(x_t) + 1) // 2
         chosen = torch.rand(len(x_t), generator=generator, device=x_t.device).argsort()[:half]
         some = None if classes is None else classes[chosen]
-        # Under autocast, a prediction of x0 comes in the network's lower precision.
-        x0 = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start.to(x_t.dtype)
+        x0 = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start
         if len(x_t) % 2:
             # Every other time, an odd batch's middle image goes without its guess.
             x0[-1] *= torch.rand((), generator=generator, device=x_t.device) < 0.5
         return torch.zeros_like(x_t).index_copy_(0, chosen, x0)
 
-    def _image_losses(self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:  # noqa: ARG002
+    def _image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,)."""
         target = self._objective.target(x_start, noise, self._at(t, x_start))
         return self._loss(output, target).flatten(1).mean(1) * self.loss_weight[t]
@@ -201,13 +216,18 @@ class GaussianDiffusion(GenerativeProcess):
         Raises:
             ValueError: the images have other channels, height or width than the process, or a label is out of range.
         """
-        self._check_images(img)
-        self._checked_classes(kwargs.get("classes"), len(img))
+        if kwargs.get("classes") is not None:
+            kwargs["classes"] = self._checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times
         # mypy lets *args reach as far as the arguments that are given by name.
         return self.p_losses(  # type: ignore[misc]
             self.normalize(img), times, *args, loss_reduction=loss_reduction, generator=generator, **kwargs
         )
+
+
+def _check_offset(strength: float) -> None:
+    if not strength >= 0.0:
+        raise ValueError(f"offset_noise_strength is {strength}; it must be at least 0")
 
 
 def _chosen(package: str, choice: Any, argument: str, **options: Any) -> Any:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core.process.reverse_process import ReverseProcess
+from diffusion_core.process.schedules import BetaSchedule
 from diffusion_core.samplers import Draw, Sampler
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
@@ -17,16 +18,28 @@ from diffusion_core.samplers.repaint import inpaint_loop
 class GenerativeProcess(ReverseProcess):
     """A process that draws images, with a sampler of its own; arguments as in `GaussianDiffusion`."""
 
-    def _set_sampler(self, sampling_timesteps: int | None, eta: float) -> None:
-        """Take DDIM where there are fewer steps than timesteps, else DDPM.
-
-        Raises:
-            ValueError: there are more steps than timesteps, or eta is out of range.
-        """
-        self.sampling_timesteps = self.num_timesteps if sampling_timesteps is None else sampling_timesteps
-        self.ddim_sampling_eta = eta
-        ddim = DDIM(steps=self.sampling_timesteps, eta=eta)
-        ddim.transitions(self)
+    def __init__(
+        self,
+        model: nn.Module,
+        image_size: int | tuple[int, int],
+        beta_schedule: BetaSchedule,
+        timesteps: int,
+        objective: str,
+        auto_normalize: bool,
+        zero_terminal_snr: bool,
+        sampling_timesteps: int | None,
+        ddim_sampling_eta: float,
+    ) -> None:
+        super().__init__(model, image_size, beta_schedule, timesteps, objective, auto_normalize, zero_terminal_snr)
+        self.sampling_timesteps = timesteps if sampling_timesteps is None else sampling_timesteps
+        if not 1 <= self.sampling_timesteps <= timesteps:
+            raise ValueError(
+                f"sampling_timesteps is {sampling_timesteps}; it must lie in 1 .. {timesteps}, as timesteps"
+            )
+        if not 0.0 <= ddim_sampling_eta <= 1.0:
+            raise ValueError(f"ddim_sampling_eta is {ddim_sampling_eta}; it must lie in [0, 1]")
+        self.ddim_sampling_eta = ddim_sampling_eta
+        ddim = DDIM(steps=self.sampling_timesteps, eta=ddim_sampling_eta)
         self.sampler: Sampler = ddim if self.is_ddim_sampling else DDPM()
 
     @property
@@ -99,10 +112,17 @@ class GenerativeProcess(ReverseProcess):
             ValueError: as in `sample`; or images or mask have another shape, or the sampler's steps need one another.
         """
         self._check_images(images)
+        if not images.is_floating_point():
+            raise ValueError(f"the images are {images.dtype}; they must be floating point, in [0, 1]")
+        known = mask.to(self.device) == 1
         try:
-            torch.broadcast_to(mask, images.shape)
+            torch.broadcast_to(known, images.shape)
         except RuntimeError:
             raise ValueError(f"mask is {tuple(mask.shape)}; it must broadcast to {tuple(images.shape)}") from None
+        if not bool((known | (mask.to(self.device) == 0)).all()):
+            raise ValueError(
+                f"mask has values between {float(mask.min())} and {float(mask.max())}; each must be 0 or 1"
+            )
         classes = self._checked_classes(classes, len(images))
         x_t = self._start(len(images), noise, draw)
         walk = inpaint_loop(
@@ -110,7 +130,7 @@ class GenerativeProcess(ReverseProcess):
             sampler or self.sampler,
             x_t,
             self.normalize(images.to(x_t)),
-            mask.to(self.device),
+            known,
             jump_length=jump_length,
             resamplings=resamplings,
             draw=draw,
@@ -125,6 +145,8 @@ class GenerativeProcess(ReverseProcess):
     ) -> Tensor:
         """Return the images between two: noised to t, mixed by `lam`, and denoised (Ho et al. 2020, section 4.4).
 
+        Denoising begins at t - 1, as in denoising-diffusion-pytorch.
+
         Args:
             x1: (B, C, H, W), worked on as they are, in [-1, 1], like the result.
             x2: likewise.
@@ -138,6 +160,7 @@ class GenerativeProcess(ReverseProcess):
         t = self.num_timesteps - 1 if t is None else t
         if x1.shape != x2.shape:
             raise ValueError(f"x1 and x2 have the shapes {tuple(x1.shape)} and {tuple(x2.shape)}; they must be equal")
+        self._check_images(x1)
         if not 0 <= t < self.num_timesteps:
             raise ValueError(f"t is {t}; it must lie in 0 .. {self.num_timesteps - 1}")
         classes = self._checked_classes(classes, len(x1))
@@ -167,12 +190,14 @@ class GenerativeProcess(ReverseProcess):
         return (self.channels, *self.image_size)
 
     def _start(self, batch_size: int, noise: Tensor | None, draw: Draw) -> Tensor:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         shape = (batch_size, *self._image_shape)
         if noise is None:
             return draw(self.betas.new_empty(shape))
         if noise.shape != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; it must be {shape}")
-        return noise
+        return noise.to(self.betas)
 
     def _finish(self, x_t: Tensor, walk: Iterator[Tensor], return_all_timesteps: bool) -> Tensor:
         steps = [x_t] if return_all_timesteps else []
@@ -190,9 +215,12 @@ class GenerativeProcess(ReverseProcess):
             return None
         if self.num_classes is None:
             raise ValueError("classes are given, but the network has no num_classes: leave them out")
-        if classes.shape != (batch_size,):
-            raise ValueError(f"classes has the shape {tuple(classes.shape)}; it must be {(batch_size,)}")
-        wrong = classes[(classes < 0) | (classes >= self.num_classes)]
-        if len(wrong):
-            raise ValueError(f"classes has the label {int(wrong[0])}; labels must lie in 0 .. {self.num_classes - 1}")
-        return classes.to(self.device)
+        if classes.shape != (batch_size,) or classes.dtype != torch.long:
+            raise ValueError(
+                f"classes is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 of {(batch_size,)}"
+            )
+        # On another device, looking would make the host wait; the embedding there stops at a wrong label itself.
+        if classes.device.type == "cpu":
+            for label in classes[(classes < 0) | (classes >= self.num_classes)].tolist():
+                raise ValueError(f"classes has the label {label}; labels must lie in 0 .. {self.num_classes - 1}")
+        return classes.to(self.device, non_blocking=True)

@@ -31,7 +31,7 @@ class LearnedGaussianDiffusion(GaussianDiffusion):
     outputs_per_channel: ClassVar[int] = 2
 
     def __init__(self, model: nn.Module, vb_loss_weight: float = 0.001, **options: Any) -> None:
-        if vb_loss_weight < 0.0:
+        if not vb_loss_weight >= 0.0:
             raise ValueError(f"vb_loss_weight is {vb_loss_weight}; it must be at least 0")
         super().__init__(model, **options)
         self.vb_loss_weight = vb_loss_weight
@@ -71,9 +71,10 @@ class LearnedGaussianDiffusion(GaussianDiffusion):
         greatest = extract(self.betas, t, learned.shape).log()
         return least + (learned + 1.0) * 0.5 * (greatest - least)
 
-    def _image_losses(self, output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def _image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         output, learned = output.chunk(2, dim=1)
-        simple = super()._image_losses(output, x_start, x_t, t, noise)
+        simple = super()._image_losses(output, x_start, t, noise)
+        x_t = self.q_sample(x_start, t, noise)
         return simple + self.vb_loss_weight * self._bound(output.detach(), learned, x_start, x_t, t)
 
     def _bound(self, output: Tensor, learned: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

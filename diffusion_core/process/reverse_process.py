@@ -71,7 +71,8 @@ class ReverseProcess(ForwardProcess):
             output: Tensor = self.model(x, t, x_self_cond)
         else:
             output = self.model(x, t, x_self_cond, classes)
-        return output
+        # Under autocast it comes in a lower precision, in which nothing else is to be computed.
+        return output.to(x.dtype)
 
     def model_predictions(
         self,

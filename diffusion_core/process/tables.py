@@ -76,8 +76,8 @@ class Tables:
 
     @property
     def log_sigma(self) -> Tensor:
-        """Half the logarithm of 1 / SNR: sigma is the noise a unit of image; inf where nothing is left of the image."""
-        return -0.5 * self.snr.log()
+        """The logarithm of the noise level sqrt(1/abar - 1), which is at most 1e10."""
+        return self.sqrt_recipm1_alphas_cumprod.log()
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each table with its name."""

@@ -1,6 +1,6 @@
 """Denoising diffusion implicit models, Song et al. 2020 (https://arxiv.org/abs/2010.02502), equations 12 and 16.
 
-sigma = eta sqrt((1 - abar_t / abar_n) (1 - abar_n) / (1 - abar_t)),
+sigma^2 = (1 - abar_n) r,  r = eta^2 (1 - abar_t / abar_n) / (1 - abar_t),
 x_n = sqrt(abar_n) x0-hat + sqrt(1 - abar_n - sigma^2) noise-hat + sigma noise
 """
 
@@ -46,7 +46,9 @@ class DDIM(Kind):
         if t_next < 0:
             return x0
         alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
-        sigma = self.eta * math.sqrt((1.0 - alpha_bar / alpha_bar_next) * (1.0 - alpha_bar_next) / (1.0 - alpha_bar))
-        direction = math.sqrt(1.0 - alpha_bar_next - sigma**2)
+        # In this form nothing is rounded below 0 where eta is 1 and x_t is noise alone.
+        renewed = self.eta**2 * (1.0 - alpha_bar / alpha_bar_next) / (1.0 - alpha_bar)
+        sigma = math.sqrt((1.0 - alpha_bar_next) * renewed)
+        direction = math.sqrt((1.0 - alpha_bar_next) * max(0.0, 1.0 - renewed))
         x_next = math.sqrt(alpha_bar_next) * x0 + direction * noise
         return x_next + sigma * draw(x_t) if sigma > 0.0 else x_next

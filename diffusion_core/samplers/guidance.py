@@ -5,8 +5,10 @@
 It blends in x0: every conversion between the objectives is affine, so this equals the blend of the outputs.
 """
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from diffusion_core.kinds import Options
@@ -18,8 +20,9 @@ class Guidance(Options):
 
     Attributes:
         scale: 1 for none; above 1, samples are more typical of their class and less varied; 0 leaves the label out.
-        rescale: phi in [0, 1] of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), equation 16: how far each image's
-            standard deviation is brought back to the one it has without guidance, against over-exposure.
+        rescale: phi in [0, 1] of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), equation 16, here of x0 and not of
+            the network's output: how far each image's standard deviation is brought back to the one it has without
+            guidance, against over-exposure.
         interval: the noise levels (least, greatest], as sigma = sqrt(1/abar - 1), at which guidance acts; all if None.
             At the others it harms, and costs a second pass (Kynkaanniemi et al. 2024,
             https://arxiv.org/abs/2404.07724).
@@ -30,11 +33,11 @@ class Guidance(Options):
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.scale < 0.0:
+        if not 0.0 <= self.scale < math.inf:
             raise ValueError(f"guidance.scale is {self.scale}; it must be at least 0, and 1 is no guidance")
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(f"guidance.rescale is {self.rescale}; it must lie in [0, 1]")
-        if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1]:
+        if self.interval is not None and not (len(self.interval) == 2 and 0.0 <= self.interval[0] < self.interval[1]):
             raise ValueError(
                 f"guidance.interval is {tuple(self.interval)}; it must be two rising noise levels, the first at least 0"
             )
@@ -43,9 +46,8 @@ class Guidance(Options):
         """Whether the prediction without a label is needed at this noise level."""
         if self.scale == 1.0 or self.interval is None:
             return self.scale != 1.0
-        least, greatest = self.interval
-        # In squares and multiplied by abar, which may be 0.
-        return least**2 * alpha_bar < 1.0 - alpha_bar <= greatest**2 * alpha_bar
+        sigma = math.sqrt(1.0 / alpha_bar - 1.0) if alpha_bar > 0.0 else math.inf
+        return self.interval[0] < sigma <= self.interval[1]
 
     def blend(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Return the guided x0-hat, (B, C, H, W)."""
@@ -53,5 +55,7 @@ class Guidance(Options):
         if self.rescale == 0.0:
             return guided
         dims = tuple(range(1, guided.ndim))
-        ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        wanted, found = (each.std(dims, correction=0, keepdim=True) for each in (conditional, guided))
+        # An image of one grey level has no contrast to bring back.
+        ratio = torch.where(found > 0.0, wanted / found, 1.0)
         return guided * (self.rescale * ratio + 1.0 - self.rescale)

@@ -55,7 +55,8 @@ class Heun(Kind):
         times = [schedule.time_of_sigma(sigma) for sigma in sigmas]
         if any(t <= t_next for t, t_next in pairwise(times)):
             raise ValueError(
-                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; the schedule has but one level between"
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; a schedule of {schedule.num_timesteps}"
+                " timesteps has no two noise levels between: take another sampler or more timesteps"
             )
         return list(pairwise([*times, -1]))
 

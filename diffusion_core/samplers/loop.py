@@ -26,32 +26,38 @@ class Denoiser:
         self.previous: tuple[float, Tensor] | None = None
         self._process = process
         self._classes = classes
+        # The label that stands for none.
+        self._nobody = None if classes is None else torch.full_like(classes, process.num_classes or 0)
         self._guidance = guidance
 
     def __call__(self, x_t: Tensor, t: float) -> Denoised:
         dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
         times = torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
         fed_back = self.previous[1] if self._process.self_condition and self.previous is not None else None
-        if self._classes is not None and self._guidance.acts_at(self._process.alpha_bar(t)):
-            denoised = self._guided(x_t, times, fed_back, self._classes)
+        guided = self._guidance.acts_at(self._process.alpha_bar(t))
+        if guided and self._guidance.scale != 0.0:
+            denoised = self._blended(x_t, times, fed_back)
         else:
+            classes = self._nobody if guided else self._classes
             prediction = self._process.model_predictions(
-                x_t, times, fed_back, clip_x_start=True, rederive_pred_noise=True, classes=self._classes
+                x_t, times, fed_back, clip_x_start=True, rederive_pred_noise=True, classes=classes
             )
             denoised = Denoised(prediction.pred_noise, prediction.pred_x_start, _variance(prediction))
         self.previous = (t, denoised.x0)
         return denoised
 
-    def _guided(self, x_t: Tensor, times: Tensor, fed_back: Tensor | None, classes: Tensor) -> Denoised:
-        nobody = torch.full_like(classes, self._process.num_classes or 0)
+    def _blended(self, x_t: Tensor, times: Tensor, fed_back: Tensor | None) -> Denoised:
+        assert self._classes is not None
+        assert self._nobody is not None
         prediction = self._process.model_predictions(
             torch.cat((x_t, x_t)),
             torch.cat((times, times)),
             None if fed_back is None else torch.cat((fed_back, fed_back)),
-            classes=torch.cat((classes, nobody)),
+            classes=torch.cat((self._classes, self._nobody)),
         )
         guided = self._guidance.blend(*prediction.pred_x_start.chunk(2)).clamp(-1.0, 1.0)
         noise = self._process.predict_noise_from_start(x_t, times, guided)
+        # A variance is nothing to blend: it is that of the label.
         variance = _variance(prediction)
         return Denoised(noise, guided, None if variance is None else variance[: len(x_t)])
 

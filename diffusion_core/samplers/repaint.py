@@ -36,23 +36,28 @@ def inpaint_loop(
         sampler: whose steps stand by themselves (ddpm, ddim, heun).
         x_t: standard normal noise, (B, C, H, W).
         known: images in [-1, 1], (B, C, H, W), of which only the known pixels are looked at.
-        mask: 1 where a pixel is known and 0 where it is to be painted; broadcasts against `known`.
-        jump_length: steps that a return goes back; at least 1.
+        mask: bool, True where a pixel is known; broadcasts against `known`.
+        jump_length: steps that a return goes back; at least 1, and less than all.
         resamplings: how often each stretch of that length is walked; 1 never goes back.
         draw: source of all noise.
         classes: labels, (B,), for a class-conditional network.
         guidance: how strongly images are pushed towards their labels.
 
     Raises:
-        ValueError: the sampler needs the step before, or a number is below 1.
+        ValueError: the sampler needs the step before, or a number is out of its range.
     """
     if sampler.looks_back:
         raise ValueError(f"sampler is {sampler.kind}, whose steps need the one before: take ddpm, ddim or heun")
     for name, value in (("jump_length", jump_length), ("resamplings", resamplings)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    denoise = Denoiser(process, classes, guidance)
     transitions = sampler.transitions(process)
+    if resamplings > 1 and jump_length >= len(transitions):
+        raise ValueError(
+            f"jump_length is {jump_length}; in {len(transitions)} steps it must be at most {len(transitions) - 1}, or"
+            " resamplings 1"
+        )
+    denoise = Denoiser(process, classes, guidance)
     times = [transitions[0][0], *(t_next for _, t_next in transitions)]
     for position, after in pairwise(walk(len(transitions), jump_length, resamplings)):
         t, t_next = times[position], times[after]
@@ -65,7 +70,7 @@ def inpaint_loop(
             level = math.sqrt(alpha_bar_next) * known
             if t_next >= 0:
                 level = level + math.sqrt(1.0 - alpha_bar_next) * draw(x_t)
-            x_t = torch.where(mask.bool(), level, x_t)
+            x_t = torch.where(mask, level, x_t)
         yield x_t
 
 

@@ -41,6 +41,11 @@ def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, bet
         given["objective"] = objective
     if beta_schedule != AUTO:
         given["beta_schedule"] = {"kind": beta_schedule}
+    for option in ("beta_schedule", "objective"):
+        if found.has_tables and option not in found.process | given:
+            raise UserError(
+                f"{checkpoint} has tables of a {option} that is not known here: give --{option.replace('_', '-')}"
+            )
     process = USUAL | found.process | given | {"image_size": _size(image_size)}
     try:
         diffusion = build_model(found.network, process)

@@ -165,7 +165,8 @@ class Trainer:
                 draws = torch.rand(len(part), generator=generator(self.seed, self.step, micro, "flip"))
                 images = torch.where((draws < 0.5)[:, None, None, None], images.flip(-1), images)
             pixels = images.to(device, non_blocking=True).float() / 255.0
-            classes = None if labels is None or self.diffusion.num_classes is None else labels.to(device)
+            # Still on the host, where the process can look at them without waiting for the device.
+            classes = None if self.diffusion.num_classes is None else labels
             torch.manual_seed(derive_seed(self.seed, self.step, micro, "network"))
             draws_of_process = generator(self.seed, self.step, micro, "process", device=device)
             # Without a cache of casts: those that the first guess makes, without gradient, would serve the second

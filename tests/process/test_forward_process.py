@@ -40,17 +40,18 @@ def test_a_whole_number_is_the_timestep_itself_whatever_its_type():
     for options in ({}, {"zero_terminal_snr": True, "weighting": "uniform"}):
         diffusion = process(**options).double()
         x0, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
-        for t in ([0, 500, 998],):
+        for t in ([0, 500, 998], [0, 1, 999]):
             whole, real = torch.tensor(t), torch.tensor(t, dtype=torch.float64)
             torch.testing.assert_close(diffusion.q_sample(x0, whole, noise), diffusion.q_sample(x0, real, noise))
-        assert diffusion.alpha_bar(998.0) == pytest.approx(diffusion.alpha_bar(998))
+            assert diffusion.alpha_bar(float(t[-1])) == pytest.approx(diffusion.alpha_bar(t[-1]), abs=1e-12)
 
 
 def test_noise_levels_outside_the_schedule_are_taken_to_its_ends():
     diffusion = process()
     assert diffusion.time_of_sigma(1e-9) == 0.0
     assert diffusion.time_of_sigma(1e9) == 999.0
-    assert process(zero_terminal_snr=True, weighting="uniform").time_of_sigma(1e9) == 998.0
+    # There, the last timestep is noise alone, and every level lies before it.
+    assert 998.0 < process(zero_terminal_snr=True, weighting="uniform").time_of_sigma(1e9) < 999.0
 
 
 @pytest.mark.parametrize(("timesteps", "channels", "size"), [(4, 1, (4, 8)), (250, 2, (8, 4)), (4000, 5, (4, 4))])
@@ -60,4 +61,5 @@ def test_any_number_of_timesteps_channels_and_either_side(timesteps, channels, s
     diffusion(torch.rand(3, channels, *size)).backward()
     assert diffusion.sample(2).shape == (2, channels, *size)
     times = diffusion.random_times(4000)
-    assert (int(times.min()), int(times.max())) == (0, timesteps - 1) or timesteps == 4000
+    assert 0 <= int(times.min()) <= timesteps // 100
+    assert timesteps - 1 - timesteps // 100 <= int(times.max()) < timesteps

@@ -48,8 +48,8 @@ def test_the_loss_is_finite_and_has_a_gradient_at_every_timestep():
     ("options", "message"),
     [
         ({"objective": "pred_noise"}, "objective is 'pred_noise'; with zero_terminal_snr it must be pred_v or pred_x0"),
-        ({"weighting": "snr"}, "weighting is snr, which gives weight 0 to the last timestep.*uniform or p2"),
-        ({"weighting": None, "min_snr_loss_weight": True}, "weighting is min_snr, which gives weight 0"),
+        ({"weighting": "snr"}, "the weighting snr, which gives weight 0 to the last timestep.*uniform or p2"),
+        ({"weighting": None, "min_snr_loss_weight": True}, "the weighting min_snr, which gives weight 0"),
     ],
 )
 def test_what_would_leave_the_last_timestep_untrained_is_refused(options, message):

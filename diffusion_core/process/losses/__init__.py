@@ -14,5 +14,5 @@ class Loss(Protocol):
         ...
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each element, in float32 or better; all three have the same shape."""
+        """Return the loss of each element; all three have the same shape."""
         ...
