@@ -2,21 +2,19 @@
 
 Once, in a virtual environment of its own, because the package brings torchvision and much else:
 
-    python -m venv /tmp/oracle
-    /tmp/oracle/bin/pip install torch torchvision denoising-diffusion-pytorch==2.3.4
-    /tmp/oracle/bin/pip install --no-deps --target /tmp/oracle-1.4 denoising-diffusion-pytorch==1.4.6
-    /tmp/oracle/bin/python -m tests.conformance.generate
+    python -m venv oracle
+    oracle/bin/pip install torch torchvision denoising-diffusion-pytorch==2.3.4
+    oracle/bin/pip install --no-deps --target older denoising-diffusion-pytorch==1.4.6
+    oracle/bin/python -m tests.conformance.generate older
 
 Version 1.4.6, the last with the p2 weighting and the l1 loss, is asked for these two alone. The package draws its own
 noise, so its calls of torch.randn and torch.randn_like are answered with the numbers of cases.py. It keeps its tables
 in float32; where float64 is asked for, it is told that float32 is float64 while it makes them.
 """
 
-import importlib
 import inspect
 import json
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -24,47 +22,14 @@ import numpy as np
 import torch
 
 from tests.conformance import cases
+from tests.conformance.oracle import load, noises, process
 
 FOLDER = Path(__file__).parent
-OLDER = "/tmp/oracle-1.4"
 METHODS = [
     *("q_sample", "q_posterior", "predict_start_from_noise", "predict_noise_from_start", "predict_v"),
     *("predict_start_from_v", "model_predictions", "p_mean_variance", "p_sample", "p_sample_loop", "ddim_sample"),
     *("sample", "interpolate", "noise_assignment", "random_times", "p_losses", "forward"),
 ]
-MODULE = "denoising_diffusion_pytorch.denoising_diffusion_pytorch"
-
-
-def load(path=None):
-    """Import one version of the package, from `path` if it is given."""
-    for name in [name for name in sys.modules if name.startswith("denoising_diffusion_pytorch")]:
-        del sys.modules[name]
-    if path:
-        sys.path.insert(0, path)
-    try:
-        module = importlib.import_module(MODULE)
-        learned = importlib.import_module("denoising_diffusion_pytorch.learned_gaussian_diffusion")
-    finally:
-        if path:
-            sys.path.remove(path)
-    return module, learned
-
-
-def process(kind, network, dtype, **options):
-    """Build the package's process with tables in `dtype`."""
-    with mock.patch.object(torch, "float32", dtype):
-        return kind(network, image_size=cases.SHAPE[2:], auto_normalize=False, **options)
-
-
-@contextmanager
-def noises(name, shape, dtype):
-    """Answer the package's draws."""
-    drawn = cases.replay(name, shape, dtype)
-    with (
-        mock.patch.object(torch, "randn", side_effect=lambda *_, **__: next(drawn)),
-        mock.patch.object(torch, "randn_like", side_effect=lambda *_, **__: next(drawn)),
-    ):
-        yield
 
 
 def each_image(diffusion, dtype, **options):
@@ -132,8 +97,8 @@ def losses(module, kind, objective, self_condition, dtype, **options):
             yield name, each_image(diffusion, dtype)
 
 
-def golden():
-    """Return every array by its name."""
+def golden(older):
+    """Return every array by its name; `older` is the folder of version 1.4.6."""
     arrays = {}
     module, learned = load()
     kind = module.GaussianDiffusion
@@ -174,6 +139,13 @@ def golden():
                 )  # fmt: skip
                 arrays[f"{schedule}/{objective}/{weighting}/loss_weight"] = diffusion.loss_weight
     for dtype_name, dtype in cases.DTYPES.items():
+        diffusion = process(kind, cases.Waves(), dtype, offset_noise_strength=cases.OFFSET_STRENGTH)
+        x0, noise = cases.x0(dtype), cases.numbers("noise", cases.SHAPE, dtype)
+        arrays[f"assignment/{dtype_name}"] = diffusion.noise_assignment(x0, noise)
+        with noises("offset", cases.SHAPE[:2], dtype):
+            arrays[f"offset/{dtype_name}"] = diffusion.p_losses(
+                x0, cases.times(), noise=noise.clone(), loss_reduction="none"
+            )
         diffusion = process(
             learned.LearnedGaussianDiffusion, cases.Waves(outputs=2), dtype, objective="pred_noise", timesteps=1000
         )
@@ -186,7 +158,7 @@ def golden():
         ):
             arrays[f"learned/{dtype_name}/{name}"] = value
 
-    module, _ = load(OLDER)
+    module, _ = load(older)
     kind = module.GaussianDiffusion
     for objective in cases.OBJECTIVES:
         for schedule in cases.SCHEDULES:
@@ -254,7 +226,7 @@ def signatures():
 
 def main():
     """Write the three files."""
-    np.savez_compressed(FOLDER / "golden.npz", **golden())
+    np.savez_compressed(FOLDER / "golden.npz", **golden(sys.argv[1]))
     outputs, shapes = unets()
     np.savez_compressed(FOLDER / "unets.npz", **outputs)
     module, _ = load()

@@ -1,5 +1,7 @@
 """The loss of each image is that of denoising-diffusion-pytorch."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -43,6 +45,22 @@ def test_the_loss_at_given_noise(schedule, objective, self_condition, weighting,
     mean = diffusion.p_losses(x0, t, noise)
     torch.manual_seed(0)
     torch.testing.assert_close(mean, diffusion.p_losses(x0, t, noise, loss_reduction="none").mean())
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_offset_noise(dtype):
+    x0, t, noise = given(dtype)
+    diffusion = process(dtype, offset_noise_strength=cases.OFFSET_STRENGTH)
+    offsets = cases.replay("offset", cases.SHAPE[:2], cases.DTYPES[dtype])
+    with mock.patch.object(torch, "randn", side_effect=lambda *_, **__: next(offsets)[:, :, None, None]):
+        losses = diffusion.p_losses(x0, t, noise, loss_reduction="none")
+    assert_equal(losses, f"offset/{dtype}", dtype)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_the_assignment_of_immiscible_noise(dtype):
+    x0, _, noise = given(dtype)
+    assert torch.equal(process(dtype).noise_assignment(x0, noise), GOLDEN[f"assignment/{dtype}"])
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from diffusion_core import GaussianDiffusion, Unet
 from diffusion_core.errors import UserError
+from diffusion_core.interop.inference import process_options
 from diffusion_core.interop.lucidrains import read_checkpoint
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages.import_lucidrains import run
@@ -92,6 +93,53 @@ def test_the_process_is_inferred_from_the_tables_and_told(tmp_path, capsys, sche
     assert ("min_snr 4.0" if weighting == "min_snr" else "weighting: snr") in told
     assert "dim=32, init_dim=32, dim_mults=[1, 2, 4], channels=1, self_condition=True" in told
     assert "after 100000 steps" in told
+
+
+@pytest.mark.parametrize("timesteps", [50, 4000, 8000])
+@pytest.mark.parametrize("objective", cases.OBJECTIVES)
+@pytest.mark.parametrize("schedule", cases.SCHEDULES)
+@pytest.mark.parametrize("weighting", ["snr", "min_snr"])
+def test_tables_of_any_number_of_timesteps_tell_the_process(schedule, objective, timesteps, weighting):
+    network = Unet(8, dim_mults=(1,), channels=1)
+    made = GaussianDiffusion(
+        network, image_size=8, timesteps=timesteps, objective=objective, beta_schedule=schedule, weighting=weighting
+    )
+    found = process_options({name: table for name, table in made.named_buffers() if not name.startswith("_")})
+    assert found["timesteps"] == timesteps
+    assert found["beta_schedule"] == {"kind": schedule}
+    # Where the first weights lie below the cap, the two weightings are one.
+    same = float(made.snr.max()) <= 5.0
+    assert found["objective"] == objective
+    assert same or found["weighting"]["kind"] == weighting
+
+
+def test_tables_that_are_not_known_here_are_refused_and_not_guessed(tmp_path):
+    content = checkpoint(SMALLEST)
+    for state, at in ((content["model"], ""), (content["ema"], "ema_model.")):
+        state[f"{at}betas"] = torch.linspace(1e-4, 0.5, 1000)
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other.pt has tables of a beta_schedule that is not known.*--beta-schedule"):
+        run(tmp_path / "other.pt", tmp_path / "models", "16")
+    run(tmp_path / "other.pt", tmp_path / "models", "16", beta_schedule="cosine", objective="pred_v")
+    content["model"]["betas"] = torch.ones(3, 3)
+    torch.save(content, tmp_path / "square.pt")
+    with pytest.raises(UserError, match=r"square.pt has tables that are none: betas is of shape \(3, 3\)"):
+        run(tmp_path / "square.pt", tmp_path / "models", "16")
+
+
+def test_an_average_of_another_network_is_refused(tmp_path):
+    content = checkpoint(SMALLEST)
+    content["ema"]["ema_model.model.mid_attn.norm.g"] = torch.ones(3)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="of another shape are mid_attn.norm.g"):
+        run(tmp_path / "a.pt", tmp_path / "models", "16")
+
+
+@pytest.mark.parametrize("wrong", [{"model": {"a": 3.0}}, {3: torch.ones(1)}, {"model": {"a": torch.ones(1), 4: 1}}])
+def test_what_is_no_weight_is_told(tmp_path, wrong):
+    torch.save(wrong, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a.pt has .* among its weights, which is no tensor with a name"):
+        run(tmp_path / "a.pt", tmp_path / "models", "16")
 
 
 @pytest.mark.parametrize("part", ["process", "network"])

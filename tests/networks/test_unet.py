@@ -82,6 +82,21 @@ def test_attention_is_softmax_over_pixels_and_memory():
     torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)))
 
 
+def test_the_plain_formula_of_attention_is_the_fused_kernels():
+    torch.manual_seed(0)
+    fused = Unet(8, dim_mults=(1, 2), channels=1)
+    plain = Unet(8, dim_mults=(1, 2), channels=1, flash_attn=False)
+    plain.load_state_dict(fused.state_dict())
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 4])
+    torch.testing.assert_close(plain(x, t), fused(x, t), rtol=1e-4, atol=1e-5)
+    assert plain.mid_attn.attend is not fused.mid_attn.attend
+    # What the fused kernel has no derivative for: a gradient of a gradient.
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(plain(x, t).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert bool(torch.isfinite(x.grad).all())
+
+
 def test_linear_attention_weighs_a_context_of_softmaxed_keys():
     layer = LinearAttention(6, heads=2, dim_head=4).double()
     x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
@@ -104,6 +119,10 @@ def test_linear_attention_weighs_a_context_of_softmaxed_keys():
         ({"dim": 5}, "dim is 5"),
         ({"dim": 8, "dim_mults": ()}, "dim_mults is empty"),
         ({"dim": 8, "dim_mults": (1, 2), "full_attn": (True,)}, "full_attn has 1 values"),
+        (
+            {"dim": 8, "dim_mults": (1, 2), "attn_heads": (4, 4, 4)},
+            "attn_heads has 3 values; it must have one for each",
+        ),
         ({"dim": 8, "cond_drop_prob": 1.0}, "cond_drop_prob is 1.0"),
     ],
 )

@@ -196,8 +196,13 @@ def test_interpolation_at_the_ends_depends_on_one_image_alone():
         ({"timesteps": 0}, "timesteps is 0"),
         ({"beta_schedule": "linear", "timesteps": 10}, "timesteps is 10"),
         ({"beta_schedule": "quadratic"}, "beta_schedule is 'quadratic'"),
-        ({"sampling_timesteps": 1001}, "steps is 1001"),
-        ({"sampling_timesteps": 5, "ddim_sampling_eta": 2.0}, "eta is 2.0"),
+        ({"sampling_timesteps": 1001}, "sampling_timesteps is 1001; it must lie in 1 .. 1000"),
+        ({"sampling_timesteps": 0}, "sampling_timesteps is 0; it must lie in 1 .. 1000"),
+        ({"ddim_sampling_eta": 2.0}, r"ddim_sampling_eta is 2.0; it must lie in \[0, 1\]"),
+        ({"min_snr_loss_weight": True, "min_snr_gamma": 0.0}, "min_snr_gamma is 0.0; it must be greater than 0"),
+        ({"offset_noise_strength": float("nan")}, "offset_noise_strength is nan; it must be at least 0"),
+        ({"schedule_fn_kwargs": {"bogus": 1}}, "beta_schedule sigmoid has no option bogus; it has start, end, tau"),
+        ({"beta_schedule": Sigmoid(), "schedule_fn_kwargs": {"tau": 1.0}}, "schedule_fn_kwargs is .* given by name"),
         ({"weighting": "snr", "min_snr_loss_weight": True}, "min_snr_loss_weight is True and weighting is 'snr'"),
     ],
 )
@@ -222,6 +227,58 @@ def test_a_schedule_object_and_its_name_give_the_same_process():
     by_name = GaussianDiffusion(constant(0.0), image_size=4, schedule_fn_kwargs={"tau": 0.5})
     by_object = GaussianDiffusion(constant(0.0), image_size=4, beta_schedule=Sigmoid(tau=0.5))
     assert torch.equal(by_name.betas, by_object.betas)
+
+
+def test_arguments_of_the_calls_outside_their_range_are_named():
+    diffusion, images = GaussianDiffusion(constant(0.0), image_size=4), torch.rand(2, 1, 4, 4)
+    t = torch.tensor([1, 2])
+    for call, message in (
+        (lambda: diffusion.p_losses(torch.rand(2, 3, 4, 4), t), r"the images are \(3, 4, 4\); this process is for"),
+        (lambda: diffusion.p_losses(images, t, offset_noise_strength=-1.0), "offset_noise_strength is -1.0"),
+        (lambda: diffusion.interpolate(images[:, :, :2], images[:, :, :2]), r"the images are \(1, 2, 4\)"),
+        (lambda: diffusion.interpolate(images, images, t=1000), r"t is 1000; it must lie in 0 .. 999"),
+        (lambda: diffusion.sample(0), "batch_size is 0; it must be at least 1"),
+        (lambda: diffusion.sample(2, noise=images[:1]), r"noise is \(1, 1, 4, 4\); it must be \(2, 1, 4, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_given_times_and_strength_are_those_that_are_used():
+    seen = []
+    network = Network(lambda x, t, _: seen.append((x, t)) or torch.zeros_like(x))
+    diffusion = GaussianDiffusion(network, image_size=4, auto_normalize=False)
+    times = torch.tensor([7, 7, 7, 999])
+    zeros = torch.zeros(4, 1, 4, 4)
+    diffusion(zeros, times=times)
+    assert seen[0][1].tolist() == times.tolist()
+    diffusion.p_losses(zeros, torch.full((4,), 999), zeros, offset_noise_strength=5.0)
+    # All pixels of a channel share the offset, and there was no other noise.
+    assert float(seen[1][0].flatten(1).std(1).max()) < 1e-6
+    assert float(seen[1][0].abs().max()) > 1.0
+
+
+def test_noise_of_another_precision_is_taken_as_it_is_needed():
+    network = Unet(8, dim_mults=(1, 2), channels=1)
+    diffusion = GaussianDiffusion(network, image_size=4, timesteps=10)
+    noise = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    assert torch.equal(
+        diffusion.sample(2, noise=noise, sampler=DDIM(steps=2)),
+        diffusion.sample(2, noise=noise.float(), sampler=DDIM(steps=2)),
+    )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
+def test_under_autocast_the_network_alone_is_in_lower_precision(objective, loss):
+    network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True)
+    diffusion = GaussianDiffusion(network, image_size=4, timesteps=10, objective=objective, loss=loss)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        loss = diffusion(torch.rand(4, 1, 4, 4))
+        images = diffusion.sample(2, sampler=DDIM(steps=3))
+    loss.backward()
+    assert loss.dtype == images.dtype == torch.float32
+    assert all(each.grad is not None for each in network.parameters())
 
 
 def test_images_and_classes_that_do_not_fit_are_refused():

@@ -121,6 +121,25 @@ def test_a_ddpm_step_has_the_learned_variance():
     torch.testing.assert_close(steps[:, 1], mean + (0.5 * log_variance).exp() * added)
 
 
+def test_a_guided_step_has_the_variance_of_the_label():
+    class Labelled(Network):
+        num_classes, out_dim = 2, 2
+
+        def forward(self, x, t, x_self_cond=None, classes=None):
+            level = classes.to(x.dtype)[:, None, None, None] / 4
+            return torch.cat((torch.zeros_like(x), level.expand_as(x)), 1)
+
+    network = Labelled(None)
+    network.out_dim = 2
+    diffusion = LearnedGaussianDiffusion(network, image_size=4, objective="pred_x0", auto_normalize=False).double()
+    x_t, added = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
+    classes, t = torch.tensor([0, 1]), torch.tensor([999, 999])
+    options = {"sampler": DDPM(), "noise": x_t, "draw": lambda like: added, "classes": classes}
+    guided = diffusion.sample(2, True, **options, guidance=Guidance(scale=3.0))[:, 1]
+    mean, _, log_variance, _ = diffusion.p_mean_variance(x_t, t, classes=classes)
+    torch.testing.assert_close(guided, mean + (0.5 * log_variance).exp() * added)
+
+
 def test_a_network_without_the_second_half_is_refused():
     with pytest.raises(ValueError, match="out_dim is 3; LearnedGaussianDiffusion needs 6 for images of 3 channels"):
         LearnedGaussianDiffusion(Unet(8, dim_mults=(1,)), image_size=8)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun
+from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun
+from diffusion_core.samplers.loop import Denoiser
 from tests.conftest import Network, constant
 
 OPTIONS = {"image_size": 4, "zero_terminal_snr": True, "weighting": "uniform"}
@@ -23,9 +24,11 @@ def test_nothing_of_the_image_is_left_at_the_last_timestep():
     "sampler", [DDPM(steps=20), DDIM(steps=20), DDIM(steps=20, eta=1.0), DPMSolver(steps=20), Heun(steps=20)], ids=str
 )
 def test_every_sampler_starts_from_pure_noise_and_finds_the_mean_brightness(objective, sampler):
-    """Data of one grey level that x_T does not tell: only a guess made there can bring it in."""
+    """Data of one grey level; a network asked anywhere with too clean an x_t for its t would answer another one."""
+    asked = []
 
     def best(x, t, _):
+        asked.append(float(t[0]))
         x0 = torch.full_like(x, 0.8)
         alpha, sigma = (diffusion._at(t, x)).sqrt_alpha_bar, diffusion._at(t, x).sqrt_one_minus_alpha_bar
         return x0 if objective == "pred_x0" else alpha * (x - alpha * x0) / sigma - sigma * x0
@@ -33,6 +36,21 @@ def test_every_sampler_starts_from_pure_noise_and_finds_the_mean_brightness(obje
     diffusion = GaussianDiffusion(Network(best), objective=objective, auto_normalize=False, **OPTIONS).double()
     images = diffusion.sample(3, sampler=sampler)
     torch.testing.assert_close(images, torch.full_like(images, 0.8))
+    # Heun begins at its own greatest noise level, which lies before.
+    assert asked[0] == 999 or (sampler.kind == "heun" and 990 < asked[0] < 999)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid"])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "quadratic"])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_no_number_of_steps_trips_over_the_rounding_at_pure_noise(schedule, spacing, eta):
+    diffusion = GaussianDiffusion(constant(0.3), beta_schedule=schedule, timesteps=60, **OPTIONS)
+    x = torch.zeros(1, 1, 4, 4)
+    for steps in range(1, 61):
+        sampler = DDIM(steps=steps, eta=eta, spacing=spacing)
+        t, t_next = sampler.transitions(diffusion)[0]
+        step = sampler.step(diffusion, Denoiser(diffusion, None, Guidance()), x, t, t_next, torch.ones_like)
+        assert bool(torch.isfinite(step).all())
 
 
 def test_the_loss_is_finite_and_has_a_gradient_at_every_timestep():

@@ -46,6 +46,31 @@ def test_rescaling_is_that_of_diffusers(rescale):
     torch.testing.assert_close(Guidance(scale=4.0, rescale=rescale).blend(conditional, unconditional), expected)
 
 
+def test_a_scale_of_zero_asks_without_the_label_alone():
+    network = Labelled()
+    diffusion = GaussianDiffusion(network, image_size=4, timesteps=10, objective="pred_x0")
+    options = {"classes": torch.tensor([0, 2]), "guidance": Guidance(scale=0.0)}
+    images = list(sample_loop(diffusion, DDIM(steps=2), torch.randn(2, 1, 4, 4), **options))[-1]
+    torch.testing.assert_close(images, torch.full_like(images, 0.4))
+    assert all(each.tolist() == [3, 3] for _, _, each in network.asked)
+
+
+def test_an_image_without_contrast_is_not_divided_by_it():
+    flat, pixel = torch.ones(2, 1, 4, 4), torch.randn(2, 1, 1, 1)
+    for conditional, unconditional in ((torch.randn(2, 1, 4, 4), None), (pixel, pixel)):
+        unconditional = (conditional * 2 - flat) if unconditional is None else unconditional
+        guided = Guidance(scale=2.0, rescale=1.0).blend(conditional, unconditional)
+        assert bool(torch.isfinite(guided).all())
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    guidance = Guidance(scale=2.0, interval=(1.0, 3.0))
+    assert [guidance.acts_at(alpha_bar) for alpha_bar in (0.6, 0.5, 0.2, 0.1, 0.05, 0.0)] == [
+        False, False, True, True, False, False,
+    ]  # fmt: skip
+    assert Guidance(scale=2.0, interval=(0.0, float("inf"))).acts_at(0.0)
+
+
 def test_guidance_acts_in_its_interval_alone_and_costs_nothing_outside():
     network = Labelled()
     diffusion = GaussianDiffusion(network, image_size=4, timesteps=100, objective="pred_x0")
@@ -87,6 +112,8 @@ def test_every_sampler_goes_with_labels_self_conditioning_and_guidance_at_once(c
     ("options", "message"),
     [
         ({"scale": -1.0}, r"guidance.scale is -1.0; it must be at least 0"),
+        ({"scale": float("nan")}, r"guidance.scale is nan"),
+        ({"interval": (0.3,)}, r"guidance.interval is \(0.3,\)"),
         ({"rescale": 1.5}, r"guidance.rescale is 1.5; it must lie in \[0, 1\]"),
         ({"interval": (2.0, 1.0)}, r"guidance.interval is \(2.0, 1.0\); it must be two rising noise levels"),
     ],

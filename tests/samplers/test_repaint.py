@@ -2,8 +2,9 @@ import pytest
 import torch
 from diffusers import RePaintScheduler
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun, Unet
-from diffusion_core.samplers.repaint import walk
+from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun, ImageNoise, Unet
+from diffusion_core.samplers.loop import Denoiser
+from diffusion_core.samplers.repaint import inpaint_loop, walk
 from tests.conftest import Network
 
 CORRELATION = 0.9
@@ -67,8 +68,72 @@ def test_the_walk_is_that_of_the_authors(steps, jump_length, resamplings):
     assert ours[-1] == steps
 
 
+class Given:
+    """Draws that are known: 1, 2, 3 ... in turn."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, like):
+        self.count += 1
+        return torch.full_like(like, float(self.count))
+
+
+def test_known_pixels_come_in_at_their_noise_level_and_a_return_adds_what_is_missing():
+    """With three steps and one return of one step: down, down, back, down, down to the image."""
+    diffusion = pair()
+    known, noise = torch.tensor([[[[0.4, 9.0]]]], dtype=torch.float64), torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    sampler = DDIM(steps=3)
+    steps = list(inpaint_loop(diffusion, sampler, noise, known, MASK, jump_length=1, resamplings=2, draw=Given()))
+    times = [t for t, _ in sampler.transitions(diffusion)]
+    path = walk(3, 1, 2)
+    assert path == [0, 1, 0, 1, 2, 1, 2, 3]
+    added = 0
+    for position, after, before, x in zip(path, path[1:], [noise, *steps], steps, strict=False):
+        alpha_bar = 1.0 if after == 3 else diffusion.alpha_bar(times[after])
+        if after < position:
+            added += 1
+            kept = alpha_bar / diffusion.alpha_bar(times[position])
+            torch.testing.assert_close(x, kept**0.5 * before + (1 - kept) ** 0.5 * added)
+        else:
+            added += after < 3
+            level = alpha_bar**0.5 * 0.4 + (1 - alpha_bar) ** 0.5 * added
+            assert float(x[0, 0, 0, 0]) == pytest.approx(level)
+            alone = sampler.step(
+                diffusion,
+                Denoiser(diffusion, None, Guidance()),
+                before,
+                times[position],
+                -1 if after == 3 else times[after],
+                Given(),
+            )
+            torch.testing.assert_close(x[0, 0, 0, 1], alone[0, 0, 0, 1])
+
+
+def test_guidance_and_the_source_of_noise_reach_the_painting():
+    network = Unet(8, dim_mults=(1, 2), channels=1, num_classes=3)
+    diffusion = GaussianDiffusion(network, image_size=8, timesteps=20).eval()
+    images, mask, classes = torch.rand(2, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.tensor([0, 1])
+
+    def painted(seed, scale):
+        return diffusion.inpaint(
+            images,
+            mask,
+            sampler=DDIM(steps=3, eta=1.0),
+            jump_length=1,
+            resamplings=2,
+            draw=ImageNoise(seed, range(2)),
+            classes=classes,
+            guidance=Guidance(scale=scale),
+        )
+
+    assert torch.equal(painted(0, 1.0), painted(0, 1.0))
+    assert not torch.allclose(painted(0, 1.0), painted(1, 1.0), atol=1e-3)
+    assert not torch.allclose(painted(0, 1.0), painted(0, 5.0), atol=1e-3)
+
+
 @pytest.mark.parametrize("sampler", [DDPM(steps=6), DDIM(steps=6), Heun(steps=6)], ids=str)
-def test_known_pixels_stay_to_the_last_bit(sampler):
+def test_known_pixels_stay_as_they_are(sampler):
     torch.manual_seed(0)
     network = Unet(8, dim_mults=(1, 2), channels=3, self_condition=True, num_classes=4)
     diffusion = GaussianDiffusion(network, image_size=(8, 12), timesteps=50).eval()
@@ -89,6 +154,12 @@ def test_what_cannot_be_painted_is_named():
         diffusion.inpaint(images, MASK, sampler=DPMSolver(steps=3))
     with pytest.raises(ValueError, match="resamplings is 0; it must be at least 1"):
         diffusion.inpaint(images, MASK, resamplings=0)
+    with pytest.raises(ValueError, match="jump_length is 10; in 10 steps it must be at most 9, or resamplings 1"):
+        diffusion.inpaint(images, MASK, sampler=DDIM(steps=10))
+    with pytest.raises(ValueError, match=r"mask has values between 0.0 and 0.5; each must be 0 or 1"):
+        diffusion.inpaint(images, MASK * 0.5)
+    with pytest.raises(ValueError, match=r"the images are torch.uint8; they must be floating point"):
+        diffusion.inpaint(images.byte(), MASK)
     with pytest.raises(ValueError, match=r"mask is \(3, 3\); it must broadcast to \(2, 1, 1, 2\)"):
         diffusion.inpaint(images, torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"the images are \(1, 2, 2\); this process is for \(1, 1, 2\)"):

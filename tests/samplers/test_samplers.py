@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, ImageNoise, Unet
+from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, Heun, ImageNoise, Unet
 from diffusion_core.samplers.loop import Denoiser, sample_loop
 from tests.conftest import Network, constant
 
@@ -117,6 +117,29 @@ def test_ddim_refuses_more_steps_than_timesteps_and_eta_outside_its_range():
         DDIM(steps=0)
     with pytest.raises(ValueError, match=r"eta is 1.5"):
         DDIM(eta=1.5)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_the_noise_levels_of_heun_are_those_of_karras(rho):
+    diffusion = process(1000)
+    times = [t for t, _ in Heun(steps=9, sigma_min=0.05, sigma_max=20.0, rho=rho).transitions(diffusion)]
+    roots = [(1 / diffusion.alpha_bar(t) - 1) ** (0.5 / rho) for t in times]
+    assert roots[0] ** rho == pytest.approx(20.0)
+    assert roots[-1] ** rho == pytest.approx(0.05)
+    steps = [one - other for one, other in pairwise(roots)]
+    assert steps == pytest.approx([steps[0]] * 8, rel=1e-6)
+
+
+def test_heun_refuses_what_it_cannot_walk():
+    for options, message in (
+        ({"steps": 1}, "steps is 1; heun needs at least 2"),
+        ({"rho": 0.0}, "rho is 0.0; it must be greater than 0"),
+        ({"sigma_min": 3.0, "sigma_max": 2.0}, "it must be 0 < sigma_min < sigma_max"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Heun(**options)
+    with pytest.raises(ValueError, match="a schedule of 1 timesteps has no two noise levels between"):
+        Heun().transitions(process(1))
 
 
 def test_all_timesteps_begin_with_the_noise_and_end_with_the_image():

@@ -52,7 +52,11 @@ def test_a_choice_is_trained_saved_and_sampled(project, environment, network, pr
     assert all(bool(torch.isfinite(each).all()) for each in model.diffusion.model.parameters())
     changes = {"sampler": sampler, "guidance": Guidance(scale=2.0, rescale=0.5, interval=(0.1, 10.0))}
     sample.run(project.sample.model_copy(update=changes), environment)
-    assert np.load(SAMPLES / "samples.npy").shape == (12, 8, 8, 1)
+    images = np.load(SAMPLES / "samples.npy")
+    assert images.shape == (12, 8, 8, 1)
+    # The picture of the way ends where the samples are, guided as they are.
+    ends = sample._walks(model, project.sample.model_copy(update=changes), 4)[:, -1]
+    assert np.abs(ends.astype(int) - images[:4]).max() <= 1
 
 
 def test_sampler_and_guidance_survive_the_way_through_json(project):
