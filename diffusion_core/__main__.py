@@ -69,9 +69,11 @@ class ImportLucidrains(BaseModel):
     """Bring a checkpoint of denoising-diffusion-pytorch: weights alone are read, and its options are inferred."""
 
     checkpoint: CliPositionalArg[Path] = Field(description="model-100.pt, say, of its Trainer; or a state_dict")
-    out: Path = Field(Path("models"), description="folder for model.safetensors, model.json and online.safetensors")
+    out: Path = Field(Path("imported"), description="folder for model.safetensors, model.json and online.safetensors")
     image_size: str = Field("32", description="of the images, which no checkpoint tells: 64, or 48x64 (height first)")
-    objective: str = Field("auto", description="pred_noise, pred_x0 or pred_v, where the file does not tell")
+    objective: str = Field(
+        "auto", description="pred_noise, pred_x0 or pred_v, where the file does not tell or is to be overruled"
+    )
     beta_schedule: str = Field("auto", description="linear, cosine or sigmoid, likewise")
 
     def cli_cmd(self) -> None:

@@ -84,12 +84,13 @@ def save_model(
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
+def load_model(folder: Path | str, device: torch.device | str = "cpu") -> TrainedModel:
     """Read what `save_model` wrote.
 
     Raises:
         UserError: a file is missing, damaged, or does not fit the other.
     """
+    folder = Path(folder)
     try:
         content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -72,7 +72,13 @@ def _load(file: Path) -> Mapping[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: name a checkpoint, model-100.pt say") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, IsADirectoryError) as error:
+    except pickle.UnpicklingError:
+        # torch's own sentence advises to run whatever the file has in it.
+        raise UserError(
+            f"{file} is no checkpoint of weights alone (something else is pickled in it, or it is no pickle at all):"
+            " name a file that denoising-diffusion-pytorch wrote"
+        ) from None
+    except Exception as error:  # an unpickler raises nearly anything on a file that is none
         reason = str(error).strip().partition("\n")[0] or "it ends too soon"
         raise UserError(
             f"{file} is no checkpoint of weights alone ({reason}): name a file that denoising-diffusion-pytorch wrote"

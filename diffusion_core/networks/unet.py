@@ -72,6 +72,8 @@ class Unet(nn.Module):
             raise ValueError(f"dim is {dim}; it must be even and at least 4")
         if not dim_mults:
             raise ValueError("dim_mults is empty; it must have at least one level")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 1, or None for a network without")
         if not 0.0 <= cond_drop_prob < 1.0:
             raise ValueError(f"cond_drop_prob is {cond_drop_prob}; it must lie in [0, 1)")
         levels = len(dim_mults)

@@ -216,6 +216,7 @@ class GaussianDiffusion(GenerativeProcess):
         Raises:
             ValueError: the images have other channels, height or width than the process, or a label is out of range.
         """
+        self._check_images(img)
         if kwargs.get("classes") is not None:
             kwargs["classes"] = self._checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times

@@ -74,6 +74,8 @@ class GenerativeProcess(ReverseProcess):
             ValueError: the sampler does not fit the process, the noise has another shape, a label is out of range, or
                 guidance lacks classes.
         """
+        if isinstance(sampler, str | type):
+            raise ValueError(f"sampler is {sampler!r}; it must be one that was made, DDIM(steps=50) say")
         classes = self._checked_classes(classes, batch_size)
         x_t = self._start(batch_size, noise, draw)
         walk = sample_loop(self, sampler or self.sampler, x_t, draw=draw, classes=classes, guidance=guidance)
@@ -112,8 +114,6 @@ class GenerativeProcess(ReverseProcess):
             ValueError: as in `sample`; or images or mask have another shape, or the sampler's steps need one another.
         """
         self._check_images(images)
-        if not images.is_floating_point():
-            raise ValueError(f"the images are {images.dtype}; they must be floating point, in [0, 1]")
         known = mask.to(self.device) == 1
         try:
             torch.broadcast_to(known, images.shape)
@@ -209,12 +209,16 @@ class GenerativeProcess(ReverseProcess):
     def _check_images(self, images: Tensor) -> None:
         if tuple(images.shape[1:]) != self._image_shape:
             raise ValueError(f"the images are {tuple(images.shape[1:])}; this process is for {self._image_shape}")
+        if not images.is_floating_point():
+            raise ValueError(f"the images are {images.dtype}; they must be floating point, in [0, 1]")
 
     def _checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
         if classes is None:
             return None
         if self.num_classes is None:
             raise ValueError("classes are given, but the network has no num_classes: leave them out")
+        if not isinstance(classes, Tensor):
+            raise ValueError(f"classes is a {type(classes).__name__}; it must be a tensor, int64 of {(batch_size,)}")
         if classes.shape != (batch_size,) or classes.dtype != torch.long:
             raise ValueError(
                 f"classes is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 of {(batch_size,)}"

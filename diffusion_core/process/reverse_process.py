@@ -15,8 +15,8 @@ class ReverseProcess(ForwardProcess):
     """A process with a denoising network; arguments as in `GaussianDiffusion`.
 
     Raises:
-        ValueError: the objective is unknown or cannot start from pure noise, or the network's output has another
-            number of channels than the process asks for.
+        ValueError: the objective is unknown or cannot start from pure noise, the network's output has another number
+            of channels than the process asks for, or it cannot halve images of that size.
     """
 
     # The network's output in multiples of the images' channels.
@@ -52,6 +52,9 @@ class ReverseProcess(ForwardProcess):
                 " channels"
             )
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        factor: int = getattr(network, "downsample_factor", 1)
+        if len(self.image_size) != 2 or any(side < 1 or side % factor for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size}; it must be two multiples of {factor} for this network")
         self.objective = objective
         self.auto_normalize = auto_normalize
         self._objective = OBJECTIVES[objective]

@@ -37,8 +37,8 @@ class Heun(Kind):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps is {self.steps}; heun needs at least 2")
+        if not isinstance(self.steps, int) or self.steps < 2:
+            raise ValueError(f"steps is {self.steps}; heun needs a whole number, at least 2")
         if self.rho <= 0.0:
             raise ValueError(f"rho is {self.rho}; it must be greater than 0")
         if not 0.0 < self.sigma_min < self.sigma_max:

@@ -19,8 +19,8 @@ def check_steps(kind: str, steps: int, spacing: str) -> None:
     Raises:
         ValueError: there is no step, or the spacing is unknown.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; {kind} needs at least 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps}; {kind} needs a whole number, at least 1")
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; it must be one of {', '.join(get_args(Spacing))}")
 

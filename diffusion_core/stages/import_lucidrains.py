@@ -6,9 +6,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from diffusion_core.errors import UserError
-from diffusion_core.interop.lucidrains import Checkpoint, read_checkpoint
+from diffusion_core.interop.lucidrains import read_checkpoint
 from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, build_model, save_model
 from diffusion_core.stages.output import replaced_files
+from diffusion_core.stages.paths import RUN_INFO
 
 ONLINE = "online.safetensors"
 # What the package itself does where nothing is said.
@@ -46,7 +47,11 @@ def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, bet
             raise UserError(
                 f"{checkpoint} has tables of a {option} that is not known here: give --{option.replace('_', '-')}"
             )
-    process = USUAL | found.process | given | {"image_size": _size(image_size)}
+    told = found.process
+    if "objective" in given and given["objective"] != told.get("objective"):
+        # The weighting was inferred for the objective that the tables tell.
+        told = {name: value for name, value in told.items() if name != "weighting"}
+    process = USUAL | told | given | {"image_size": _size(image_size)}
     try:
         diffusion = build_model(found.network, process)
     except ValueError as error:
@@ -55,8 +60,10 @@ def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, bet
     with replaced_files([out / WEIGHTS, out / DESCRIPTION, out / ONLINE]) as temporary:
         save_model(temporary, diffusion, found.network, process, {"class_counts": []})
         save_file({name: value.contiguous() for name, value in found.online.items()}, temporary / ONLINE)
-    for line in _told(found, process, given):
+    for line in _told(found.network, told, process, given):
         print(f"import-lucidrains: {line}")
+    if (out / RUN_INFO.name).exists():
+        print(f"import-lucidrains: {out} is where the stage train puts its model: `dvc repro` brings it back")
     step = "" if found.step is None else f" after {found.step} steps"
     weights = "the weights as trained (the file has no average)" if found.ema is None else "EMA weights"
     print(f"import-lucidrains: wrote {out / WEIGHTS} with {weights}{step}, {out / ONLINE} and {out / DESCRIPTION}")
@@ -69,11 +76,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _told(found: Checkpoint, process: dict[str, Any], given: dict[str, Any]) -> list[str]:
+def _told(network: dict[str, Any], told: dict[str, Any], process: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Return what people should know of the options, a line each."""
-    lines = ["network, by the shapes: " + ", ".join(f"{name}={value}" for name, value in found.network.items())]
+    lines = ["network, by the shapes: " + ", ".join(f"{name}={value}" for name, value in network.items())]
     for name in USUAL:
-        source = "as given" if name in given else "by the tables" if name in found.process else "not told: the usual"
+        source = "as given" if name in given else "by the tables" if name in told else "not told: the usual"
+        if name == "objective" and name in given and told.get(name) not in (None, given[name]):
+            source += f", where the tables say {told[name]}"
         value = process[name]
         shown = " ".join(map(str, value.values())) if isinstance(value, dict) else value
         lines.append(f"{name}: {shown} ({source})")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -18,10 +19,23 @@ class TrainingData(Protocol):
 
 @dataclass(frozen=True)
 class TensorData:
-    """Images in memory: uint8 (N, C, H, W), with labels, int64 (N,), or without."""
+    """Images in memory: uint8 (N, C, H, W), with labels, int64 (N,), or without.
+
+    Raises:
+        ValueError: images or labels are of another type or shape.
+    """
 
     images: Tensor
     labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images is {self.images.dtype} of shape {tuple(self.images.shape)}; it must be uint8 (N, C, H, W):"
+                " images in [0, 1] become it by (images * 255).byte()"
+            )
+        if self.labels is not None and self.labels.shape != (len(self.images),):
+            raise ValueError(f"labels has the shape {tuple(self.labels.shape)}; it must be {(len(self.images),)}")
 
     def __len__(self) -> int:
         return len(self.images)

@@ -74,7 +74,7 @@ class Trainer:
         precision: "auto", "float32" or "bfloat16"; see `autocast_dtype`.
 
     Raises:
-        ValueError: `accumulate` does not divide `batch_size`, or there is no data.
+        ValueError: a number is below 1, `accumulate` does not divide `batch_size`, or there is no data.
     """
 
     def __init__(
@@ -95,6 +95,9 @@ class Trainer:
         horizontal_flip: bool = False,
         precision: str = "auto",
     ) -> None:
+        for name, value in (("images", images), ("batch_size", batch_size), ("accumulate", accumulate)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if batch_size % accumulate:
             raise ValueError(f"accumulate is {accumulate}; it must divide batch_size, which is {batch_size}")
         if len(data) == 0:

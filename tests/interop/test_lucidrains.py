@@ -113,6 +113,23 @@ def test_tables_of_any_number_of_timesteps_tell_the_process(schedule, objective,
     assert same or found["weighting"]["kind"] == weighting
 
 
+def test_an_objective_that_overrules_the_tables_takes_their_weighting_along(tmp_path, capsys):
+    torch.save(checkpoint(SMALLEST, objective="pred_noise", weighting="min_snr"), tmp_path / "a.pt")
+    run(tmp_path / "a.pt", tmp_path / "models", "16", objective="pred_v")
+    told = capsys.readouterr().out
+    assert "objective: pred_v (as given, where the tables say pred_noise)" in told
+    assert "weighting: snr (not told: the usual)" in told
+
+
+def test_a_folder_whose_model_dvc_brings_back_is_told(tmp_path, capsys):
+    torch.save(checkpoint(SMALLEST), tmp_path / "a.pt")
+    run(tmp_path / "a.pt", tmp_path / "imported", "16")
+    assert "`dvc repro`" not in capsys.readouterr().out
+    (tmp_path / "imported" / "run_info.json").write_text("{}", encoding="utf-8")
+    run(tmp_path / "a.pt", tmp_path / "imported", "16")
+    assert "`dvc repro` brings it back" in capsys.readouterr().out
+
+
 def test_tables_that_are_not_known_here_are_refused_and_not_guessed(tmp_path):
     content = checkpoint(SMALLEST)
     for state, at in ((content["model"], ""), (content["ema"], "ema_model.")):
@@ -238,7 +255,7 @@ def test_nothing_but_weights_is_ever_unpickled(tmp_path, wrap):
     assert marker.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off", b"# A README\n\nhello\n"])
 def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"a.pt is no checkpoint of weights alone"):
@@ -275,6 +292,7 @@ def test_the_command_writes_a_model_that_samples(tmp_path):
     [
         (["nowhere.pt"], "nowhere.pt is missing: name a checkpoint"),
         (["model.pt", "--image-size", "big"], "--image-size is big: give pixels"),
+        (["model.pt", "--image-size", "18"], r"image_size is (18, 18); it must be two multiples of 4"),
         (["model.pt", "--objective", "pred_score"], "objective is 'pred_score'; it must be one of pred_noise"),
         (["model.pt", "--beta-schedule", "os.system"], "beta_schedule is 'os.system'; it must be one of cosine"),
     ],

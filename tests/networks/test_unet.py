@@ -123,6 +123,7 @@ def test_linear_attention_weighs_a_context_of_softmaxed_keys():
             {"dim": 8, "dim_mults": (1, 2), "attn_heads": (4, 4, 4)},
             "attn_heads has 3 values; it must have one for each",
         ),
+        ({"dim": 8, "num_classes": 0}, "num_classes is 0; it must be at least 1, or None"),
         ({"dim": 8, "cond_drop_prob": 1.0}, "cond_drop_prob is 1.0"),
     ],
 )

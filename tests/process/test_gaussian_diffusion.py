@@ -229,6 +229,13 @@ def test_a_schedule_object_and_its_name_give_the_same_process():
     assert torch.equal(by_name.betas, by_object.betas)
 
 
+@pytest.mark.parametrize("size", [0, 6, (8, 10), (8, 8, 8)])
+def test_a_size_that_the_network_cannot_halve_is_named(size):
+    network = Unet(8, dim_mults=(1, 2, 4), channels=1)
+    with pytest.raises(ValueError, match=r"image_size is \(.*\); it must be two multiples of 4 for this network"):
+        GaussianDiffusion(network, image_size=size)
+
+
 def test_arguments_of_the_calls_outside_their_range_are_named():
     diffusion, images = GaussianDiffusion(constant(0.0), image_size=4), torch.rand(2, 1, 4, 4)
     t = torch.tensor([1, 2])
@@ -237,6 +244,8 @@ def test_arguments_of_the_calls_outside_their_range_are_named():
         (lambda: diffusion.p_losses(images, t, offset_noise_strength=-1.0), "offset_noise_strength is -1.0"),
         (lambda: diffusion.interpolate(images[:, :, :2], images[:, :, :2]), r"the images are \(1, 2, 4\)"),
         (lambda: diffusion.interpolate(images, images, t=1000), r"t is 1000; it must lie in 0 .. 999"),
+        (lambda: diffusion(images.byte()), r"the images are torch.uint8; they must be floating point"),
+        (lambda: diffusion(images, classes=[0, 1]), "classes are given, but the network has no num_classes"),
         (lambda: diffusion.sample(0), "batch_size is 0; it must be at least 1"),
         (lambda: diffusion.sample(2, noise=images[:1]), r"noise is \(1, 1, 4, 4\); it must be \(2, 1, 4, 4\)"),
     ):

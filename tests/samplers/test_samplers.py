@@ -115,6 +115,10 @@ def test_ddim_refuses_more_steps_than_timesteps_and_eta_outside_its_range():
         DDIM(steps=11).transitions(process(10))
     with pytest.raises(ValueError, match="steps is 0"):
         DDIM(steps=0)
+    with pytest.raises(ValueError, match=r"steps is 2.5; ddim needs a whole number"):
+        DDIM(steps=2.5)
+    with pytest.raises(ValueError, match=r"sampler is 'ddim'; it must be one that was made"):
+        process(10).sample(2, sampler="ddim")
     with pytest.raises(ValueError, match=r"eta is 1.5"):
         DDIM(eta=1.5)
 
@@ -132,7 +136,7 @@ def test_the_noise_levels_of_heun_are_those_of_karras(rho):
 
 def test_heun_refuses_what_it_cannot_walk():
     for options, message in (
-        ({"steps": 1}, "steps is 1; heun needs at least 2"),
+        ({"steps": 1}, "steps is 1; heun needs a whole number, at least 2"),
         ({"rho": 0.0}, "rho is 0.0; it must be greater than 0"),
         ({"sigma_min": 3.0, "sigma_max": 2.0}, "it must be 0 < sigma_min < sigma_max"),
     ):

@@ -35,7 +35,7 @@ def test_quadratic_is_dense_at_the_image():
 
 
 def test_what_no_schedule_can_be_walked_with_is_named():
-    with pytest.raises(ValueError, match="steps is 0; heun needs at least 1"):
+    with pytest.raises(ValueError, match="steps is 0; heun needs a whole number, at least 1"):
         check_steps("heun", 0, "linspace")
     with pytest.raises(ValueError, match="spacing is 'cubic'; it must be one of linspace, leading"):
         check_steps("ddim", 1, "cubic")

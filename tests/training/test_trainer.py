@@ -187,3 +187,13 @@ def test_arguments_outside_their_range_are_named():
         build(ema_halflife_images=0)
     with pytest.raises(ValueError, match="data is empty"):
         Trainer(build().diffusion, TensorData(torch.zeros(0, 1, 4, 4, dtype=torch.uint8)), images=1)
+    for name in ("images", "batch_size", "accumulate"):
+        with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+            build(**{name: 0})
+
+
+def test_images_in_memory_that_are_no_bytes_are_refused_and_not_darkened():
+    with pytest.raises(ValueError, match=r"images is torch.float32 of shape .* become it by \(images \* 255\)"):
+        TensorData(torch.rand(8, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"labels has the shape \(3,\); it must be \(8,\)"):
+        TensorData(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(3))
