@@ -114,6 +114,8 @@ class GenerativeProcess(ReverseProcess):
             ValueError: as in `sample`; or images or mask have another shape, or the sampler's steps need one another.
         """
         self._check_images(images)
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"mask is a {type(mask).__name__}; it must be a tensor of 0 and 1")
         known = mask.to(self.device) == 1
         try:
             torch.broadcast_to(known, images.shape)

@@ -15,10 +15,12 @@ class Denoiser:
     Clipping comes after guidance, so that it acts on the image that is used.
 
     Raises:
-        ValueError: guidance without classes.
+        ValueError: guidance without classes, or a number in its place.
     """
 
     def __init__(self, process: Process, classes: Tensor | None, guidance: Guidance) -> None:
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance is {guidance!r}; it must be a Guidance, Guidance(scale=2.0) say")
         if guidance.scale != 1.0 and classes is None:
             raise ValueError(
                 f"guidance.scale is {guidance.scale}; guidance needs classes, so it must be 1 without them"

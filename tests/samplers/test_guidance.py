@@ -126,3 +126,5 @@ def test_options_outside_their_range_are_named(options, message):
 def test_guidance_without_labels_is_refused(conditional):
     with pytest.raises(ValueError, match=r"guidance.scale is 2.0; guidance needs classes"):
         conditional.sample(2, sampler=DDIM(steps=1), guidance=Guidance(scale=2.0))
+    with pytest.raises(ValueError, match=r"guidance is 2.0; it must be a Guidance"):
+        conditional.sample(2, sampler=DDIM(steps=1), guidance=2.0)

@@ -158,6 +158,8 @@ def test_what_cannot_be_painted_is_named():
         diffusion.inpaint(images, MASK, sampler=DDIM(steps=10))
     with pytest.raises(ValueError, match=r"mask has values between 0.0 and 0.5; each must be 0 or 1"):
         diffusion.inpaint(images, MASK * 0.5)
+    with pytest.raises(ValueError, match=r"mask is a list; it must be a tensor of 0 and 1"):
+        diffusion.inpaint(images, [1, 0])
     with pytest.raises(ValueError, match=r"the images are torch.uint8; they must be floating point"):
         diffusion.inpaint(images.byte(), MASK)
     with pytest.raises(ValueError, match=r"mask is \(3, 3\); it must broadcast to \(2, 1, 1, 2\)"):
