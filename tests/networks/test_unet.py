@@ -3,7 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from diffusion_core import Unet
-from diffusion_core.networks.layers import Attention, LinearAttention, RMSNorm, SinusoidalPosEmb
+from diffusion_core.networks.attention import Attention, LinearAttention
+from diffusion_core.networks.layers import SinusoidalPosEmb
+from diffusion_core.networks.norm import RMSNorm
 
 
 def test_the_usual_network_has_the_usual_size():

@@ -1,0 +1,84 @@
+"""Attention between the pixels of an image, with learned memory: keys and values that belong to no pixel.
+
+Parameter names are those of denoising-diffusion-pytorch, so that its weights fit.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffusion_core.networks.norm import RMSNorm, image, pixels
+
+
+class Attention(nn.Module):
+    """Softmax attention between all pixels (Vaswani et al. 2017)."""
+
+    def __init__(
+        self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4, *, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend = F.scaled_dot_product_attention if fused else _plain_attention
+        self.norm = RMSNorm(dim)
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, num_mem_kv, dim_head))
+        self.to_qkv = nn.Conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_out = nn.Conv2d(heads * dim_head, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = pixels(self.to_qkv(self.norm(x))).unflatten(2, (3, self.heads, -1))
+        if x.device.type == "cpu":
+            # PyTorch's fused attention is slower in bfloat16 than in float32 on a CPU, several times with few pixels.
+            qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        mem_k, mem_v = self.mem_kv.to(q.dtype).unsqueeze(1).expand(-1, len(x), -1, -1, -1)
+        k, v = torch.cat((mem_k, k), dim=-2), torch.cat((mem_v, v), dim=-2)
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.attend(q, k, v)
+        return self.to_out(image(out.transpose(1, 2).flatten(2).to(x.dtype), x))  # type: ignore[no-any-return]
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost grows with H W and not with its square (Shen et al. 2018, arXiv:1812.01243).
+
+    With softmax(Q) over a head's channels and softmax(K) over pixels and memory, out = softmax(Q) (softmax(K)^T V) W_out.
+    Products of matrices may be taken in any order: V = X W_v is never made, because softmax(K)^T V =
+    (softmax(K)^T X) W_v is a product of small matrices behind X, and W_out is drawn into them likewise.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        self.norm = RMSNorm(dim)
+        self.mem_kv = nn.Parameter(torch.randn(2, heads, dim_head, num_mem_kv))
+        self.to_qkv = nn.Conv2d(dim, heads * dim_head * 3, 1, bias=False)
+        self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), RMSNorm(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = pixels(self.norm(x))
+        with torch.autocast(x.device.type, enabled=False):
+            attended = self._attend(rows)
+        return self.to_out[1](image(attended, x))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Return what the pixels, (B, N, C), get of one another, (B, N, C)."""
+        w_q, w_k, w_v = self.to_qkv.weight.flatten(1).to(x.dtype).chunk(3)
+        by_head = (self.heads, -1)
+        k, mem_k = F.linear(x, w_k), self.mem_kv[0].flatten(0, 1).t().to(x.dtype)
+        top = torch.maximum(k.detach().amax(1, keepdim=True), mem_k.detach().amax(0))
+        k, mem_k = (k - top).exp(), (mem_k - top).exp()
+        total = k.sum(1) + mem_k.sum(1)
+        # (B, heads, channels of V, channels of K), in the order whose gradients come out laid out as k and x are.
+        context = w_v.unflatten(0, by_head) @ (x.transpose(1, 2) @ k).unflatten(2, by_head).transpose(1, 2)
+        context = context + self.mem_kv[1].to(x.dtype) @ mem_k.unflatten(2, by_head).transpose(1, 2)
+        context = context * (self.scale / total).unflatten(1, by_head).unsqueeze(2)
+
+        out = self.to_out[0]
+        mixed = context.transpose(2, 3) @ out.weight.flatten(1).to(x.dtype).t().unflatten(0, by_head)
+        q = F.linear(x, w_q).unflatten(2, by_head).softmax(dim=-1).flatten(2)
+        return torch.baddbmm(out.bias.to(x.dtype), q, mixed.flatten(1, 2))  # type: ignore[no-any-return]
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return torch.matmul(weights, v)
