@@ -35,7 +35,7 @@ def fit(
     for _ in tqdm(range(steps), desc=title, unit="step", disable=None):
         loss = loss_of(next(batches))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())

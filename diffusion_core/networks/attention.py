@@ -3,6 +3,8 @@
 Parameter names are those of denoising-diffusion-pytorch, so that its weights fit.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,9 +42,9 @@ class Attention(nn.Module):
 class LinearAttention(nn.Module):
     """Attention whose cost grows with H W and not with its square (Shen et al. 2018, arXiv:1812.01243).
 
-    With softmax(Q) over a head's channels and softmax(K) over pixels and memory, out = softmax(Q) (softmax(K)^T V) W_out.
-    Products of matrices may be taken in any order: V = X W_v is never made, because softmax(K)^T V =
-    (softmax(K)^T X) W_v is a product of small matrices behind X, and W_out is drawn into them likewise.
+    With softmax(Q) over a head's channels and softmax(K) over pixels and memory,
+    out = softmax(Q) (softmax(K)^T V) W_out. Products of matrices may be taken in any order: V = X W_v is never made,
+    because softmax(K)^T V = (softmax(K)^T X) W_v is a product of small matrices, and W_out is drawn into it likewise.
     """
 
     def __init__(self, dim: int, heads: int = 4, dim_head: int = 32, num_mem_kv: int = 4) -> None:
@@ -73,10 +75,11 @@ class LinearAttention(nn.Module):
         context = context + self.mem_kv[1].to(x.dtype) @ mem_k.unflatten(2, by_head).transpose(1, 2)
         context = context * (self.scale / total).unflatten(1, by_head).unsqueeze(2)
 
-        out = self.to_out[0]
+        out = cast(nn.Conv2d, self.to_out[0])
+        assert out.bias is not None
         mixed = context.transpose(2, 3) @ out.weight.flatten(1).to(x.dtype).t().unflatten(0, by_head)
         q = F.linear(x, w_q).unflatten(2, by_head).softmax(dim=-1).flatten(2)
-        return torch.baddbmm(out.bias.to(x.dtype), q, mixed.flatten(1, 2))  # type: ignore[no-any-return]
+        return torch.baddbmm(out.bias.to(x.dtype), q, mixed.flatten(1, 2))
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

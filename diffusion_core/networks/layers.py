@@ -1,6 +1,7 @@
 """The parts of the U-Net. Parameter names are those of denoising-diffusion-pytorch, so that its weights fit."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,13 +58,13 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Sequential):
-    """Halve height and width: 2x2 pixels into channels, then a 1x1 convolution; which is one convolution of stride 2."""
+    """Halve height and width: 2x2 pixels into channels, then a 1x1 convolution, which is one of stride 2."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(dim * 4, dim_out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = self[1]
+        convolution = cast(nn.Conv2d, self[1])
         return F.conv2d(x, convolution.weight.view(-1, x.shape[1], 2, 2), convolution.bias, stride=2)
 
 
@@ -82,7 +83,7 @@ class Upsample(nn.Sequential):
         self.register_buffer("sums", sums, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = self[1]
+        convolution = cast(nn.Conv2d, self[1])
         with torch.autocast(x.device.type, enabled=False):
             kernel = torch.einsum("ia,jb,ocab->coij", self.sums, self.sums, convolution.weight)
         return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)

@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         if scale is not None:
             gain = gain * (scale.unsqueeze(1) + 1.0)
         offset = None if shift is None else shift.unsqueeze(1).to(x.dtype)
-        normalised: Tensor = _RMSNorm.apply(pixels(x), gain.to(x.dtype), offset)
+        normalised: Tensor = _RMSNorm.apply(pixels(x), gain.to(x.dtype), offset)  # type: ignore[no-untyped-call]
         return image(normalised, x)
 
 
@@ -38,14 +38,16 @@ def pixels(x: Tensor) -> Tensor:
 
 def image(rows: Tensor, like: Tensor) -> Tensor:
     """Return rows of pixels, (B, H W, C), as images of the height and width of `like`, laid out channels last."""
-    return rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    images: Tensor = rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    return images
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
     # As a product of matrices, which adds up in float32 also where x is bfloat16, and takes half the time of a sum.
     squares = x.square() @ x.new_ones(x.shape[-1], 1)
     wide = squares.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5).to(x.dtype)
+    inverse: Tensor = wide.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5
+    return inverse.to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

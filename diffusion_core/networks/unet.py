@@ -126,7 +126,7 @@ class Unet(nn.Module):
         self.final_res_block = block(init_dim * 2, init_dim)
         self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)
         # Convolutions are faster, and normalisation over channels much faster, where a pixel's channels lie together.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def drop_classes(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return labels, (B,), of which a share of `cond_drop_prob` has become "no label"."""
