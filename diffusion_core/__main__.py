@@ -3,7 +3,9 @@
 import errno
 import inspect
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
-from diffusion_core.environment import load_environment
+from diffusion_core.environment import Environment, load_environment
 from diffusion_core.errors import UserError
+
+# Seconds that a process waits with its mistake for the first one's.
+SECOND_TO_TELL = 3.0
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -21,16 +26,33 @@ class Stage(BaseModel):
     """A stage: its class is called like its module in `diffusion_core.stages`."""
 
     def cli_cmd(self) -> None:
-        """Run it with the sections of params.yaml that its function asks for."""
+        """Run it with the sections of params.yaml that its function asks for, in as many processes as are wanted."""
         # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
         from diffusion_core.params import load_settings
 
-        settings = load_settings()
-        run: Callable[..., None] = import_module(f"diffusion_core.stages.{type(self).__name__.lower()}").run
-        arguments: dict[str, object] = {}
-        for name in inspect.signature(run).parameters:
-            arguments[name] = load_environment() if name == "environment" else getattr(settings, name)
-        run(**arguments)
+        settings, environment = load_settings(), load_environment()
+        name = type(self).__name__.lower()
+        run: Callable[..., None] = import_module(f"diffusion_core.stages.{name}").run
+        takes = inspect.signature(run).parameters
+        arguments: dict[str, object] = {each: getattr(settings, each) for each in takes if hasattr(settings, each)}
+        if "environment" in takes:
+            arguments["environment"] = environment
+        if "ranks" in takes:
+            self._shared(name, run, arguments, environment)
+        else:
+            run(**arguments)
+
+    def _shared(
+        self, name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment
+    ) -> None:
+        from diffusion_core.device import choose_device, choose_processes
+        from diffusion_core.launch import launch
+        from diffusion_core.training.distributed import is_started, process_group
+
+        if not is_started() and (count := choose_processes(environment)) > 1:
+            sys.exit(launch([name], count))
+        with process_group(choose_device(environment)) as ranks:
+            run(**arguments, ranks=ranks)
 
 
 class Ingest(Stage):
@@ -109,6 +131,8 @@ def main() -> None:
     try:
         CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
     except UserError as error:
+        # All processes of a stage make the same mistake at once: the first tells of it, and the launcher ends the rest.
+        time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECOND_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

@@ -18,6 +18,12 @@ class Environment(BaseSettings):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="the network's kernels by torch.compile; auto: on a CUDA GPU"
+    )
+    processes: Literal["auto"] | PositiveInt = Field(
+        default=1, description="that share a stage's work on this machine; auto: one a GPU"
+    )
     sample_batch_size: PositiveInt = 100
     checkpoint_seconds: PositiveFloat = Field(default=300.0, description="a checkpoint at least this often")
     tracking_uri: SecretStr | None = Field(

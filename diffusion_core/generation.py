@@ -12,6 +12,7 @@ from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.samplers import Sampler
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.training.distributed import Ranks
 
 
 def generate(
@@ -23,9 +24,13 @@ def generate(
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     labels: Sequence[int] | None = None,
     batch_size: int = 100,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     progress: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
+
+    Of several processes each draws its share, and the first returns them all; the others return their own share alone.
 
     Args:
         diffusion: the trained process, in eval mode.
@@ -35,27 +40,35 @@ def generate(
         guidance: classifier-free guidance; none if not given.
         labels: one an image for a class-conditional network, else None.
         batch_size: images at a time; only memory and speed depend on it.
+        dtype: of the network's products.
+        ranks: the processes that share the work.
         progress: show a bar on a terminal.
 
     Raises:
         ValueError: the labels do not fit the network or the count, or the sampler does not fit the process.
     """
     classes = _classes(diffusion, count, labels)
-    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    images = []
-    with tqdm(total=count, unit="image", desc="sample", disable=None if progress else True) as bar:
+    share = ranks.share(count)
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    images = [np.empty((0, *diffusion.image_size, diffusion.channels), np.uint8)]
+    with tqdm(total=len(share), unit="image", desc="sample", disable=None if progress and ranks.first else True) as bar:
         for indices in batches:
             here = None if classes is None else classes[indices.start : indices.stop]
-            drawn = diffusion.sample(
-                len(indices),
-                sampler=sampler,
-                draw=ImageNoise(seed, indices),
-                classes=here,
-                guidance=guidance,
-            )
+            with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
+                drawn = diffusion.sample(
+                    len(indices),
+                    sampler=sampler,
+                    draw=ImageNoise(seed, indices),
+                    classes=here,
+                    guidance=guidance,
+                )
             images.append(to_uint8(drawn))
             bar.update(len(indices))
-    return np.concatenate(images), None if classes is None else classes.numpy()
+    own = np.concatenate(images)
+    gathered = ranks.gather(torch.from_numpy(own), count)
+    if gathered is None:
+        return own, None if classes is None else classes[share.start : share.stop].numpy()
+    return gathered.numpy(), None if classes is None else classes.numpy()
 
 
 def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_core.training.precision import choose_precision
+
 # Tests speak to nobody, and what the developer's own runs use is not theirs.
 for name in list(os.environ):
     if name.startswith(("DIFFUSION_", "MLFLOW_TRACKING_")):
@@ -24,6 +26,13 @@ for name, value in {
 def _own_tracking_store(monkeypatch):
     """MLflow sets this variable when it is told of a store, and whatever is started later would inherit it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+@pytest.fixture
+def needs_bfloat16():
+    """Skip where the processor cannot multiply bfloat16."""
+    if choose_precision("auto", torch.device("cpu")).dtype != torch.bfloat16:
+        pytest.skip("this processor has no bfloat16")
 
 
 class Network(nn.Module):

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusion_core.training.distributed import Ranks
+
 # (n, features), float32 as extracted; the figures compute in float64.
 Features: TypeAlias = NDArray[np.floating]
 Images: TypeAlias = NDArray[np.uint8]
@@ -74,20 +76,30 @@ def to_tensor(images: Images, device: torch.device | None = None) -> Tensor:
     return pixels / 127.5 - 1.0
 
 
-def extract(network: FeatureNetwork, images: Images, batch_size: int = 256) -> Features:
+def extract(
+    network: FeatureNetwork,
+    images: Images,
+    batch_size: int = 256,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> Features:
     """Return the features of uint8 images, (n, H, W, C), as float32, (n, features).
 
-    The network's statistics stay as trained, so an image's features do not depend on the others.
+    The network's statistics stay as trained, so an image's features do not depend on the others. Of several processes,
+    each takes its share of the images; the first returns the features of all, the others those of their share.
     """
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            batches = [network(to_tensor(images[span], device)).cpu() for span in spans(len(images), batch_size)]
+            share = ranks.share(len(images))
+            own = images[share.start : share.stop]
+            batches = [network(to_tensor(own[span], device)).cpu() for span in spans(len(own), batch_size)]
     finally:
         network.train(was_training)
-    return torch.cat(batches).numpy()
+    features = torch.cat([torch.empty(0, network.features), *batches])
+    gathered = ranks.gather(features, len(images))
+    return (features if gathered is None else gathered).numpy()
 
 
 def spans(count: int, size: int) -> Iterator[slice]:

@@ -23,6 +23,7 @@ from diffusion_core.metrics.classify import learn_classes
 from diffusion_core.metrics.contrast import learn_contrast
 from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Features, Images, extract, spans
 from diffusion_core.settings import ReferenceSettings
+from diffusion_core.training.distributed import Ranks
 
 # Two halves of two images, the least that a covariance can be made of.
 FEWEST_IMAGES = 4
@@ -57,9 +58,13 @@ class Reference:
         """sha256 over the extractor's bytes and the dataset's digest: the key of an evaluation."""
         return hashlib.sha256(self._extractor_bytes() + self.dataset_digest.encode()).hexdigest()
 
-    def extract(self, images: Images) -> Features:
-        """Return the features of uint8 images, (n, H, W, C), as float32, (n, features)."""
-        return extract(self.extractor, images)
+    def extract(
+        self,
+        images: Images,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> Features:
+        """Return the features of uint8 images, (n, H, W, C), as float32, (n, features); see `features.extract`."""
+        return extract(self.extractor, images, ranks=ranks)
 
     def save(self, folder: Path) -> None:
         """Write the files of data/reference into `folder`, which must exist."""
@@ -116,8 +121,11 @@ def fit_reference(
     validation: ImageDataset,
     settings: ReferenceSettings,
     device: torch.device | str = "cpu",
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Reference:
     """Train the extractor, by labels where there are two classes or more and by contrast otherwise, and apply it.
+
+    Of several processes, the first trains and all apply; what the others return has the features of their share alone.
 
     The result depends on the arguments alone, as far as the device adds in a fixed order, which a CPU does; the
     caller's random state is left as it was.
@@ -138,17 +146,21 @@ def fit_reference(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         extractor = FeatureNetwork(info.image_size, info.channels, settings.features).to(device)
-        if len(info.classes) >= 2:
+        quality: dict[str, float] = {}
+        if ranks.first and len(info.classes) >= 2:
             quality = learn_classes(extractor, train, validation, settings)
-        else:
+        elif ranks.first:
             quality = learn_contrast(extractor, train, settings)
+    learned = {name: each.cpu().contiguous() for name, each in extractor.state_dict().items()}
+    extractor.load_state_dict(safetensors.torch.load(ranks.broadcast(safetensors.torch.save(learned))))
     extractor.eval()
-    of_train, of_validation = _features(extractor, train), _features(extractor, validation)
+    of_train, of_validation = _features(extractor, train, ranks), _features(extractor, validation, ranks)
     if not (np.isfinite(of_train).all() and np.isfinite(of_validation).all()):
         raise UserError("the features of the real images are not finite: lower reference.learning_rate")
     return Reference(extractor, of_train, of_validation, info.digest, settings.model_dump(mode="json"), quality)
 
 
-def _features(extractor: FeatureNetwork, dataset: ImageDataset) -> Features:
+def _features(extractor: FeatureNetwork, dataset: ImageDataset, ranks: Ranks) -> Features:
     # By parts, because a dataset may be larger than memory.
-    return np.concatenate([extract(extractor, dataset.images(span)) for span in spans(len(dataset), 4096)])
+    parts = [extract(extractor, dataset.images(span), ranks=ranks) for span in spans(len(dataset), 4096)]
+    return np.concatenate(parts)

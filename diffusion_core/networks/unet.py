@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diffusion_core.networks.attention import Attention, LinearAttention
 from diffusion_core.networks.layers import Downsample, ResnetBlock, SinusoidalPosEmb, Upsample
@@ -37,6 +38,10 @@ class Unet(nn.Module):
             "no label".
         cond_drop_prob: share of the labels that training drops, so that guidance has an unconditional prediction
             (Ho & Salimans 2022).
+
+    Attributes:
+        recompute: in training, keep the inputs of the residual blocks alone and compute what is in them again in the
+            backward pass: a third more work, and a fraction of the memory.
 
     Raises:
         ValueError: an argument is outside its range; the message names it.
@@ -83,6 +88,7 @@ class Unet(nn.Module):
         self.num_classes = num_classes
         self.cond_drop_prob = cond_drop_prob
         self.downsample_factor = 2 ** (levels - 1)
+        self.recompute = False
 
         init_dim = init_dim or dim
         self.init_conv = nn.Conv2d(channels * (2 if self_condition else 1), init_dim, 7, padding=3)
@@ -126,7 +132,9 @@ class Unet(nn.Module):
         self.final_res_block = block(init_dim * 2, init_dim)
         self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)
         # Convolutions are faster, and normalisation over channels much faster, where a pixel's channels lie together.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def drop_classes(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return labels, (B,), of which a share of `cond_drop_prob` has become "no label"."""
@@ -157,27 +165,36 @@ class Unet(nn.Module):
                 classes = torch.full_like(time, self.num_classes or 0, dtype=torch.long)
             t = t + self.class_embedding(classes)
 
+        run = _recomputed if self.recompute and torch.is_grad_enabled() else _run
         x = first = self.init_conv(x.contiguous(memory_format=torch.channels_last))
         skips: list[Tensor] = []
         for level in self.downs:
             block1, block2, attend, down = level.children()
-            x = block1(x, t)
+            x = run(block1, x, t)
             skips.append(x)
-            x = block2(x, t)
+            x = run(block2, x, t)
             x = attend(x) + x
             skips.append(x)
             x = down(x)
-        x = self.mid_block1(x, t)
+        x = run(self.mid_block1, x, t)
         x = self.mid_attn(x) + x
-        x = self.mid_block2(x, t)
+        x = run(self.mid_block2, x, t)
         for level in self.ups:
             block1, block2, attend, up = level.children()
-            x = block1(torch.cat((x, skips.pop()), dim=1), t)
-            x = block2(torch.cat((x, skips.pop()), dim=1), t)
+            x = run(block1, torch.cat((x, skips.pop()), dim=1), t)
+            x = run(block2, torch.cat((x, skips.pop()), dim=1), t)
             x = attend(x) + x
             x = up(x)
-        x = self.final_res_block(torch.cat((x, first), dim=1), t)
+        x = run(self.final_res_block, torch.cat((x, first), dim=1), t)
         return self.final_conv(x).contiguous()  # type: ignore[no-any-return]
+
+
+def _run(block: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    return block(x, t)  # type: ignore[no-any-return]
+
+
+def _recomputed(block: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+    return checkpoint(block, x, t, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> list[Value]:

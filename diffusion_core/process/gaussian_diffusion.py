@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.kinds import choose
+from diffusion_core.process.draws import check_offset, random_half, with_offset
 from diffusion_core.process.generative_process import GenerativeProcess
 from diffusion_core.process.immiscible import assign_noise, require_scipy
 from diffusion_core.process.losses import Loss
@@ -78,7 +79,7 @@ class GaussianDiffusion(GenerativeProcess):
             raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be greater than 0")
         if schedule_fn_kwargs and not isinstance(beta_schedule, str):
             raise ValueError(f"schedule_fn_kwargs is {schedule_fn_kwargs}; it goes with a beta_schedule given by name")
-        _check_offset(offset_noise_strength)
+        check_offset(offset_noise_strength)
         if immiscible:
             require_scipy()
         schedule: BetaSchedule = _chosen("schedules", beta_schedule, "beta_schedule", **(schedule_fn_kwargs or {}))
@@ -118,12 +119,17 @@ class GaussianDiffusion(GenerativeProcess):
         loss_reduction: str = "mean",
         *,
         classes: Tensor | None = None,
+        guessed: Tensor | None = None,
+        unlabelled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Return the loss of a batch: the loss of each element, mean of an image, times weight, mean of the batch.
 
         Where the network is self-conditioned, half of the batch gets an x0-hat predicted without gradient and the
         other half zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202).
+
+        Whoever cuts a batch into parts and wants the loss of the whole gives `noise`, `guessed` and `unlabelled`, drawn
+        for the whole, to each part.
 
         Args:
             x_start: x0 in [-1, 1], (B, C, H, W).
@@ -132,6 +138,8 @@ class GaussianDiffusion(GenerativeProcess):
             offset_noise_strength: overrides the process's own.
             loss_reduction: "mean" for a scalar, "none" for the loss of each image, (B,).
             classes: labels, (B,), for a class-conditional network, of which it drops a share.
+            guessed: which images get an x0-hat, bool (B,) on the host; `random_half` if not given.
+            unlabelled: which labels are dropped, bool (B,); drawn by the network if not given.
             generator: source of all draws made here; torch's global one if not given.
 
         Raises:
@@ -141,45 +149,35 @@ class GaussianDiffusion(GenerativeProcess):
         self._check_images(x_start)
         if loss_reduction not in ("mean", "none"):
             raise ValueError(f"loss_reduction is {loss_reduction!r}; it must be mean or none")
-        noise = self._noise(x_start, noise, offset_noise_strength, generator)
-        if classes is not None and hasattr(self.model, "drop_classes"):
+        strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength
+        if noise is None:
+            noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
+        noise = with_offset(noise, strength, generator)
+        if self.immiscible:
+            noise = noise[assign_noise(x_start, noise)]
+        if classes is not None and unlabelled is not None:
+            classes = classes.masked_fill(unlabelled.to(classes.device, non_blocking=True), self.num_classes or 0)
+        elif classes is not None and hasattr(self.model, "drop_classes"):
             classes = self.model.drop_classes(classes, generator)  # type: ignore[operator]
         x_t = self.q_sample(x_start, t, noise)
-        x_self_cond = self._first_guess(x_t, t, classes, generator) if self.self_condition else None
+        x_self_cond = None
+        if self.self_condition:
+            guessed = random_half(len(x_t), generator) if guessed is None else guessed
+            x_self_cond = self._first_guess(x_t, t, classes, guessed)
         output = self._network(x_t, t, x_self_cond, classes)
         loss = self._image_losses(output, x_start, t, noise)
         return loss.mean() if loss_reduction == "mean" else loss
 
-    def _noise(
-        self, x_start: Tensor, noise: Tensor | None, strength: float | None, generator: torch.Generator | None
-    ) -> Tensor:
-        """Return the noise that the batch is trained on: with its offset, and handed out."""
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
-
-        noise = draw(*x_start.shape) if noise is None else noise
-        strength = self.offset_noise_strength if strength is None else strength
-        _check_offset(strength)
-        if strength > 0.0:
-            noise = noise + strength * draw(*x_start.shape[:2], 1, 1)
-        return noise[assign_noise(x_start, noise)] if self.immiscible else noise
-
     @torch.no_grad()
-    def _first_guess(self, x_t: Tensor, t: Tensor, classes: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Return x0-hat for a random half of the batch and zeros for the rest.
-
-        The number of guesses follows from the batch's size alone: nothing waits for the device, and all ranks of a
-        distributed training do the same work.
-        """
-        half = (len(x_t) + 1) // 2
-        chosen = torch.rand(len(x_t), generator=generator, device=x_t.device).argsort()[:half]
-        some = None if classes is None else classes[chosen]
-        x0 = self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start
-        if len(x_t) % 2:
-            # Every other time, an odd batch's middle image goes without its guess.
-            x0[-1] *= torch.rand((), generator=generator, device=x_t.device) < 0.5
-        return torch.zeros_like(x_t).index_copy_(0, chosen, x0)
+    def _first_guess(self, x_t: Tensor, t: Tensor, classes: Tensor | None, guessed: Tensor) -> Tensor:
+        """Return x0-hat for the images of `guessed`, bool (B,) on the host, and zeros for the rest."""
+        guess = torch.zeros_like(x_t)
+        # On the host, because the device would have to be waited for to learn how many there are.
+        chosen = guessed.cpu().nonzero().squeeze(1).to(x_t.device, non_blocking=True)
+        if len(chosen):
+            some = None if classes is None else classes[chosen]
+            guess.index_copy_(0, chosen, self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start)
+        return guess
 
     def _image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the weighted loss of each image, (B,)."""
@@ -224,11 +222,6 @@ class GaussianDiffusion(GenerativeProcess):
         return self.p_losses(  # type: ignore[misc]
             self.normalize(img), times, *args, loss_reduction=loss_reduction, generator=generator, **kwargs
         )
-
-
-def _check_offset(strength: float) -> None:
-    if not strength >= 0.0:
-        raise ValueError(f"offset_noise_strength is {strength}; it must be at least 0")
 
 
 def _chosen(package: str, choice: Any, argument: str, **options: Any) -> Any:

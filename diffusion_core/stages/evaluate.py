@@ -27,13 +27,18 @@ from diffusion_core.stages.paths import (
     SAMPLES_ORIGIN,
     needs,
 )
+from diffusion_core.training.distributed import Ranks
 
 SHOWN = 64
 SHOWN_NEAREST = 16
 NEIGHBOURS = 5
 
 
-def run(evaluate: EvaluateSettings, environment: Environment) -> None:
+def run(
+    evaluate: EvaluateSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> None:
     """Write the figures, what they are of and, for people, what they look like.
 
     Raises:
@@ -47,7 +52,9 @@ def run(evaluate: EvaluateSettings, environment: Environment) -> None:
         raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
     origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
-    features = reference.extract(samples)
+    features = reference.extract(samples, ranks)
+    if not ranks.first:
+        return
     figures = evaluate_features(features, reference, evaluate)
 
     near = nearest(features, reference.train_features, min(NEIGHBOURS, len(dataset)))

@@ -7,9 +7,14 @@ from diffusion_core.metrics.reference import fit_reference
 from diffusion_core.settings import ReferenceSettings
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import PREPARED, REFERENCE, needs
+from diffusion_core.training.distributed import Ranks
 
 
-def run(reference: ReferenceSettings, environment: Environment) -> None:
+def run(
+    reference: ReferenceSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> None:
     """Replace `data/reference` by the extractor trained on `data/prepared` and the features of its images.
 
     Raises:
@@ -18,8 +23,10 @@ def run(reference: ReferenceSettings, environment: Environment) -> None:
     """
     needs(PREPARED, "prepare")
     train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")
+    made = fit_reference(train, validation, reference, choose_device(environment), ranks)
+    if not ranks.first:
+        return
     with replaced(REFERENCE) as folder:
-        made = fit_reference(train, validation, reference, choose_device(environment))
         made.save(folder)
     quality = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in made.quality.items())
     print(f"reference: features of {len(train)} training and {len(validation)} validation images, {quality}")

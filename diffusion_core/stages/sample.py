@@ -15,13 +15,19 @@ from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
+from diffusion_core.training.distributed import Ranks
+from diffusion_core.training.precision import choose_precision
 
 GRID_IMAGES = 100
 DENOISING_ROWS = 8
 DENOISING_COLUMNS = 11
 
 
-def run(sample: SampleSettings, environment: Environment) -> None:
+def run(
+    sample: SampleSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> None:
     """Write samples.npy, labels.npy for a class-conditional model, grid.png, denoising.png and origin.json.
 
     Labels come in the proportions of the training images, as the samples are to be compared with those. The grid has
@@ -32,12 +38,14 @@ def run(sample: SampleSettings, environment: Environment) -> None:
     """
     model = load_model(MODELS, choose_device(environment))
     try:
-        images, labels = draw(model, sample, environment)
+        images, labels = draw(model, sample, environment, ranks)
     except ValueError as error:
         raise UserError(
             f"{MODELS} cannot be sampled as params.yaml says ({error}): change the section sample, or train again with"
             " `dvc repro train`"
         ) from None
+    if not ranks.first:
+        return
     with replaced(SAMPLES) as folder:
         np.save(folder / "samples.npy", images)
         shown = images[:GRID_IMAGES]
@@ -53,9 +61,14 @@ def run(sample: SampleSettings, environment: Environment) -> None:
 
 
 def draw(
-    model: TrainedModel, sample: SampleSettings, environment: Environment
+    model: TrainedModel,
+    sample: SampleSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return images and labels of `model` as the section `sample` of params.yaml asks.
+
+    Of several processes, the first returns them all.
 
     Raises:
         ValueError: the model has fewer timesteps than the sampler takes steps, or no classes to be guided to.
@@ -68,6 +81,8 @@ def draw(
         sampler=sample.sampler,
         guidance=sample.guidance,
         batch_size=environment.sample_batch_size,
+        dtype=choose_precision(environment.precision, model.diffusion.device).dtype,
+        ranks=ranks,
         progress=True,
     )
 

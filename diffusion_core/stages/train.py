@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_device
+from diffusion_core.device import choose_compiled, choose_device
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
@@ -28,7 +28,11 @@ from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO, needs
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from diffusion_core.training.distributed import Ranks
+from diffusion_core.training.followers import asked_to_stop, follow, shared_checkpoint
+from diffusion_core.training.gradient import OutOfMemory
 from diffusion_core.training.history import History
+from diffusion_core.training.precision import choose_precision
 from diffusion_core.training.progress import Progress
 from diffusion_core.training.stopping import stop_on_signal
 from diffusion_core.training.trainer import Trainer, TrainingDiverged
@@ -54,28 +58,31 @@ class ShardData:
         return images, None if labels is None else torch.from_numpy(labels[which])
 
 
-def run(train: TrainSettings, environment: Environment) -> None:
+def run(
+    train: TrainSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> None:
     """Train, going on from a checkpoint of the same data and parameters where there is one.
 
+    Of several processes the first alone keeps checkpoints, speaks to MLflow and writes the model.
+
     Raises:
-        UserError: data/prepared is missing, a checkpoint does not fit, or the tracking server cannot be reached.
+        UserError: data/prepared is missing, a checkpoint does not fit, the batch cannot be shared out, or the tracking
+            server cannot be reached.
         SystemExit: a signal asked to stop; a checkpoint is written and the exit code is 128 plus its number.
     """
     dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
     network, process = options(train, dataset)
-    device = choose_device(environment)
-    torch.manual_seed(derive_seed(train.seed, "weights"))
-    trainer = Trainer(
-        build_model(network, process).to(device),
-        ShardData(dataset),
-        precision=environment.precision,
-        **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
-    )
+    trainer = _trainer(network, process, dataset, train, environment, ranks)
     params_digest = _digest(train.model_dump_json())
     folder = CHECKPOINTS / _digest(f"{dataset.info.digest} {params_digest}")[:16]
-    checkpoint = load_newest(folder)
+    checkpoint = shared_checkpoint(load_newest(folder) if ranks.first else None, ranks)
     if checkpoint is not None:
         _restore(trainer, checkpoint, folder)
+    if not ranks.first:
+        follow(trainer, ranks)
+        return
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
 
     version = dataset_version(PREPARED, dataset.info.digest)
@@ -124,6 +131,37 @@ def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any]
     return network, process
 
 
+def _trainer(
+    network: dict[str, Any],
+    process: dict[str, Any],
+    dataset: ImageDataset,
+    train: TrainSettings,
+    environment: Environment,
+    ranks: Ranks,
+) -> Trainer:
+    device = choose_device(environment)
+    torch.manual_seed(derive_seed(train.seed, "weights"))
+    try:
+        trainer = Trainer(
+            build_model(network, process).to(device),
+            ShardData(dataset),
+            precision=environment.precision,
+            compiled=choose_compiled(environment, device),
+            ranks=ranks,
+            **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
+        )
+    except ValueError as error:
+        raise UserError(f"the training cannot start: {error}") from None
+    if ranks.first:
+        print(f"train: on {_described(device, ranks)}, in {trainer.precision}", flush=True)
+    return trainer
+
+
+def _described(device: torch.device, ranks: Ranks) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if ranks.count == 1 else f"{ranks.count} processes with a share of {name} each"
+
+
 def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     try:
         trainer.restore(checkpoint.step, checkpoint.tensors)
@@ -162,7 +200,7 @@ def _steps(
                 # time, and whatever fails from here on, the training itself is not lost.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
                 # Read once: a signal that comes after this line waits for the next step and its checkpoint.
-                stop = request.signal is not None
+                stop = asked_to_stop(request, trainer.ranks)
                 if preview or overdue or stop:
                     save()
                     saved = time.monotonic()
@@ -172,10 +210,10 @@ def _steps(
                     tracked.metrics(curves, step=report.images)
                     progress.report(row)
                 if stop:
-                    raise SystemExit(request.exit_code)
+                    raise SystemExit(stop)
                 if preview:
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
-        except TrainingDiverged as error:
+        except (TrainingDiverged, OutOfMemory) as error:
             raise UserError(str(error)) from None
         finally:
             progress.close()
@@ -189,6 +227,7 @@ def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArra
         seed=seed,
         sampler=DDIM(steps=min(PREVIEW_STEPS, model.diffusion.num_timesteps)),
         batch_size=environment.sample_batch_size,
+        dtype=choose_precision(environment.precision, model.diffusion.device).dtype,
     )
     return np.asarray(grid(images, columns=10))
 

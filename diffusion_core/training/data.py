@@ -19,7 +19,7 @@ class TrainingData(Protocol):
 
 @dataclass(frozen=True)
 class TensorData:
-    """Images in memory: uint8 (N, C, H, W), with labels, int64 (N,), or without.
+    """Images in memory: uint8 (N, C, H, W), with labels, int64 (N,) on the host, or without.
 
     Raises:
         ValueError: images or labels are of another type or shape.
@@ -42,4 +42,5 @@ class TensorData:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the images and labels at `indices`."""
-        return self.images[indices], None if self.labels is None else self.labels[indices]
+        here = indices.to(self.images.device, non_blocking=True)
+        return self.images[here], None if self.labels is None else self.labels[indices]

@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -31,9 +31,21 @@ class EMA(Generic[Module]):
         return float(0.5 ** (batch_size / halflife)) if halflife > 0 else 0.0
 
     @torch.no_grad()
-    def update(self, module: nn.Module, images: int, batch_size: int) -> None:
-        """Take in the parameters of `module` after a step."""
-        share = 1.0 - self.decay(images, batch_size)
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), share)
-        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(buffer)
+    def update(self, module: nn.Module, images: int, batch_size: int, skipped: Tensor | None = None) -> None:
+        """Take in the parameters of `module` after a step.
+
+        Args:
+            module: like the one that was copied.
+            images: seen, with this step's.
+            batch_size: images of this step.
+            skipped: 1 where the step was none and the average is to stay, else 0: a scalar on the device, for which
+                the host does not wait.
+        """
+        share = torch.tensor(1.0 - self.decay(images, batch_size))
+        averages: list[Tensor] = [*self.module.parameters()]
+        weights: list[Tensor] = [*module.parameters()]
+        if skipped is not None:
+            share = share.to(skipped.device, non_blocking=True) * (1.0 - skipped)
+        torch._foreach_lerp_(averages, weights, [share] * len(averages))
+        if buffers := list(module.buffers()):
+            torch._foreach_copy_(list(self.module.buffers()), buffers)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diffusion_core.training.trainer import StepReport
+from diffusion_core.training.report import StepReport
 
 COLUMNS = ("images", "loss", "grad_norm", "learning_rate")
 
@@ -24,8 +24,8 @@ class History:
         self.every_images = every_images
         self.rows: list[dict[str, float]] = state["rows"]
         self._pending = [
-            StepReport(step, images, batch_size, torch.tensor(loss), torch.tensor(norm), *others)
-            for step, images, batch_size, loss, norm, *others in state["pending"]
+            StepReport(step, images, size, torch.tensor(loss), torch.tensor(norm), rate, torch.tensor(skipped), seconds)
+            for step, images, size, loss, norm, rate, skipped, seconds in state["pending"]
         ]
 
     def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
@@ -36,7 +36,7 @@ class History:
         self._pending.append(report)
         if not (report.reaches(self.every_images) or last):
             return None
-        whole = [each for each in self._pending if not each.skipped]
+        whole = [each for each in self._pending if not bool(each.skipped)]
         speed = sum(each.batch_size for each in self._pending) / sum(each.seconds for each in self._pending)
         self._pending = []
         if not whole:
@@ -60,7 +60,7 @@ class History:
                 float(each.loss),
                 float(each.grad_norm),
                 each.learning_rate,
-                each.skipped,
+                float(each.skipped),
                 each.seconds,
             )
             for each in self._pending

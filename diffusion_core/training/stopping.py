@@ -12,11 +12,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    @property
-    def exit_code(self) -> int:
-        """128 plus the signal's number, as shells count it."""
-        return 128 + (self.signal or 0)
-
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:

@@ -3,49 +3,25 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.randomness import derive_seed, generator
+from diffusion_core.randomness import derive_seed
+from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.data import TrainingData
+from diffusion_core.training.distributed import Ranks
+from diffusion_core.training.draws import TrainingDraws
 from diffusion_core.training.ema import EMA
+from diffusion_core.training.gradient import Gradient
+from diffusion_core.training.loading import batches, resident
 from diffusion_core.training.order import batch_indices
-from diffusion_core.training.precision import autocast_dtype
+from diffusion_core.training.precision import choose_precision
+from diffusion_core.training.report import StepReport
+from diffusion_core.training.update import Update
 
 # Steps in a row whose gradient is not finite, after which training has diverged.
 MAX_BAD_STEPS = 10
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did.
-
-    Attributes:
-        step: steps done, this one included.
-        images: images seen, this step's included.
-        batch_size: images of this step.
-        loss: mean weighted loss of the batch, a scalar tensor on the device; reading it waits for the device.
-        grad_norm: norm of the gradient before clipping, likewise.
-        learning_rate: of this step.
-        skipped: the gradient was not finite and the weights are as before.
-        seconds: how long it took.
-    """
-
-    step: int
-    images: int
-    batch_size: int
-    loss: Tensor
-    grad_norm: Tensor
-    learning_rate: float
-    skipped: bool
-    seconds: float
-
-    def reaches(self, every_images: int) -> bool:
-        """Whether the images seen reached a multiple of `every_images` with this step."""
-        return self.images // every_images > (self.images - self.batch_size) // every_images
 
 
 class TrainingDiverged(RuntimeError):
@@ -55,14 +31,19 @@ class TrainingDiverged(RuntimeError):
 class Trainer:
     """Trains a diffusion process; every draw is a function of (seed, step), so a resumed run equals an unbroken one.
 
-    It seeds torch's global generator at every step, because dropout layers draw from nothing else.
+    Draws are made for the whole batch and cut as the batch is, so neither micro-batches nor the number of processes
+    change what is trained, beyond rounding; dropout and immiscible noise alone look at the part that they are given.
+
+    It seeds torch's global generator at every step, because dropout layers draw from nothing else. On a CPU it tells
+    the C library to keep freed memory (`keep_freed_memory`).
 
     Args:
         diffusion: on the device where it is to be trained.
         data: the images, uint8.
         images: training budget, in images; rounded up to whole batches.
-        batch_size: images a step.
-        accumulate: micro-batches that a step's batch is cut into to save memory; divides `batch_size`.
+        batch_size: images a step, over all processes.
+        accumulate: micro-batches that a process's part of a batch is cut into to save memory. Where a GPU's memory is
+            too small all the same, it is doubled, and then activations are computed again in the backward pass.
         seed: of the data order and all noise.
         learning_rate: of AdamW, reached after `warmup_images`.
         betas: of AdamW.
@@ -71,10 +52,13 @@ class Trainer:
         max_grad_norm: gradients longer than this are scaled down to it.
         ema_halflife_images: see `EMA`.
         horizontal_flip: mirror every other image, at random.
-        precision: "auto", "float32" or "bfloat16"; see `autocast_dtype`.
+        precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
+        compiled: let torch.compile build the network's kernels.
+        ranks: the processes that share each batch.
 
     Raises:
-        ValueError: a number is below 1, `accumulate` does not divide `batch_size`, or there is no data.
+        ValueError: a number is below 1, the processes and micro-batches do not divide `batch_size`, there is no data,
+            or the device lacks the precision.
     """
 
     def __init__(
@@ -94,31 +78,43 @@ class Trainer:
         ema_halflife_images: float = 50_000,
         horizontal_flip: bool = False,
         precision: str = "auto",
+        compiled: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         for name, value in (("images", images), ("batch_size", batch_size), ("accumulate", accumulate)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if batch_size % accumulate:
-            raise ValueError(f"accumulate is {accumulate}; it must divide batch_size, which is {batch_size}")
+        if batch_size % (accumulate * ranks.count):
+            raise ValueError(
+                f"batch_size is {batch_size}; it must be a multiple of accumulate, which is {accumulate}"
+                + (f", times the number of processes, which is {ranks.count}" if ranks.count > 1 else "")
+            )
         if len(data) == 0:
             raise ValueError("data is empty; it must have at least one image")
         self.diffusion = diffusion
-        self.data = data
+        self.data = resident(data, diffusion.device)
         self.total_steps = math.ceil(images / batch_size)
         self.batch_size = batch_size
-        self.accumulate = accumulate
         self.seed = seed
         self.learning_rate = learning_rate
         self.warmup_images = warmup_images
-        self.max_grad_norm = max_grad_norm
-        self.horizontal_flip = horizontal_flip
-        self.dtype = autocast_dtype(precision, diffusion.device)
+        self.precision = choose_precision(precision, diffusion.device)
+        self.ranks = ranks
         self.ema = EMA(diffusion, ema_halflife_images)
-        self.optimizer = torch.optim.AdamW(
-            diffusion.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        self.update = Update(
+            diffusion,
+            self.ema,
+            learning_rate=learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
         )
         self.step = 0
-        self._bad_steps = 0
+        if compiled:
+            diffusion.model.compile(dynamic=False)
+        self.gradient = Gradient(diffusion, self.precision.dtype, accumulate, horizontal_flip, ranks)
+        if diffusion.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def images(self) -> int:
@@ -130,56 +126,44 @@ class Trainer:
 
         Raises:
             TrainingDiverged: the gradient was not finite for 10 steps in a row.
+            OutOfMemory: the device cannot hold a single image's activations.
         """
         self.diffusion.train()
-        while self.step < self.total_steps:
-            yield self._train_step()
+        share = self.ranks.share(self.batch_size)
 
-    def _train_step(self) -> StepReport:
+        def indices(step: int) -> Tensor:
+            whole = batch_indices(self.seed, step, self.batch_size, len(self.data))
+            return whole[share.start : share.stop]
+
+        remaining = range(self.step, self.total_steps)
+        for images, labels in batches(self.data, indices, remaining, self.diffusion.device):
+            yield self._train_step(images, labels)
+
+    def _train_step(self, images: Tensor, labels: Tensor | None) -> StepReport:
         began = time.perf_counter()
         rate = self._rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.diffusion.parameters(), self.max_grad_norm)
-        finite = bool(torch.isfinite(grad_norm))
-        self._bad_steps = 0 if finite else self._bad_steps + 1
+        loss = self.ranks.mean(self._backward(images, labels))
         self.step += 1
-        if finite:
-            self.optimizer.step()
-            self.ema.update(self.diffusion, self.images, self.batch_size)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self._bad_steps == MAX_BAD_STEPS:
+        grad_norm, skipped = self.update.step(rate, self.images, self.batch_size)
+        self._stop_if_diverged()
+        seconds = time.perf_counter() - began
+        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, skipped, seconds)
+
+    def _backward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """Add up the gradients of this process's part of the batch; return its mean loss."""
+        draws = TrainingDraws.of(self.diffusion, self.batch_size, self.seed, self.step)
+        part = draws.part(self.ranks.share(self.batch_size))
+        return self.gradient.add(images, labels, part, derive_seed(self.seed, self.step, "network"))
+
+    def _stop_if_diverged(self) -> None:
+        # To read the count is to wait for a GPU, so there it is read now and then; the weights do not change meanwhile.
+        if self.diffusion.device.type != "cpu" and self.step % MAX_BAD_STEPS:
+            return
+        if int(self.update.most_bad_steps) >= MAX_BAD_STEPS:
             raise TrainingDiverged(
                 f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, the last of them step {self.step}:"
                 " lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
             )
-        seconds = time.perf_counter() - began
-        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, not finite, seconds)
-
-    def _backward(self) -> Tensor:
-        """Add up the gradients of the step's micro-batches; return their mean loss."""
-        device = self.diffusion.device
-        total = torch.zeros((), device=device)
-        indices = batch_indices(self.seed, self.step, self.batch_size, len(self.data))
-        for micro, part in enumerate(indices.chunk(self.accumulate)):
-            images, labels = self.data.batch(part)
-            if self.horizontal_flip:
-                draws = torch.rand(len(part), generator=generator(self.seed, self.step, micro, "flip"))
-                images = torch.where((draws < 0.5)[:, None, None, None], images.flip(-1), images)
-            pixels = images.to(device, non_blocking=True).float() / 255.0
-            # Still on the host, where the process can look at them without waiting for the device.
-            classes = None if self.diffusion.num_classes is None else labels
-            torch.manual_seed(derive_seed(self.seed, self.step, micro, "network"))
-            draws_of_process = generator(self.seed, self.step, micro, "process", device=device)
-            # Without a cache of casts: those that the first guess makes, without gradient, would serve the second
-            # pass, and the weights would learn nothing (PyTorch issue 158232).
-            enabled = self.dtype != torch.float32
-            with torch.autocast(device.type, self.dtype, enabled=enabled, cache_enabled=False):
-                loss = self.diffusion(pixels, classes=classes, generator=draws_of_process) / self.accumulate
-            loss.backward()
-            total += loss.detach()
-        return total
 
     def _rate(self) -> float:
         if self.warmup_images == 0:
@@ -190,16 +174,11 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return what a checkpoint must hold: the tensors of model, EMA and optimizer."""
-        optimizer = {
-            f"{index}.{name}": value
-            for index, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
         return {
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
-            "optimizer": optimizer,
-            "trainer": {"bad_steps": torch.tensor(self._bad_steps)},
+            "optimizer": self.update.tensors(),
+            "trainer": {"bad_steps": self.update.bad_steps.long()},
         }
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -210,10 +189,5 @@ class Trainer:
         """
         self.diffusion.model.load_state_dict(tensors["model"])
         self.ema.module.model.load_state_dict(tensors["ema"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors["optimizer"].items():
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.update.restore(tensors["optimizer"], tensors["trainer"]["bad_steps"])
         self.step = step
-        self._bad_steps = int(tensors["trainer"]["bad_steps"])

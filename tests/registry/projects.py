@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from diffusion_core.environment import Environment
@@ -33,7 +34,9 @@ torch.set_num_threads(1)
 @cache
 def empty_store():
     """The bytes of a new store; migrating one takes seconds, so that is done once."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        # MLflow sets it, and processes that are started later would inherit it.
+        patch.setenv("MLFLOW_TRACKING_URI", "")
         connect(Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db"))
         return Path(folder, "mlflow.db").read_bytes()
 

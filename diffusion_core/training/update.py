@@ -1,0 +1,93 @@
+"""What a step does with its gradients, without the host waiting for the device."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.training.ema import EMA
+
+
+class Update:
+    """Clipping, AdamW and the average of the weights; a gradient that is not finite changes none of them.
+
+    Whether it is finite is decided on the device: the fused AdamW takes the scale of the gradients and whether to skip
+    as tensors, and steps in a row that were skipped are counted in one.
+
+    Args:
+        module: whose parameters are trained.
+        ema: their average.
+        learning_rate, betas, weight_decay: of AdamW.
+        max_grad_norm: gradients longer than this are scaled down to it.
+
+    Attributes:
+        bad_steps: skipped steps in a row so far, a scalar on the device.
+        most_bad_steps: the most that there ever were, likewise.
+    """
+
+    def __init__(
+        self,
+        module: GaussianDiffusion,
+        ema: EMA[GaussianDiffusion],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float,
+    ) -> None:
+        self.module = module
+        self.ema = ema
+        self.max_grad_norm = max_grad_norm
+        self.parameters = list(module.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        )
+        self.bad_steps = torch.zeros((), device=self.parameters[0].device)
+        self.most_bad_steps = self.bad_steps.clone()
+
+    def step(self, learning_rate: float, images: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Apply the gradients and forget them.
+
+        Args:
+            learning_rate: of this step.
+            images: seen, with this step's.
+            batch_size: images of this step.
+
+        Returns:
+            The norm of the gradient before clipping, and 1 where the step was skipped, else 0: scalars on the device.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = get_total_norm([each.grad for each in self.parameters if each.grad is not None])
+        skipped = (~torch.isfinite(norm)).float()
+        # The optimizer divides gradients by the one and does nothing where the other is 1; so torch's GradScaler
+        # speaks to it.
+        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.ema.update(self.module, images, batch_size, skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.bad_steps = (self.bad_steps + 1.0) * skipped
+        self.most_bad_steps = torch.maximum(self.most_bad_steps, self.bad_steps)
+        return norm, skipped
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the optimizer's tensors by parameter and name."""
+        return {
+            f"{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def restore(self, tensors: dict[str, Tensor], bad_steps: Tensor) -> None:
+        """Go on with what `tensors` gave, after so many skipped steps in a row."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            # Laid out in memory as the parameter is, which is what the fused AdamW takes for granted.
+            parameter = self.parameters[int(index)]
+            laid_out = torch.empty_like(parameter).copy_(value) if value.ndim else value
+            state.setdefault(int(index), {})[name] = laid_out.detach()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.bad_steps = bad_steps.to(self.bad_steps)
+        self.most_bad_steps = self.bad_steps.clone()

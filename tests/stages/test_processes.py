@@ -1,0 +1,241 @@
+"""Several processes share a stage's work: real processes on this machine, started as DIFFUSION_PROCESSES says."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from diffusion_core.device import cores
+from diffusion_core.generation import generate
+from diffusion_core.metrics.features import FeatureNetwork, extract
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.saved_model import load_model
+from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, REFERENCE, SAMPLES
+from diffusion_core.training.distributed import Ranks
+
+pytestmark = pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
+
+STEPS, BATCH = 50, 32
+
+
+def variables(processes, **others):
+    return {**os.environ, "DIFFUSION_PRECISION": "float32", "DIFFUSION_PROCESSES": str(processes), **others}
+
+
+def run(stage, processes, folder, **others):
+    command = [sys.executable, "-m", "diffusion_core", stage]
+    return subprocess.run(
+        command, cwd=folder, env=variables(processes, **others), capture_output=True, text=True, timeout=300
+    )
+
+
+def succeeded(*arguments, **others):
+    done = run(*arguments, **others)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def change(folder, **train):
+    content = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    content["train"] |= train
+    (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def losses(folder):
+    with (folder / LOSS).open(encoding="utf-8") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """The same training by one process and by two, in which every step is reported."""
+    folders = {}
+    for processes in (1, 2):
+        folder = folders[processes] = tmp_path_factory.mktemp(f"by-{processes}")
+        shutil.copytree(digits, folder, dirs_exist_ok=True)
+        change(folder, images=STEPS * BATCH, report_every_images=BATCH, horizontal_flip=True)
+        content = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        # Masks of dropout are drawn where they are used.
+        content["train"]["network"]["dropout"] = 0.0
+        content["sample"]["count"] = 25
+        (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        succeeded("train", processes, folder)
+    return folders
+
+
+def test_two_processes_have_the_loss_curve_of_one(trained):
+    one, two = losses(trained[1]), losses(trained[2])
+    assert len(one) == len(two) == STEPS
+    assert two == pytest.approx(one, rel=1e-4)
+    # Which is no triviality: the curve is not flat, and another seed has another.
+    assert max(one) > 2.0 * min(one)
+
+
+def test_samples_and_features_do_not_depend_on_who_made_them(trained):
+    shutil.copytree(trained[1] / MODELS, trained[2] / MODELS, dirs_exist_ok=True)
+    for processes, folder in trained.items():
+        for stage in ("sample", "reference", "evaluate"):
+            succeeded(stage, processes, folder)
+    one, two = (np.load(trained[n] / SAMPLES / "samples.npy").astype(int) for n in (1, 2))
+    assert one.shape == two.shape == (25, 8, 8, 1)
+    assert np.abs(one - two).max() <= 1
+    assert np.abs(one - one[::-1]).max() > 100
+    features = [load_file(trained[n] / REFERENCE / "features.safetensors") for n in (1, 2)]
+    for name, ours in features[0].items():
+        assert ours.shape == features[1][name].shape
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 250])
+def test_an_image_is_the_same_in_every_batch(trained, batch_size):
+    model = load_model(trained[1] / MODELS)
+    wanted = {"seed": 3, "sampler": DDIM(steps=10)}
+    alone, _ = generate(model.diffusion, 20, labels=model.labels(20), batch_size=20, **wanted)
+    many, _ = generate(model.diffusion, 250, labels=model.labels(250), batch_size=batch_size, **wanted)
+    assert np.abs(many[:20].astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_shares_are_whole_and_all_there_is():
+    for count in (1, 2, 3, 7):
+        shares = [Ranks(index, count).share(20) for index in range(count)]
+        assert [image for share in shares for image in share] == list(range(20))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_process_extracts_the_features_of_its_share():
+    class Second(Ranks):
+        def gather(self, rows, total):
+            return None
+
+    torch.manual_seed(0)
+    network = FeatureNetwork((8, 8), 1, 4)
+    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), dtype=np.uint8)
+    torch.testing.assert_close(extract(network, images, ranks=Second(1, 2)), extract(network, images)[4:])
+
+
+# --- what can go wrong
+
+
+@pytest.fixture
+def folder(digits, tmp_path):
+    shutil.copytree(digits, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_more_processes_than_devices_are_refused(folder):
+    for stage in ("train", "sample", "reference", "evaluate"):
+        done = run(stage, 1000, folder)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: DIFFUSION_PROCESSES is 1000, and this machine has")
+        assert "Traceback" not in done.stderr
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_once_and_before_anything_starts(folder):
+    change(folder, batch_size=33)
+    done = run("train", 2, folder)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert "batch_size is 33; it must be a multiple of accumulate, which is 1, times the number of processes" in (
+        done.stderr
+    )
+    assert not (folder / CHECKPOINTS).exists()
+
+
+def test_a_mistake_that_all_processes_make_is_told_once(folder):
+    done = run("sample", 2, folder)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+    assert "model.json is missing" in done.stderr
+
+
+def test_a_process_that_fails_ends_all_with_its_traceback_first(folder):
+    """The second process fails in its fifth step."""
+    change(folder, images=10**7)
+    (folder / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import diffusion_core.training.trainer as trainer\n"
+        "    whole = trainer.batch_indices\n"
+        "    def failing(seed, step, *others):\n"
+        "        if step == 5:\n"
+        "            raise ZeroDivisionError('on purpose')\n"
+        "        return whole(seed, step, *others)\n"
+        "    trainer.batch_indices = failing\n",
+        encoding="utf-8",
+    )
+    began = time.monotonic()
+    done = run("train", 2, folder, PYTHONPATH=str(folder))
+    assert time.monotonic() - began < 60
+    assert done.returncode not in (0, 2)
+    first = done.stderr.split("Traceback")[1]
+    assert "ZeroDivisionError: on purpose" in first
+
+
+@pytest.fixture
+def training(folder):
+    """A training by two processes that has written its first checkpoint."""
+    change(folder, images=10**7, preview_every_images=10**7)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffusion_core", "train"],
+        cwd=folder,
+        env=variables(2, DIFFUSION_CHECKPOINT_SECONDS="1"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ranks = []
+    try:
+        deadline = time.monotonic() + 120
+        while not list((folder / CHECKPOINTS).glob("*/step-*[0-9]")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        ranks = psutil.Process(process.pid).children()
+        yield process, ranks
+    finally:
+        process.kill()
+        process.wait()
+        for each in ranks:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def test_a_process_that_is_killed_ends_all_within_half_a_minute(training):
+    process, ranks = training
+    ranks[1].kill()
+    assert process.wait(30) not in (0, 2)
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
+
+
+def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(training, folder):
+    process, ranks = training
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
+    newest = max((folder / CHECKPOINTS).glob("*/step-*[0-9]"))
+    step = int(newest.name[5:])
+    resumed = subprocess.Popen(
+        [sys.executable, "-m", "diffusion_core", "train"],
+        cwd=folder,
+        env=variables(2, DIFFUSION_CHECKPOINT_SECONDS="1"),
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while int(max((folder / CHECKPOINTS).glob("*/step-*[0-9]")).name[5:]) <= step:
+            assert resumed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        resumed.send_signal(signal.SIGTERM)
+        assert resumed.wait(30) == 143
+    finally:
+        resumed.kill()
+        resumed.wait()
