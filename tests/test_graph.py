@@ -18,7 +18,7 @@ STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_sections_a_stage_takes_are_the_params_it_lists(stage):
     run = import_module(f"diffusion_core.stages.{stage}").run
-    taken = set(inspect.signature(run).parameters) - {"environment"}
+    taken = set(inspect.signature(run).parameters) - {"environment", "ranks"}
     assert taken == set(STAGES[stage]["params"])
 
 
