@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test lint lock serve
+.PHONY: help setup demo test lint lock serve bench
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -45,6 +45,17 @@ lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lo
 		--quiet $(UPGRADE) --output-file .requirements.tmp > /dev/null
 	grep -vE '^(nvidia-|cuda-|triton)' .requirements.tmp > requirements.lock
 	rm .requirements.tmp
+
+# An interpreter that has the three libraries already, on a GPU machine say: make bench BENCH_PYTHON=python3
+BENCH_PYTHON ?= .bench/bin/python
+
+bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside its peers (on two cores about 20 min)
+	$(BIN)/python -m benchmarks.compare --python $(BENCH_PYTHON)
+
+.bench/bin/python: benchmarks/requirements.txt
+	test -x $@ || $(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	touch $@
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m flows.serve

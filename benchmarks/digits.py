@@ -1,0 +1,35 @@
+"""The real digits at another size, and how far samples are from them."""
+
+import tempfile
+from contextlib import chdir
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.metrics.evaluation import evaluate_features
+from diffusion_core.metrics.figures.frechet import Frechet
+from diffusion_core.metrics.reference import Reference, fit_reference
+from diffusion_core.params import load_settings
+from diffusion_core.settings import EvaluateSettings
+from diffusion_core.stages import ingest, prepare
+from diffusion_core.stages.paths import PREPARED
+
+
+def training_digits(size: int) -> tuple[NDArray[np.uint8], Reference]:
+    """Return the training images, (N, size, size, 1), and the reference made of them as params.yaml says."""
+    settings = load_settings()
+    # The stages work in the working directory.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        ingest.run(settings.ingest)
+        prepare.run(settings.prepare.model_copy(update={"image_size": (size, size)}))
+        train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")
+        return train.images(), fit_reference(train, validation, settings.reference)
+
+
+def frechet_distance(samples: NDArray[np.uint8], reference: Reference) -> tuple[float, float]:
+    """Return the Fréchet distance in domain features of images, (N, H, W, 1), and that of two halves of the digits."""
+    figures = evaluate_features(
+        reference.extract(samples), reference, EvaluateSettings(half_size=5000, metrics=(Frechet(),))
+    )
+    return figures["frechet"], figures["frechet_floor"]

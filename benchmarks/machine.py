@@ -1,0 +1,18 @@
+"""What machine a figure was measured on."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from diffusion_core.device import cores
+
+
+def describe() -> dict[str, str | int]:
+    """Return the processor or GPU, the number of cores, and versions."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
+    return {"device": device, "cores": cores(), "python": platform.python_version(), "torch": torch.__version__}
