@@ -9,6 +9,7 @@ from diffusion_core.samplers.dpm_solver import DPMSolver
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.heun import Heun
 from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.data import TensorData
 from diffusion_core.training.ema import EMA
 from diffusion_core.training.trainer import Trainer
@@ -26,4 +27,5 @@ __all__ = [
     "TensorData",
     "Trainer",
     "Unet",
+    "keep_freed_memory",
 ]

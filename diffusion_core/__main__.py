@@ -17,7 +17,7 @@ from diffusion_core.environment import Environment, load_environment
 from diffusion_core.errors import UserError
 
 # Seconds that a process waits with its mistake for the first one's.
-SECOND_TO_TELL = 3.0
+SECONDS_TO_TELL = 3.0
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -46,11 +46,13 @@ class Stage(BaseModel):
         self, name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment
     ) -> None:
         from diffusion_core.device import choose_device, choose_processes
-        from diffusion_core.launch import launch
+        from diffusion_core.launch import end_with_parent, launch
         from diffusion_core.training.distributed import is_started, process_group
 
         if not is_started() and (count := choose_processes(environment)) > 1:
             sys.exit(launch([name], count))
+        if is_started():
+            end_with_parent()
         with process_group(choose_device(environment)) as ranks:
             run(**arguments, ranks=ranks)
 
@@ -132,7 +134,7 @@ def main() -> None:
         CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
     except UserError as error:
         # All processes of a stage make the same mistake at once: the first tells of it, and the launcher ends the rest.
-        time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECOND_TO_TELL)
+        time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECONDS_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

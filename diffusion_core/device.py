@@ -1,13 +1,14 @@
 """Which devices the work runs on, and how many processes share it."""
 
 import os
+from importlib.util import find_spec
 
 import torch
-from torch.utils._triton import has_triton
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.training.distributed import local_count, local_rank
+from diffusion_core.training.precision import Precision, choose_precision
 
 
 def choose_device(environment: Environment) -> torch.device:
@@ -49,13 +50,25 @@ def choose_processes(environment: Environment) -> int:
     return environment.processes
 
 
+def choose_dtype(environment: Environment, device: torch.device) -> Precision:
+    """Return the precision that DIFFUSION_PRECISION asks for, with its reason.
+
+    Raises:
+        UserError: the device lacks it.
+    """
+    try:
+        return choose_precision(environment.precision, device)
+    except ValueError as error:
+        raise UserError(f"DIFFUSION_PRECISION: {error}") from None
+
+
 def choose_compiled(environment: Environment, device: torch.device) -> bool:
     """Return whether the network is compiled: "auto" does it where there are a CUDA GPU and Triton.
 
     On two CPU cores compiling took 82 s and made a training step no faster.
     """
     if environment.compile == "auto":
-        return device.type == "cuda" and bool(has_triton())
+        return device.type == "cuda" and find_spec("triton") is not None
     return environment.compile == "on"
 
 

@@ -4,6 +4,7 @@ They stay in this process's group, so whoever stops that group stops all of them
 of its own, in which a flow that is killed would leave them behind.)
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -18,6 +19,12 @@ from diffusion_core.device import cores
 # After TERM, processes have so long to write a checkpoint; all are gone within half a minute.
 GRACE_SECONDS = 20.0
 
+# Exit codes of a training that was asked to stop.
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+# Of prctl(2).
+PR_SET_PDEATHSIG = 1
+
 
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `python -m diffusion_core` with these arguments in `count` processes.
@@ -26,8 +33,10 @@ def launch(arguments: Sequence[str], count: int) -> int:
     stop, and killed if they do not. TERM and Ctrl-C are passed on.
     """
     children: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        asked.append(number)
         for child in children:
             child.send_signal(number)
 
@@ -37,7 +46,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
         for rank in map(str, range(count)):
             command = [sys.executable, "-m", "diffusion_core", *arguments]
             children.append(subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}))
-        return _wait(children)
+        return _wait(children, asked)
     finally:
         for child in children:
             child.kill()
@@ -64,13 +73,22 @@ def _variables(count: int) -> dict[str, str]:
     }
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended; return the exit code of the first to fail, as a shell counts it."""
+def end_with_parent() -> None:
+    """Let Linux stop this process when the one that started it dies, even by KILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int:
+    """Wait until all have ended; return the exit code of the first to fail, as a shell counts it.
+
+    Who was asked to stop takes the time that a checkpoint takes.
+    """
     failure: int | None = None
     deadline = float("inf")
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
         failed = next((child.returncode for child in children if child.returncode), None)
-        if failed is not None and failure is None:
+        if failed is not None and failed not in STOPPED and not asked and failure is None:
             failure, deadline = failed, time.monotonic() + GRACE_SECONDS
             for child in children:
                 child.terminate()

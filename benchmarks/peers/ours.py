@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import SAMPLING_STEPS, Setting, to_uint8
-from diffusion_core import DDIM, GaussianDiffusion, ImageNoise, TensorData, Trainer, Unet
+from diffusion_core import DDIM, GaussianDiffusion, ImageNoise, TensorData, Trainer, Unet, keep_freed_memory
 
 
 class Task:
     """The library's own trainer; samples are drawn from its EMA in the precision that it chose."""
 
     def __init__(self, setting: Setting) -> None:
+        if setting.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(0)
         network = Unet(
             setting.dim,

@@ -5,7 +5,7 @@
     da = sum(dy n),  db = sum(dy)                     over the pixels of an image
 
 Written out, an activation is kept once for the backward pass and not once an operation, and whatever precision it comes
-in is the one it leaves in: statistics alone are made in float32 or better. Both matter on a CPU, where half of a
+in is the one it leaves in: squares alone are added up in float32 or better. Both matter on a CPU, where half of a
 training step in bfloat16 went into copies from one type to another.
 """
 
@@ -43,10 +43,12 @@ def image(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _inverse_rms(x: Tensor) -> Tensor:
-    # As a product of matrices, which adds up in float32 also where x is bfloat16, and takes half the time of a sum.
-    squares = x.square() @ x.new_ones(x.shape[-1], 1)
-    wide = squares.to(torch.promote_types(x.dtype, torch.float32))
-    inverse: Tensor = wide.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5
+    if x.dtype == torch.bfloat16:
+        # A product of matrices adds up in float32, and takes half the time of a sum.
+        squares = (x.square() @ x.new_ones(x.shape[-1], 1)).float()
+    else:
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1, keepdim=True)
+    inverse: Tensor = squares.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5
     return inverse.to(x.dtype)
 
 

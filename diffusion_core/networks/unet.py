@@ -40,7 +40,7 @@ class Unet(nn.Module):
             (Ho & Salimans 2022).
 
     Attributes:
-        recompute: in training, keep the inputs of the residual blocks alone and compute what is in them again in the
+        recompute: in training, keep the inputs of residual blocks and attention alone and compute what is in them again in the
             backward pass: a third more work, and a fraction of the memory.
 
     Raises:
@@ -173,28 +173,28 @@ class Unet(nn.Module):
             x = run(block1, x, t)
             skips.append(x)
             x = run(block2, x, t)
-            x = attend(x) + x
+            x = run(attend, x) + x
             skips.append(x)
             x = down(x)
         x = run(self.mid_block1, x, t)
-        x = self.mid_attn(x) + x
+        x = run(self.mid_attn, x) + x
         x = run(self.mid_block2, x, t)
         for level in self.ups:
             block1, block2, attend, up = level.children()
             x = run(block1, torch.cat((x, skips.pop()), dim=1), t)
             x = run(block2, torch.cat((x, skips.pop()), dim=1), t)
-            x = attend(x) + x
+            x = run(attend, x) + x
             x = up(x)
         x = run(self.final_res_block, torch.cat((x, first), dim=1), t)
         return self.final_conv(x).contiguous()  # type: ignore[no-any-return]
 
 
-def _run(block: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-    return block(x, t)  # type: ignore[no-any-return]
+def _run(block: nn.Module, *inputs: Tensor) -> Tensor:
+    return block(*inputs)  # type: ignore[no-any-return]
 
 
-def _recomputed(block: nn.Module, x: Tensor, t: Tensor) -> Tensor:
-    return checkpoint(block, x, t, use_reentrant=False)  # type: ignore[no-any-return]
+def _recomputed(block: nn.Module, *inputs: Tensor) -> Tensor:
+    return checkpoint(block, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> list[Value]:

@@ -17,6 +17,7 @@ from diffusion_core.process.generative_process import GenerativeProcess
 from diffusion_core.process.immiscible import assign_noise, require_scipy
 from diffusion_core.process.losses import Loss
 from diffusion_core.process.schedules import BetaSchedule
+from diffusion_core.process.transfer import moved
 from diffusion_core.process.weightings import Weighting
 from diffusion_core.process.weightings.min_snr import MinSNR
 
@@ -156,7 +157,7 @@ class GaussianDiffusion(GenerativeProcess):
         if self.immiscible:
             noise = noise[assign_noise(x_start, noise)]
         if classes is not None and unlabelled is not None:
-            classes = classes.masked_fill(unlabelled.to(classes.device, non_blocking=True), self.num_classes or 0)
+            classes = classes.masked_fill(moved(unlabelled, classes.device), self.num_classes or 0)
         elif classes is not None and hasattr(self.model, "drop_classes"):
             classes = self.model.drop_classes(classes, generator)  # type: ignore[operator]
         x_t = self.q_sample(x_start, t, noise)
@@ -173,7 +174,7 @@ class GaussianDiffusion(GenerativeProcess):
         """Return x0-hat for the images of `guessed`, bool (B,) on the host, and zeros for the rest."""
         guess = torch.zeros_like(x_t)
         # On the host, because the device would have to be waited for to learn how many there are.
-        chosen = guessed.cpu().nonzero().squeeze(1).to(x_t.device, non_blocking=True)
+        chosen = moved(guessed.cpu().nonzero().squeeze(1), x_t.device)
         if len(chosen):
             some = None if classes is None else classes[chosen]
             guess.index_copy_(0, chosen, self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start)

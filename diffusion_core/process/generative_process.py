@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffusion_core.process.reverse_process import ReverseProcess
 from diffusion_core.process.schedules import BetaSchedule
+from diffusion_core.process.transfer import moved
 from diffusion_core.samplers import Draw, Sampler
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
@@ -229,4 +230,4 @@ class GenerativeProcess(ReverseProcess):
         if classes.device.type == "cpu":
             for label in classes[(classes < 0) | (classes >= self.num_classes)].tolist():
                 raise ValueError(f"classes has the label {label}; labels must lie in 0 .. {self.num_classes - 1}")
-        return classes.to(self.device, non_blocking=True)
+        return moved(classes, self.device)

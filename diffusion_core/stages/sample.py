@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion_core.device import choose_device
+from diffusion_core.device import choose_device, choose_dtype
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, to_uint8
@@ -15,8 +15,8 @@ from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
+from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.precision import choose_precision
 
 GRID_IMAGES = 100
 DENOISING_ROWS = 8
@@ -36,7 +36,10 @@ def run(
     Raises:
         UserError: the model is missing or damaged, or cannot be sampled as the section says.
     """
-    model = load_model(MODELS, choose_device(environment))
+    device = choose_device(environment)
+    dtype = choose_dtype(environment, device).dtype
+    keep_freed_memory()
+    model = load_model(MODELS, device)
     try:
         images, labels = draw(model, sample, environment, ranks)
     except ValueError as error:
@@ -53,7 +56,8 @@ def run(
             np.save(folder / "labels.npy", labels)
             shown = shown[labels[:GRID_IMAGES].argsort(kind="stable")]
         save(grid(shown, columns=10), folder / "grid.png")
-        walks = _walks(model, sample, min(DENOISING_ROWS, sample.count))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            walks = _walks(model, sample, min(DENOISING_ROWS, sample.count))
         save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
@@ -81,7 +85,7 @@ def draw(
         sampler=sample.sampler,
         guidance=sample.guidance,
         batch_size=environment.sample_batch_size,
-        dtype=choose_precision(environment.precision, model.diffusion.device).dtype,
+        dtype=choose_dtype(environment, model.diffusion.device).dtype,
         ranks=ranks,
         progress=True,
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_compiled, choose_device
+from diffusion_core.device import choose_compiled, choose_device, choose_dtype
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
@@ -27,15 +27,14 @@ from diffusion_core.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO, needs
+from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.followers import asked_to_stop, follow, shared_checkpoint
-from diffusion_core.training.gradient import OutOfMemory
+from diffusion_core.training.followers import asked_to_stop, demand_alike, follow, mistakes, shared_checkpoint
 from diffusion_core.training.history import History
-from diffusion_core.training.precision import choose_precision
 from diffusion_core.training.progress import Progress
 from diffusion_core.training.stopping import stop_on_signal
-from diffusion_core.training.trainer import Trainer, TrainingDiverged
+from diffusion_core.training.trainer import Trainer
 
 PREVIEW_IMAGES = 20
 PREVIEW_STEPS = 25
@@ -76,6 +75,7 @@ def run(
     network, process = options(train, dataset)
     trainer = _trainer(network, process, dataset, train, environment, ranks)
     params_digest = _digest(train.model_dump_json())
+    demand_alike(f"{dataset.info.digest} {params_digest} {trainer.precision.dtype}", ranks)
     folder = CHECKPOINTS / _digest(f"{dataset.info.digest} {params_digest}")[:16]
     checkpoint = shared_checkpoint(load_newest(folder) if ranks.first else None, ranks)
     if checkpoint is not None:
@@ -140,6 +140,8 @@ def _trainer(
     ranks: Ranks,
 ) -> Trainer:
     device = choose_device(environment)
+    choose_dtype(environment, device)
+    keep_freed_memory()
     torch.manual_seed(derive_seed(train.seed, "weights"))
     try:
         trainer = Trainer(
@@ -189,9 +191,12 @@ def _steps(
         save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
 
     saved = time.monotonic()
-    with stop_on_signal() as request:
+    with stop_on_signal() as request, mistakes():
         try:
             for report in trainer.steps():
+                # Read once: a signal that comes after this line waits for the next step and its checkpoint. Before
+                # anything that waits for the device, which may wait in vain where another process has died.
+                stop = asked_to_stop(request, trainer.ranks)
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
@@ -199,8 +204,6 @@ def _steps(
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
                 # time, and whatever fails from here on, the training itself is not lost.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
-                # Read once: a signal that comes after this line waits for the next step and its checkpoint.
-                stop = asked_to_stop(request, trainer.ranks)
                 if preview or overdue or stop:
                     save()
                     saved = time.monotonic()
@@ -213,8 +216,6 @@ def _steps(
                     raise SystemExit(stop)
                 if preview:
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
-        except (TrainingDiverged, OutOfMemory) as error:
-            raise UserError(str(error)) from None
         finally:
             progress.close()
 
@@ -227,7 +228,7 @@ def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArra
         seed=seed,
         sampler=DDIM(steps=min(PREVIEW_STEPS, model.diffusion.num_timesteps)),
         batch_size=environment.sample_batch_size,
-        dtype=choose_precision(environment.precision, model.diffusion.device).dtype,
+        dtype=choose_dtype(environment, model.diffusion.device).dtype,
     )
     return np.asarray(grid(images, columns=10))
 

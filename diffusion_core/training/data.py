@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion_core.process.transfer import moved
+
 
 class TrainingData(Protocol):
     """Images that are looked up by index."""
@@ -42,5 +44,5 @@ class TensorData:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the images and labels at `indices`."""
-        here = indices.to(self.images.device, non_blocking=True)
+        here = moved(indices, self.images.device)
         return self.images[here], None if self.labels is None else self.labels[indices]

@@ -1,8 +1,8 @@
 """The processes that share a stage's work, as torchrun's variables tell of them.
 
-Whoever starts the processes, this project's own launcher (`launch.py`), torchrun, SLURM or Kubernetes, sets RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each of them. Without these there is one process, and everything
-here does nothing.
+Whoever starts the processes, this project's own launcher (`launch.py`), torchrun (which SLURM starts once a machine) or
+a Kubernetes training job, sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each of
+them. Without these there is one process, and everything here does nothing.
 """
 
 import os
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # How long ranks wait for one that is busy, with a preview say; one that has died is noticed at once.
-PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,17 @@ class Ranks:
         dist.broadcast(buffer, 0)
         return bytes(buffer.numpy())
 
-    def wrapped(self, module: nn.Module, device: torch.device) -> nn.Module:
+    def wrapped(self, module: nn.Module) -> nn.Module:
         """Return a module that is called like this one, and whose gradients are the means over all processes."""
         if self.count == 1:
             return module
         # So it says of 1x1 kernels, whose layouts differ in name alone.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        devices = [device.index] if device.type == "cuda" else None
         with warnings.catch_warnings():
             # That the argument has a new name, which older versions do not know.
             warnings.simplefilter("ignore", FutureWarning)
             # The buffers are tables that all processes have alike.
-            return nn.parallel.DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False)
+            return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def is_started() -> bool:

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diffusion_core.process.transfer import moved
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -41,11 +43,17 @@ class EMA(Generic[Module]):
             skipped: 1 where the step was none and the average is to stay, else 0: a scalar on the device, for which
                 the host does not wait.
         """
-        share = torch.tensor(1.0 - self.decay(images, batch_size))
         averages: list[Tensor] = [*self.module.parameters()]
         weights: list[Tensor] = [*module.parameters()]
+        share = moved(torch.tensor(1.0 - self.decay(images, batch_size)), averages[0].device)
         if skipped is not None:
-            share = share.to(skipped.device, non_blocking=True) * (1.0 - skipped)
-        torch._foreach_lerp_(averages, weights, [share] * len(averages))
+            share = share * (1.0 - skipped)
+        if share.device.type == "cpu":
+            torch._foreach_lerp_(averages, weights, [share] * len(averages))
+        else:
+            # In three kernels; with a share on the device, the one above would be one kernel a parameter.
+            differences = torch._foreach_sub(weights, averages)
+            torch._foreach_mul_(differences, share)
+            torch._foreach_add_(averages, differences)
         if buffers := list(module.buffers()):
             torch._foreach_copy_(list(self.module.buffers()), buffers)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.transfer import moved
 from diffusion_core.randomness import derive_seed
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -37,7 +38,7 @@ class Gradient:
         self.accumulate = accumulate
         self.horizontal_flip = horizontal_flip
         self.ranks = ranks
-        self.forward = ranks.wrapped(diffusion, diffusion.device)
+        self.forward = ranks.wrapped(diffusion)
 
     def add(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws, seed: int) -> Tensor:
         """Add the gradient of the mean loss of the images; return that loss.
@@ -79,7 +80,7 @@ class Gradient:
     def _loss(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws, seed: int) -> Tensor:
         device = self.diffusion.device
         if self.horizontal_flip:
-            flipped = draws.flipped.to(device, non_blocking=True)[:, None, None, None]
+            flipped = moved(draws.flipped, device)[:, None, None, None]
             images = torch.where(flipped, images.flip(-1), images)
         pixels = images.float() / 255.0
         torch.manual_seed(derive_seed(seed, draws.start))
@@ -89,7 +90,7 @@ class Gradient:
         with torch.autocast(device.type, self.dtype, enabled=low, cache_enabled=False):
             loss: Tensor = self.forward(
                 pixels,
-                times=draws.times.to(device, non_blocking=True),
+                times=moved(draws.times, device),
                 noise=draws.noise,
                 offset_noise_strength=0.0,  # the noise has it
                 # Still on the host, where the process can look at them without waiting for the device.

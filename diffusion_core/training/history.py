@@ -1,7 +1,9 @@
 """What a training run reports on its way: means over the steps since the last report."""
 
 import csv
+import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ COLUMNS = ("images", "loss", "grad_norm", "learning_rate")
 
 
 class History:
-    """Gathers step reports into rows; reads tensors from the device once a row.
+    """Gathers step reports into rows; reads tensors from the device when a row is complete.
 
     Args:
         every_images: images between two rows.
@@ -24,9 +26,10 @@ class History:
         self.every_images = every_images
         self.rows: list[dict[str, float]] = state["rows"]
         self._pending = [
-            StepReport(step, images, size, torch.tensor(loss), torch.tensor(norm), rate, torch.tensor(skipped), seconds)
-            for step, images, size, loss, norm, rate, skipped, seconds in state["pending"]
+            StepReport(step, images, size, torch.tensor(loss), torch.tensor(norm), rate, torch.tensor(skipped), 0.0)
+            for step, images, size, loss, norm, rate, skipped in state["pending"]
         ]
+        self._restored = len(self._pending)
 
     def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
         """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
@@ -37,14 +40,16 @@ class History:
         if not (report.reaches(self.every_images) or last):
             return None
         whole = [each for each in self._pending if not bool(each.skipped)]
-        speed = sum(each.batch_size for each in self._pending) / sum(each.seconds for each in self._pending)
-        self._pending = []
+        # Now a GPU has done what it was told, which counts; what was done between two rows does not.
+        timed = self._pending[self._restored :]
+        speed = sum(each.batch_size for each in timed) / (time.monotonic() - timed[0].began)
+        self._pending, self._restored = [], 0
         if not whole:
             return None
         row = {
             "images": report.images,
-            "loss": float(torch.stack([each.loss for each in whole]).mean()),
-            "grad_norm": float(torch.stack([each.grad_norm for each in whole]).mean()),
+            "loss": fmean(float(each.loss) for each in whole),
+            "grad_norm": fmean(float(each.grad_norm) for each in whole),
             "learning_rate": report.learning_rate,
         }
         self.rows.append(row)
@@ -61,7 +66,6 @@ class History:
                 float(each.grad_norm),
                 each.learning_rate,
                 float(each.skipped),
-                each.seconds,
             )
             for each in self._pending
         ]

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffusion_core.process.transfer import moved
 from diffusion_core.training.data import TensorData, TrainingData
 
 # Share of the device's free memory that a dataset may take.
@@ -22,7 +23,7 @@ def resident(data: TrainingData, device: torch.device) -> TrainingData:
     On the device a batch is picked without a copy through the host. On a CPU there is nothing to gain: a mapped file
     that fits into memory stays there by itself.
     """
-    if device.type != "cuda" or isinstance(data, TensorData):
+    if device.type != "cuda" or (isinstance(data, TensorData) and data.images.device == device):
         return data
     first, _ = data.batch(torch.zeros(1, dtype=torch.long))
     free, _ = torch.cuda.mem_get_info(device)
@@ -54,7 +55,7 @@ def batches(
 
     loaded = map(load, steps)
     for images, labels in loaded if device.type == "cpu" else ahead(loaded):
-        yield images.to(device, non_blocking=True), labels
+        yield moved(images, device), labels
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:

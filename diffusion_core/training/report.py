@@ -17,7 +17,7 @@ class StepReport:
         grad_norm: norm of the gradient before clipping, likewise.
         learning_rate: of this step.
         skipped: 1 where the gradient was not finite and the weights are as before, else 0; likewise.
-        seconds: how long it took.
+        began: when it began, by `time.monotonic`.
     """
 
     step: int
@@ -27,7 +27,7 @@ class StepReport:
     grad_norm: Tensor
     learning_rate: float
     skipped: Tensor
-    seconds: float
+    began: float
 
     def reaches(self, every_images: int) -> bool:
         """Whether the images seen reached a multiple of `every_images` with this step."""

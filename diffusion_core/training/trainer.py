@@ -8,7 +8,6 @@ from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.randomness import derive_seed
-from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.data import TrainingData
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -34,8 +33,8 @@ class Trainer:
     Draws are made for the whole batch and cut as the batch is, so neither micro-batches nor the number of processes
     change what is trained, beyond rounding; dropout and immiscible noise alone look at the part that they are given.
 
-    It seeds torch's global generator at every step, because dropout layers draw from nothing else. On a CPU it tells
-    the C library to keep freed memory (`keep_freed_memory`).
+    It seeds torch's global generator at every step, because dropout layers draw from nothing else. On a CPU, call
+    `keep_freed_memory` before: it is worth a seventh of a step.
 
     Args:
         diffusion: on the device where it is to be trained.
@@ -43,7 +42,8 @@ class Trainer:
         images: training budget, in images; rounded up to whole batches.
         batch_size: images a step, over all processes.
         accumulate: micro-batches that a process's part of a batch is cut into to save memory. Where a GPU's memory is
-            too small all the same, it is doubled, and then activations are computed again in the backward pass.
+            too small all the same, batches are cut smaller, and then activations are computed again in the backward
+            pass; not so where several processes train.
         seed: of the data order and all noise.
         learning_rate: of AdamW, reached after `warmup_images`.
         betas: of AdamW.
@@ -111,10 +111,8 @@ class Trainer:
         )
         self.step = 0
         if compiled:
-            diffusion.model.compile(dynamic=False)
+            diffusion.model.compile()
         self.gradient = Gradient(diffusion, self.precision.dtype, accumulate, horizontal_flip, ranks)
-        if diffusion.device.type == "cpu":
-            keep_freed_memory()
 
     @property
     def images(self) -> int:
@@ -140,14 +138,13 @@ class Trainer:
             yield self._train_step(images, labels)
 
     def _train_step(self, images: Tensor, labels: Tensor | None) -> StepReport:
-        began = time.perf_counter()
+        began = time.monotonic()
         rate = self._rate()
         loss = self.ranks.mean(self._backward(images, labels))
         self.step += 1
         grad_norm, skipped = self.update.step(rate, self.images, self.batch_size)
         self._stop_if_diverged()
-        seconds = time.perf_counter() - began
-        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, skipped, seconds)
+        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, skipped, began)
 
     def _backward(self, images: Tensor, labels: Tensor | None) -> Tensor:
         """Add up the gradients of this process's part of the batch; return its mean loss."""
@@ -156,12 +153,13 @@ class Trainer:
         return self.gradient.add(images, labels, part, derive_seed(self.seed, self.step, "network"))
 
     def _stop_if_diverged(self) -> None:
-        # To read the count is to wait for a GPU, so there it is read now and then; the weights do not change meanwhile.
-        if self.diffusion.device.type != "cpu" and self.step % MAX_BAD_STEPS:
+        # To read the count is to wait for a GPU, so there it is read now and then, and at the end.
+        rarely = self.diffusion.device.type != "cpu" and self.step < self.total_steps
+        if rarely and self.step % MAX_BAD_STEPS:
             return
         if int(self.update.most_bad_steps) >= MAX_BAD_STEPS:
             raise TrainingDiverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, the last of them step {self.step}:"
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {self.step}:"
                 " lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
             )
 
@@ -178,7 +176,7 @@ class Trainer:
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
             "optimizer": self.update.tensors(),
-            "trainer": {"bad_steps": self.update.bad_steps.long()},
+            "trainer": self.update.counts(),
         }
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -189,5 +187,5 @@ class Trainer:
         """
         self.diffusion.model.load_state_dict(tensors["model"])
         self.ema.module.model.load_state_dict(tensors["ema"])
-        self.update.restore(tensors["optimizer"], tensors["trainer"]["bad_steps"])
+        self.update.restore(tensors["optimizer"], tensors["trainer"])
         self.step = step

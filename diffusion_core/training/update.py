@@ -60,16 +60,24 @@ class Update:
             group["lr"] = learning_rate
         norm = get_total_norm([each.grad for each in self.parameters if each.grad is not None])
         skipped = (~torch.isfinite(norm)).float()
-        # The optimizer divides gradients by the one and does nothing where the other is 1; so torch's GradScaler
-        # speaks to it.
-        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self._apply((norm / self.max_grad_norm).clamp(min=1.0), skipped)
         self.ema.update(self.module, images, batch_size, skipped)
         self.optimizer.zero_grad(set_to_none=True)
         self.bad_steps = (self.bad_steps + 1.0) * skipped
         self.most_bad_steps = torch.maximum(self.most_bad_steps, self.bad_steps)
         return norm, skipped
+
+    def _apply(self, divisor: Tensor, skipped: Tensor) -> None:
+        """Let AdamW take a step with the gradients over `divisor`, unless `skipped` is 1."""
+        if divisor.device.type in ("cpu", "cuda"):
+            # So torch's GradScaler speaks to the fused kernels.
+            self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+            self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(skipped):
+            # Apple's kernel takes no notice of the two; so here the host waits.
+            torch._foreach_div_([each.grad for each in self.parameters if each.grad is not None], divisor)
+            self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's tensors by parameter and name."""
@@ -79,15 +87,19 @@ class Update:
             for name, value in values.items()
         }
 
-    def restore(self, tensors: dict[str, Tensor], bad_steps: Tensor) -> None:
-        """Go on with what `tensors` gave, after so many skipped steps in a row."""
+    def counts(self) -> dict[str, Tensor]:
+        """Return how many steps in a row were skipped, now and at most."""
+        return {"bad_steps": self.bad_steps.long(), "most_bad_steps": self.most_bad_steps.long()}
+
+    def restore(self, tensors: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        """Go on with what `tensors` and `counts` gave."""
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             index, name = key.split(".", 1)
             # Laid out in memory as the parameter is, which is what the fused AdamW takes for granted.
             parameter = self.parameters[int(index)]
-            laid_out = torch.empty_like(parameter).copy_(value) if value.ndim else value
-            state.setdefault(int(index), {})[name] = laid_out.detach()
+            laid_out = torch.empty_like(parameter.detach()).copy_(value) if value.ndim else value
+            state.setdefault(int(index), {})[name] = laid_out
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.bad_steps = bad_steps.to(self.bad_steps)
-        self.most_bad_steps = self.bad_steps.clone()
+        self.bad_steps = counts["bad_steps"].to(self.bad_steps)
+        self.most_bad_steps = counts["most_bad_steps"].to(self.most_bad_steps)

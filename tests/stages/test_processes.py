@@ -1,6 +1,7 @@
 """Several processes share a stage's work: real processes on this machine, started as DIFFUSION_PROCESSES says."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from diffusion_core.device import cores
@@ -21,7 +23,7 @@ from diffusion_core.generation import generate
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import load_model
-from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, REFERENCE, SAMPLES
+from diffusion_core.stages.paths import CHECKPOINTS, LOSS, METRICS, MODELS, REFERENCE, SAMPLES
 from diffusion_core.training.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
@@ -91,9 +93,12 @@ def test_samples_and_features_do_not_depend_on_who_made_them(trained):
     assert one.shape == two.shape == (25, 8, 8, 1)
     assert np.abs(one - two).max() <= 1
     assert np.abs(one - one[::-1]).max() > 100
-    features = [load_file(trained[n] / REFERENCE / "features.safetensors") for n in (1, 2)]
-    for name, ours in features[0].items():
-        assert ours.shape == features[1][name].shape
+    for file in ("extractor", "features"):
+        ours, theirs = (load_file(trained[n] / REFERENCE / f"{file}.safetensors") for n in (1, 2))
+        # The extractor is trained by one process, which has half of the threads.
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    figures = [json.loads((trained[n] / METRICS).read_text(encoding="utf-8")) for n in (1, 2)]
+    assert figures[1] == pytest.approx(figures[0], rel=0.05)
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 250])
@@ -215,6 +220,34 @@ def test_a_process_that_is_killed_ends_all_within_half_a_minute(training):
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
 
 
+def test_a_launcher_that_is_killed_takes_its_processes_along(training):
+    process, ranks = training
+    process.kill()
+    _, left = psutil.wait_procs(ranks, timeout=30)
+    assert left == []
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_processes_with_micro_batches_have_the_losses_of_one(folder, accumulate):
+    change(folder, images=8 * BATCH, report_every_images=BATCH, accumulate=accumulate)
+    content = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    content["train"]["network"]["dropout"] = 0.0
+    (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    curves = []
+    for processes in (1, 2):
+        succeeded("train", processes, folder)
+        curves.append(losses(folder))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_processes_that_diverge_say_so_once(folder):
+    change(folder, images=10**7, learning_rate=1e30, max_grad_norm=1e30)
+    done = run("train", 2, folder)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+    assert "lower train.learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(training, folder):
     process, ranks = training
     process.send_signal(signal.SIGTERM)
@@ -222,6 +255,8 @@ def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
     newest = max((folder / CHECKPOINTS).glob("*/step-*[0-9]"))
     step = int(newest.name[5:])
+    run_id = json.loads((newest / "state.json").read_text(encoding="utf-8"))["run_id"]
+    assert MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(run_id).info.status == "KILLED"
     resumed = subprocess.Popen(
         [sys.executable, "-m", "diffusion_core", "train"],
         cwd=folder,

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from diffusion_core.training.history import History
-from diffusion_core.training.trainer import StepReport
+from diffusion_core.training.report import StepReport
 
 
-def report(step, loss=1.0, seconds=0.5, skipped=False):
-    return StepReport(step, step * 8, 8, torch.tensor(float(loss)), torch.tensor(2.0), 1e-3, skipped, seconds)
+def report(step, loss=1.0, skipped=False):
+    tensors = torch.tensor(float(loss)), torch.tensor(2.0)
+    return StepReport(step, step * 8, 8, *tensors, 1e-3, torch.tensor(float(skipped)), time.monotonic())
 
 
 def test_a_row_is_the_mean_over_its_steps_without_those_that_were_skipped():
@@ -20,11 +21,23 @@ def test_a_row_is_the_mean_over_its_steps_without_those_that_were_skipped():
     assert rows[3]["images"] == 32
 
 
-def test_the_rate_counts_the_steps_and_not_what_was_done_between_them():
+def test_the_rate_counts_the_time_of_a_row_and_not_what_was_done_between_two():
     history = History(every_images=16)
-    history.add(report(1), last=False)
-    time.sleep(0.2)
-    assert history.add(report(2), last=False)["images_per_second"] == pytest.approx(16.0)
+    for _ in range(2):
+        time.sleep(0.5)
+        first = report(1)
+        history.add(first, last=False)
+        time.sleep(0.1)
+        assert history.add(report(2), last=False)["images_per_second"] == pytest.approx(160.0, rel=0.3)
+
+
+def test_the_rate_of_a_run_that_goes_on_counts_its_own_steps_alone():
+    stored = History(every_images=24)
+    stored.add(report(1), last=False)
+    history = History(every_images=24, state=json.loads(json.dumps(stored.state())))
+    history.add(report(2), last=False)
+    time.sleep(0.1)
+    assert history.add(report(3), last=False)["images_per_second"] == pytest.approx(160.0, rel=0.3)
 
 
 def test_the_last_step_ends_a_row():

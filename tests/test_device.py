@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from diffusion_core import device
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.training import precision
+
+
+@pytest.fixture
+def _two_cores(monkeypatch):
+    monkeypatch.setattr(device, "cores", lambda: 2)
+
+
+@pytest.fixture
+def _two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device.choose_device(Environment()) == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes were started, and this machine has 2 CUDA GPUs"):
+        device.choose_device(Environment())
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_auto_is_a_process_a_gpu():
+    assert device.choose_processes(Environment(processes="auto")) == 2
+    assert device.choose_processes(Environment()) == 1
+    with pytest.raises(UserError, match="DIFFUSION_PROCESSES is 3, and this machine has 2 CUDA GPUs"):
+        device.choose_processes(Environment(processes=3))
+
+
+@pytest.mark.usefixtures("_two_cores")
+def test_on_a_cpu_there_are_as_many_processes_as_cores_at_most():
+    cpu = {"device": "cpu"}
+    assert device.choose_processes(Environment(**cpu, processes="auto")) == 1
+    assert device.choose_processes(Environment(**cpu, processes=2)) == 2
+    with pytest.raises(UserError, match="DIFFUSION_PROCESSES is 3, and this machine has 2 processor cores"):
+        device.choose_processes(Environment(**cpu, processes=3))
+
+
+def test_a_network_is_compiled_on_request_and_by_itself_on_cuda_alone(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
+    chosen = {
+        (wanted, each.type): device.choose_compiled(Environment(compile=wanted), each)
+        for wanted in ("auto", "on", "off")
+        for each in (cpu, cuda)
+    }
+    assert [key for key, compiled in chosen.items() if compiled] == [("auto", "cuda"), ("on", "cpu"), ("on", "cuda")]
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    assert not device.choose_compiled(Environment(), cuda)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_by_its_variable(monkeypatch):
+    monkeypatch.setattr(precision, "_bfloat16_hardware", lambda _: None)
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match=r"DIFFUSION_PRECISION: precision is bfloat16.*set it to auto or float32"):
+        device.choose_dtype(Environment(precision="bfloat16"), cpu)
+    chosen = device.choose_dtype(Environment(), cpu)
+    assert chosen.dtype == torch.float32
+    assert str(chosen) == "float32, because this cpu device has no hardware for bfloat16"
+
+
+def test_an_unknown_precision_is_named():
+    with pytest.raises(ValueError, match="precision is 'half'; it must be auto, float32 or bfloat16"):
+        precision.choose_precision("half", torch.device("cpu"))
