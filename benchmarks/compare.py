@@ -26,6 +26,9 @@ PEERS = ("ours", "lucidrains", "huggingface")
 CPU = {"size": 32, "dim": 64, "dim_mults": [1, 2, 4], "batch": 32}
 GPU = {"size": 64, "dim": 128, "dim_mults": [1, 2, 4], "batch": 128}
 REPEATS = 7
+STEPS = 50
+# By images at a time: how many of the 50 steps are timed, and how often.
+SAMPLING = {16: (50, 3), 250: (10, 1)}
 QUALITY_SIZE = 16
 QUALITY = {"size": QUALITY_SIZE, "channels": 1, "dim": 32, "dim_mults": [1, 2], "batch": 64, "learning_rate": 1e-3}
 QUALITY_SECONDS = 120.0
@@ -89,17 +92,17 @@ def compared(python: str, setting: dict[str, Any], peers: Sequence[str] = PEERS)
     return result
 
 
-def sampled(python: str, setting: dict[str, Any], counts: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Return the seconds of DDIM in 50 steps for so many images at a time."""
+def sampled(python: str, setting: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of DDIM in 50 steps for so many images at a time; each step costs the same."""
     result: dict[str, Any] = {}
     with ExitStack() as stack:
         workers = {peer: stack.enter_context(working(python, peer, setting)) for peer in PEERS}
-        for count in counts:
-            rounds = repeats if count < 100 else 1
-            taken = [
-                {name: float(each("sample", count)["seconds"]) for name, each in workers.items()} for _ in range(rounds)
+        for count, (steps, repeats) in SAMPLING.items():
+            rounds = [
+                {name: STEPS * float(each("sample", count, steps)["seconds"]) for name, each in workers.items()}
+                for _ in range(repeats)
             ]
-            result[str(count)] = {name: [each[name] for each in taken] for name in workers}
+            result[str(count)] = {name: [each[name] for each in rounds] for name in workers}
     return result
 
 
@@ -112,8 +115,8 @@ def quality(python: str) -> dict[str, Any]:
         for peer in PEERS:
             with working(python, peer, {**QUALITY, "images": f"{folder}/images.pt"}) as worker:
                 steps = worker("train_for", QUALITY_SECONDS)["steps"]
-                worker("draw", QUALITY_SAMPLES, 250, f"{folder}/{peer}")
-            drawn = np.frombuffer(Path(folder, peer).read_bytes(), np.uint8).reshape(-1, 1, *images.shape[1:3])
+                worker("draw", QUALITY_SAMPLES, 50, STEPS, f"{folder}/{peer}")
+            drawn = np.fromfile(f"{folder}/{peer}", np.uint8).reshape(-1, 1, *images.shape[1:3])
             distance, floor = frechet_distance(drawn.transpose(0, 2, 3, 1), reference)
             distances[peer] = {"steps": steps, "frechet": distance}
             distances["floor"] = floor
@@ -135,7 +138,7 @@ def main() -> None:
     )
     if gpu:
         content["amp"] = compared(arguments.python, {**setting, "amp": True}, ("ours", "lucidrains"))
-    content["sampling"] = sampled(arguments.python, setting, (16, 250), 3)
+    content["sampling"] = sampled(arguments.python, setting)
     content["quality"] = quality(arguments.python)
     write(content, Path(f"benchmarks/compare-{'gpu' if gpu else 'cpu'}"))
 

@@ -1,15 +1,13 @@
 """The same work in this project and in its peers, each written as its own documentation does it.
 
 Each module has `Task`, made of a `Setting`: a network and a process with `train_step()`, which takes one step of
-training, and `sample(count)`, which returns images by DDIM in 50 steps, uint8 (N, C, H, W).
+training, and `sample(count, steps)`, which returns images by DDIM, uint8 (N, C, H, W).
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-SAMPLING_STEPS = 50
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from benchmarks.peers import SAMPLING_STEPS, Setting, to_uint8
+from benchmarks.peers import Setting, to_uint8
 
 
 class Task:
@@ -54,13 +54,13 @@ class Task:
         loss.item()
 
     @torch.inference_mode()
-    def sample(self, count: int) -> Tensor:
+    def sample(self, count: int, steps: int) -> Tensor:
         """Return images by DDIM."""
         self.ema.store(self.network.parameters())
         self.ema.copy_to(self.network.parameters())
         self.network.eval()
         walk = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-        walk.set_timesteps(SAMPLING_STEPS)
+        walk.set_timesteps(steps)
         x = torch.randn(count, self.setting.channels, self.setting.size, self.setting.size, device=self.setting.device)
         for t in walk.timesteps:
             x = walk.step(self.network(x, t).sample, t, x).prev_sample

@@ -5,7 +5,7 @@ from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 from torch import Tensor
 
-from benchmarks.peers import SAMPLING_STEPS, Setting, to_uint8
+from benchmarks.peers import Setting, to_uint8
 
 
 class Task:
@@ -19,9 +19,9 @@ class Task:
             channels=setting.channels,
             self_condition=setting.self_condition,
         )
-        self.diffusion = GaussianDiffusion(
-            network, image_size=setting.size, timesteps=1000, sampling_timesteps=SAMPLING_STEPS
-        ).to(setting.device)
+        self.diffusion = GaussianDiffusion(network, image_size=setting.size, timesteps=1000, sampling_timesteps=50).to(
+            setting.device
+        )
         self.setting = setting
         self.optimizer = torch.optim.Adam(
             self.diffusion.parameters(), lr=setting.learning_rate or 1e-4, betas=(0.9, 0.99)
@@ -46,8 +46,9 @@ class Task:
         self.optimizer.zero_grad()
         self.ema.update()
 
-    def sample(self, count: int) -> Tensor:
+    def sample(self, count: int, steps: int) -> Tensor:
         """Return images by DDIM."""
         self.ema.ema_model.eval()
+        self.ema.ema_model.sampling_timesteps = steps
         with torch.inference_mode():
             return to_uint8(self.ema.ema_model.sample(batch_size=count))

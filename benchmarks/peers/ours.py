@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks.peers import SAMPLING_STEPS, Setting, to_uint8
+from benchmarks.peers import Setting, to_uint8
 from diffusion_core import DDIM, GaussianDiffusion, ImageNoise, TensorData, Trainer, Unet, keep_freed_memory
 
 
@@ -40,12 +40,12 @@ class Task:
         """Take one step of training."""
         next(self._steps)
 
-    def sample(self, count: int) -> Tensor:
+    def sample(self, count: int, steps: int) -> Tensor:
         """Return images by DDIM."""
         precision = self.trainer.precision.dtype
         diffusion = self.trainer.ema.module
         noise = ImageNoise(0, range(self._drawn, self._drawn + count))
         self._drawn += count
         with torch.autocast(diffusion.device.type, precision, enabled=precision != torch.float32):
-            images = diffusion.sample(count, sampler=DDIM(steps=SAMPLING_STEPS), draw=noise)
+            images = diffusion.sample(count, sampler=DDIM(steps=steps), draw=noise)
         return to_uint8(images)

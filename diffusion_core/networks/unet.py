@@ -40,8 +40,8 @@ class Unet(nn.Module):
             (Ho & Salimans 2022).
 
     Attributes:
-        recompute: in training, keep the inputs of residual blocks and attention alone and compute what is in them again in the
-            backward pass: a third more work, and a fraction of the memory.
+        recompute: in training, keep the inputs of residual blocks and attention alone and compute what is in them
+            again in the backward pass: a third more work, and a fraction of the memory.
 
     Raises:
         ValueError: an argument is outside its range; the message names it.
