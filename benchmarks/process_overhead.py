@@ -16,7 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun, ImageNoise, TensorData, Trainer, Unet
+from diffusion_core import (
+    DDIM,
+    DDPM,
+    DPMSolver,
+    GaussianDiffusion,
+    Heun,
+    ImageNoise,
+    TensorData,
+    Trainer,
+    Unet,
+    keep_freed_memory,
+)
 from diffusion_core.samplers import Sampler
 
 RESULTS = Path("benchmarks/process_overhead.json")
@@ -102,6 +113,7 @@ def sampler_overhead(name: str, sampler: Sampler) -> float:
 
 def main() -> None:
     """Measure, print and write."""
+    keep_freed_memory()  # as the stages do
     content: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     content["machine"] = platform.machine()
     for name in NETWORKS:
