@@ -76,7 +76,10 @@ def draw(rates: dict[str, dict[int, float]]) -> Figure:
         axis.set_xticks(list(points), [str(each) for each in points])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("images a second")
+    rates_shown = (5, 10, 20, 50, 100, 200, 500)
+    axes[0].set_yticks(rates_shown, [str(each) for each in rates_shown])
+    axes[0].minorticks_off()
+    axes[0].set(ylabel="images a second", ylim=(10, 500))
     return figure
 
 
