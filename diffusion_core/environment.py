@@ -45,6 +45,9 @@ def load_environment() -> Environment:
     try:
         return Environment()
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        variable = "DIFFUSION_" + "_".join(str(part) for part in problem["loc"]).upper()
-        raise UserError(f"{variable} is {problem['input']!r}: {problem['msg']}") from None
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        # A choice of types has a problem with each of them, and its field's name before all.
+        field = first["loc"][0]
+        wanted = " or ".join(str(each["msg"]) for each in problems if each["loc"][0] == field)
+        raise UserError(f"DIFFUSION_{str(field).upper()} is {first['input']!r}: {wanted}") from None

@@ -153,3 +153,10 @@ def test_environment_names_the_variable_that_is_wrong(monkeypatch):
     monkeypatch.setenv("DIFFUSION_DEVICE", "abacus")
     with pytest.raises(UserError, match="DIFFUSION_DEVICE is 'abacus'"):
         load_environment()
+
+
+@pytest.mark.parametrize("processes", ["0", "abc"])
+def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes):
+    monkeypatch.setenv("DIFFUSION_PROCESSES", processes)
+    with pytest.raises(UserError, match=f"^DIFFUSION_PROCESSES is '{processes}': .*'auto' or .*"):
+        load_environment()

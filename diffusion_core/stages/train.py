@@ -80,6 +80,8 @@ def run(
     checkpoint = shared_checkpoint(load_newest(folder) if ranks.first else None, ranks)
     if checkpoint is not None:
         _restore(trainer, checkpoint, folder)
+        if ranks.first:
+            print(f"train: goes on after {trainer.images:,} images", flush=True)
     if not ranks.first:
         follow(trainer, ranks)
         return
@@ -213,6 +215,7 @@ def _steps(
                     tracked.metrics(curves, step=report.images)
                     progress.report(row)
                 if stop:
+                    print(f"train: stopped after {report.images:,} images; the same command goes on from there")
                     raise SystemExit(stop)
                 if preview:
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
