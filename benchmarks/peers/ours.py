@@ -20,7 +20,7 @@ class Task:
             channels=setting.channels,
             self_condition=setting.self_condition,
         )
-        # The process of params.yaml.
+        # What docs/diffusion.md found to have the least distance on the digits.
         diffusion = GaussianDiffusion(
             network, image_size=setting.size, objective="pred_x0", min_snr_loss_weight=True
         ).to(setting.device)
