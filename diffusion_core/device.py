@@ -4,6 +4,7 @@ import os
 from importlib.util import find_spec
 
 import torch
+from torch import nn
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
@@ -70,6 +71,15 @@ def choose_compiled(environment: Environment, device: torch.device) -> bool:
     if environment.compile == "auto":
         return device.type == "cuda" and find_spec("triton") is not None
     return environment.compile == "on"
+
+
+def compile_for_sampling(network: nn.Module, environment: Environment, device: torch.device) -> None:
+    """Compile a network in place where `choose_compiled` says so: on CUDA into graphs, which are replayed each step.
+
+    What a graph's replay returns is overwritten by the next; a process makes new tensors of it first.
+    """
+    if choose_compiled(environment, device):
+        network.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 def cores() -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion_core.device import choose_device, choose_dtype
+from diffusion_core.device import choose_device, choose_dtype, compile_for_sampling
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, to_uint8
@@ -40,6 +40,7 @@ def run(
     dtype = choose_dtype(environment, device).dtype
     keep_freed_memory()
     model = load_model(MODELS, device)
+    compile_for_sampling(model.diffusion.model, environment, device)
     try:
         images, labels = draw(model, sample, environment, ranks)
     except ValueError as error:
