@@ -49,7 +49,7 @@ lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lo
 # An interpreter that has the three libraries already, on a GPU machine say: make bench BENCH_PYTHON=python3
 BENCH_PYTHON ?= .bench/bin/python
 
-bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside its peers (about 20 min on two cores)
+bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside its peers
 	$(BIN)/python -m benchmarks.compare --python $(BENCH_PYTHON)
 
 .bench/bin/python: benchmarks/requirements.txt

@@ -29,7 +29,7 @@ def table(content: dict[str, Any]) -> str:
     for part, title in (
         ("training", "training"),
         ("self_conditioned", "training, self-conditioned"),
-        ("amp", "training, the peers with amp"),
+        ("amp", "training, the peer with amp"),
     ):
         if part in content:
             result = content[part]

@@ -5,6 +5,7 @@ training, and `sample(count, steps)`, which returns images by DDIM, uint8 (N, C,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Setting:
         batch: images a step.
         self_condition: the network sees its previous guess.
         learning_rate: of all libraries alike, or each one's own where it is 0.
-        amp: the peers train with their own mixed precision; this project always chooses itself.
+        amp: denoising-diffusion-pytorch trains with its own mixed precision; this project always chooses itself.
         images: uint8 (N, C, H, W) to train on; random ones if None.
     """
 
@@ -35,6 +36,16 @@ class Setting:
     learning_rate: float = 0.0
     amp: bool = False
     images: Tensor | None = None
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The arguments of `Unet`, which are the same in this project and in denoising-diffusion-pytorch."""
+        return {
+            "dim": self.dim,
+            "dim_mults": self.dim_mults,
+            "channels": self.channels,
+            "self_condition": self.self_condition,
+        }
 
     @property
     def device(self) -> torch.device:

@@ -44,8 +44,7 @@ class Task:
         noise = torch.randn_like(images)
         t = torch.randint(0, 1000, (len(images),), device=images.device)
         noisy = self.noising.add_noise(images, noise, t)
-        with torch.autocast(self.setting.device.type, torch.float16, enabled=self.setting.amp):
-            loss = torch.nn.functional.mse_loss(self.network(noisy, t).sample.float(), noise)
+        loss = torch.nn.functional.mse_loss(self.network(noisy, t).sample, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()

@@ -13,12 +13,7 @@ class Task:
 
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
-        network = Unet(
-            setting.dim,
-            dim_mults=setting.dim_mults,
-            channels=setting.channels,
-            self_condition=setting.self_condition,
-        )
+        network = Unet(**setting.network)
         self.diffusion = GaussianDiffusion(network, image_size=setting.size, timesteps=1000, sampling_timesteps=50).to(
             setting.device
         )

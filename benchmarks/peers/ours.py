@@ -14,12 +14,7 @@ class Task:
         if setting.device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(0)
-        network = Unet(
-            setting.dim,
-            dim_mults=setting.dim_mults,
-            channels=setting.channels,
-            self_condition=setting.self_condition,
-        )
+        network = Unet(**setting.network)
         # What docs/diffusion.md found to have the least distance on the digits.
         diffusion = GaussianDiffusion(
             network, image_size=setting.size, objective="pred_x0", min_snr_loss_weight=True

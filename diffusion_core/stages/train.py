@@ -142,7 +142,7 @@ def _trainer(
     ranks: Ranks,
 ) -> Trainer:
     device = choose_device(environment)
-    choose_dtype(environment, device)
+    choose_dtype(environment, device)  # so that a precision the device lacks is told by its variable
     keep_freed_memory()
     torch.manual_seed(derive_seed(train.seed, "weights"))
     try:
