@@ -1,14 +1,19 @@
-"""Where things run: endpoints, devices and credentials, from environment variables and `.env`.
+"""Where things run: endpoints, devices and credentials, from environment variables, `.env` and mounted secrets.
 
 Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never become parameters, tags or log lines.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
+
+
+# Where containers mount secrets, one file each, called like the variable: diffusion_s3_secret_key.
+SECRETS = Path("/run/secrets")
 
 
 class Environment(BaseSettings):
@@ -34,6 +39,17 @@ class Environment(BaseSettings):
     )
     experiment: str = "diffusion"
     registered_model: str = "diffusion"
+    checkpoints: Path = Field(
+        default=Path(".checkpoints"), description="a folder that outlives the checkout, where each run has a new one"
+    )
+    s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
+    s3_region: str | None = None
+    s3_access_key: SecretStr | None = Field(
+        default=None, description="with s3_secret_key; else what boto3 finds by itself: AWS_ variables, ~/.aws, a role"
+    )
+    s3_secret_key: SecretStr | None = None
+    dvc_remote: str | None = Field(default=None, description="s3://bucket/prefix of the outputs that machines share")
+    dvc_cache: Path | None = Field(default=None, description="a folder that several checkouts keep outputs in")
 
 
 def load_environment() -> Environment:
@@ -43,7 +59,7 @@ def load_environment() -> Environment:
         UserError: a variable has a value that its field does not take.
     """
     try:
-        return Environment()
+        return Environment(_secrets_dir=SECRETS if SECRETS.is_dir() else None)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         first = problems[0]
