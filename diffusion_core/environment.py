@@ -19,7 +19,13 @@ SECRETS = Path("/run/secrets")
 class Environment(BaseSettings):
     """Variables are called `DIFFUSION_` and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="DIFFUSION_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DIFFUSION_",
+        env_file=".env",
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        extra="ignore",
+        frozen=True,
+    )
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -59,7 +65,7 @@ def load_environment() -> Environment:
         UserError: a variable has a value that its field does not take.
     """
     try:
-        return Environment(_secrets_dir=SECRETS if SECRETS.is_dir() else None)
+        return Environment()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         first = problems[0]
