@@ -26,8 +26,9 @@ from diffusion_core.randomness import derive_seed
 from diffusion_core.saved_model import TrainedModel, build_model
 from diffusion_core.settings import Settings, TrainSettings
 from diffusion_core.stages.paths import PREPARED, REFERENCE
+from diffusion_core.stages.plan import options
 from diffusion_core.stages.sample import draw
-from diffusion_core.stages.train import ShardData, options
+from diffusion_core.stages.train import ShardData
 from diffusion_core.training.trainer import Trainer
 
 RESULTS = Path("benchmarks/training_choices.json")

@@ -128,7 +128,7 @@ class CommandLine(BaseSettings):
 
 
 def main() -> None:
-    """Run one stage; exit code 2 and one sentence for what the user can mend: a mistake, or a disk that refuses."""
+    """Run one stage; exit code 2 and a sentence for a mistake or a disk that refuses, 75 for a server that is down."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
@@ -136,7 +136,7 @@ def main() -> None:
         # All processes of a stage make the same mistake at once: the first tells of it, and the launcher ends the rest.
         time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECONDS_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_REFUSES:
             raise

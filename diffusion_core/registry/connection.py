@@ -21,7 +21,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 
 ARTIFACTS = "mlartifacts"
 DEFAULT_STORE = Path("mlflow.db")
@@ -53,7 +53,8 @@ def connect(environment: Environment) -> MlflowClient:
     A new SQLite store is created here, which takes a few seconds once.
 
     Raises:
-        UserError: the store does not answer within about ten seconds, or refuses; the message names the variables.
+        Unavailable: the store does not answer within about ten seconds; the message names the variables.
+        UserError: it refuses, or is none.
     """
     uri = tracking_uri(environment)
     shown = without_userinfo(uri)
@@ -69,9 +70,8 @@ def connect(environment: Environment) -> MlflowClient:
         client.search_experiments(max_results=1)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, HTTPException, ValueError) as error:
         why = str(getattr(error, "reason", reason(error))).replace(uri, shown).partition("\n")[0]
-        raise UserError(
-            f"the tracking store {shown} cannot be used ({why}): start it, or correct {VARIABLES}"
-        ) from None
+        kind = Unavailable if _is_down(error) else UserError
+        raise kind(f"the tracking store {shown} cannot be used ({why}): start it, or correct {VARIABLES}") from None
     return client
 
 
@@ -80,14 +80,14 @@ def answering(environment: Environment) -> Iterator[None]:
     """Say in one sentence that the store stopped answering while the block spoke to it.
 
     Raises:
-        UserError: it did; the block can be run again as a whole.
+        Unavailable: it did; the block can be run again as a whole.
     """
     try:
         yield
     except (MlflowException, OSError) as error:
         if not passes(error):
             raise
-        raise UserError(
+        raise Unavailable(
             f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering ({reason(error)}):"
             " start it and run this again"
         ) from None
@@ -102,6 +102,18 @@ def passes(error: MlflowException | OSError) -> bool:
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         return status >= SERVER_ERRORS or status in TRY_AGAIN
     return error.filename is None
+
+
+def _is_down(error: Exception) -> bool:
+    """Whether a store did not answer, where `answering` would also wait for credentials that are being changed."""
+    if isinstance(error, HTTPError):
+        return error.code >= SERVER_ERRORS
+    if isinstance(error, MlflowException):
+        return bool(error.get_http_status_code() >= SERVER_ERRORS)  # type: ignore[no-untyped-call]
+    if isinstance(error, OSError):
+        return error.filename is None
+    # SQLite has no server that could be down.
+    return isinstance(error, sqlalchemy.exc.OperationalError) and "sqlite" not in str(type(error.orig))
 
 
 def reason(error: Exception) -> str:

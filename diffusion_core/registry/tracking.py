@@ -16,7 +16,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.registry.connection import (
     answering,
     connect,
@@ -64,7 +64,7 @@ class Run:
         """End the run as FINISHED, FAILED or KILLED.
 
         Raises:
-            UserError: the store does not answer.
+            Unavailable: the store does not answer.
         """
         self._send()
         if self._unsent:
@@ -72,7 +72,7 @@ class Run:
         try:
             mlflow.end_run(status)
         except (MlflowException, OSError) as error:
-            raise UserError(
+            raise Unavailable(
                 f"the tracking store {self._store} no longer answers ({reason(error)}), so that the end of the run"
                 f" {self.id} is not recorded: start it and run this again"
             ) from None

@@ -10,7 +10,6 @@ REFERENCE = Path("data/reference")
 
 MODELS = Path("models")
 RUN_INFO = MODELS / "run_info.json"
-CHECKPOINTS = Path(".checkpoints")
 
 SAMPLES = Path("samples")
 SAMPLES_ORIGIN = SAMPLES / "origin.json"

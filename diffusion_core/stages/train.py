@@ -1,8 +1,8 @@
 """Train the model: data/prepared to models/, and plots/loss.csv."""
 
-import hashlib
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.output import replaced_files
-from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO, needs
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
+from diffusion_core.stages.plan import Plan, make_plan
 from diffusion_core.training.allocator import keep_freed_memory
-from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
+from diffusion_core.training.checkpoint import Checkpoint, held, load_newest, save_checkpoint
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.followers import asked_to_stop, demand_alike, follow, mistakes, shared_checkpoint
 from diffusion_core.training.history import History
@@ -67,19 +68,21 @@ def run(
     Of several processes the first alone keeps checkpoints, speaks to MLflow and writes the model.
 
     Raises:
-        UserError: data/prepared is missing, a checkpoint does not fit, the batch cannot be shared out, or the tracking
-            server cannot be reached.
+        UserError: data/prepared is missing, a checkpoint does not fit, another training keeps its checkpoints there,
+            the batch cannot be shared out, or the tracking server cannot be reached.
         SystemExit: a signal asked to stop; a checkpoint is written and the exit code is 128 plus its number.
     """
-    dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
-    network, process = options(train, dataset)
-    trainer = _trainer(network, process, dataset, train, environment, ranks)
-    params_digest = _digest(train.model_dump_json())
-    demand_alike(f"{dataset.info.digest} {params_digest} {trainer.precision.dtype}", ranks)
-    folder = CHECKPOINTS / _digest(f"{dataset.info.digest} {params_digest}")[:16]
-    checkpoint = shared_checkpoint(load_newest(folder) if ranks.first else None, ranks)
+    plan = make_plan(train, environment)
+    trainer = _trainer(plan, train, environment, ranks)
+    demand_alike(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
+    with held(plan.folder) if ranks.first else nullcontext():
+        _train(trainer, plan, train, environment, ranks)
+
+
+def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
+    checkpoint = shared_checkpoint(load_newest(plan.folder) if ranks.first else None, ranks)
     if checkpoint is not None:
-        _restore(trainer, checkpoint, folder)
+        _restore(trainer, checkpoint, plan.folder)
         if ranks.first:
             print(f"train: goes on after {trainer.images:,} images", flush=True)
     if not ranks.first:
@@ -87,7 +90,7 @@ def run(
         return
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
 
-    version = dataset_version(PREPARED, dataset.info.digest)
+    version = dataset_version(PREPARED, plan.dataset.info.digest)
     commit = git_state()
     tags = known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest})
     tags |= provenance_tags() | dvc_tags(within="data/")
@@ -99,56 +102,33 @@ def run(
         tags=tags,
     ) as tracked:
         history = History(train.report_every_images, state.get("history"))
-        model = TrainedModel(trainer.ema.module, dataset.class_counts)
-        _steps(trainer, model, train, environment, tracked, history, folder)
+        model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
+        _steps(trainer, model, train, environment, tracked, history, plan.folder)
         info = RunInfo(
             run_id=tracked.id,
             dataset_md5=version.md5,
             dataset_digest=version.digest,
-            params_digest=params_digest,
+            params_digest=plan.params_digest,
             git_commit=commit.commit,
             git_dirty=commit.dirty,
         )
         with replaced_files([MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS]) as temporary:
-            description = dataset.info.model_dump(mode="json") | {"class_counts": dataset.class_counts}
-            save_model(temporary, trainer.ema.module, network, process, description)
+            description = plan.dataset.info.model_dump(mode="json") | {"class_counts": plan.dataset.class_counts}
+            save_model(temporary, trainer.ema.module, plan.network, plan.process, description)
             info.write(temporary / RUN_INFO.name)
             history.write(temporary / LOSS.name)
-    shutil.rmtree(folder)
+    shutil.rmtree(plan.folder)
 
 
-def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the network and of the process, which must fit the dataset."""
-    downsampling = 2 ** (len(train.network.dim_mults) - 1)
-    height, width = dataset.info.image_size
-    if height % downsampling or width % downsampling:
-        raise UserError(
-            f"the images in {PREPARED} are {height} x {width}; with {len(train.network.dim_mults)} levels in"
-            f" train.network.dim_mults each side must be a multiple of {downsampling}: run `dvc repro prepare`"
-        )
-    classes = len(dataset.info.classes) if train.network.class_conditional else 0
-    network = train.network.model_dump(exclude={"class_conditional"})
-    network |= {"channels": dataset.info.channels, "num_classes": classes or None}
-    process = train.process.model_dump(mode="json") | {"image_size": dataset.info.image_size}
-    return network, process
-
-
-def _trainer(
-    network: dict[str, Any],
-    process: dict[str, Any],
-    dataset: ImageDataset,
-    train: TrainSettings,
-    environment: Environment,
-    ranks: Ranks,
-) -> Trainer:
+def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:
     device = choose_device(environment)
     choose_dtype(environment, device)  # so that a precision the device lacks is told by its variable
     keep_freed_memory()
     torch.manual_seed(derive_seed(train.seed, "weights"))
     try:
         trainer = Trainer(
-            build_model(network, process).to(device),
-            ShardData(dataset),
+            build_model(plan.network, plan.process).to(device),
+            ShardData(plan.dataset),
             precision=environment.precision,
             compiled=choose_compiled(environment, device),
             ranks=ranks,
@@ -234,7 +214,3 @@ def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArra
         dtype=choose_dtype(environment, model.diffusion.device).dtype,
     )
     return np.asarray(grid(images, columns=10))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -10,10 +10,13 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # With two, the newest may be damaged and there is still one to go back to.
 KEEP = 2
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,24 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of `folder` for the block; the hold of a process that was killed ends with it.
+
+    Raises:
+        UserError: another training holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise UserError(
+            f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
+            " or stop it"
+        ) from None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:

@@ -23,7 +23,7 @@ from diffusion_core.generation import generate
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import load_model
-from diffusion_core.stages.paths import CHECKPOINTS, LOSS, METRICS, MODELS, REFERENCE, SAMPLES
+from diffusion_core.stages.paths import LOSS, METRICS, MODELS, REFERENCE, SAMPLES
 from diffusion_core.training.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
@@ -153,7 +153,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_once_and_before_anything_s
     assert "batch_size is 33; it must be a multiple of accumulate, which is 1, times the number of processes" in (
         done.stderr
     )
-    assert not (folder / CHECKPOINTS).exists()
+    assert not (folder / ".checkpoints").exists()
 
 
 def test_a_mistake_that_all_processes_make_is_told_once(folder):
@@ -199,7 +199,7 @@ def training(folder):
     ranks = []
     try:
         deadline = time.monotonic() + 120
-        while not list((folder / CHECKPOINTS).glob("*/step-*[0-9]")):
+        while not list((folder / ".checkpoints").glob("*/step-*[0-9]")):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -253,7 +253,7 @@ def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
-    newest = max((folder / CHECKPOINTS).glob("*/step-*[0-9]"))
+    newest = max((folder / ".checkpoints").glob("*/step-*[0-9]"))
     step = int(newest.name[5:])
     run_id = json.loads((newest / "state.json").read_text(encoding="utf-8"))["run_id"]
     assert MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(run_id).info.status == "KILLED"
@@ -265,7 +265,7 @@ def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(
     )
     try:
         deadline = time.monotonic() + 120
-        while int(max((folder / CHECKPOINTS).glob("*/step-*[0-9]")).name[5:]) <= step:
+        while int(max((folder / ".checkpoints").glob("*/step-*[0-9]")).name[5:]) <= step:
             assert resumed.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -18,9 +18,9 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.registry.tracking import Run
 from diffusion_core.saved_model import load_model
-from diffusion_core.stages import train
-from diffusion_core.stages.paths import CHECKPOINTS, LOSS, MODELS, PREPARED, RUN_INFO
-from diffusion_core.training.checkpoint import load_newest
+from diffusion_core.stages import plan, train
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
+from diffusion_core.training.checkpoint import held, load_newest
 from diffusion_core.training.trainer import Trainer
 
 
@@ -66,7 +66,7 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     assert run.data.metrics["train/loss"] == pytest.approx(float(rows[-1]["loss"]))
     assert run.inputs.dataset_inputs[0].dataset.digest
     assert list(Path("mlruns").rglob("*samples*.png")) or list(Path("mlartifacts").rglob("*samples*.png"))
-    assert not any(CHECKPOINTS.iterdir())
+    assert not any(Path(".checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])
@@ -84,7 +84,7 @@ def test_a_training_that_was_told_to_stop_goes_on_where_it_was(project, environm
             train.run(project.train, environment)
     assert stopped.value.code == 143
     assert not RUN_INFO.exists()
-    (checkpoint,) = CHECKPOINTS.glob("*/step-*")
+    (checkpoint,) = Path(".checkpoints").glob("*/step-*")
     assert int(checkpoint.name[5:]) == after + 1
     second = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["run_id"]
     assert recorded(second).info.status == "KILLED"
@@ -109,7 +109,7 @@ def test_a_signal_that_comes_after_the_decision_to_save_still_leaves_a_checkpoin
     with pytest.raises(SystemExit) as left:
         train.run(project.train, environment)
     assert left.value.code == 143
-    (folder,) = CHECKPOINTS.iterdir()
+    (folder,) = Path(".checkpoints").iterdir()
     # Reports come every second step; the signal came with the first of them.
     assert load_newest(folder).step == 3
 
@@ -118,13 +118,13 @@ def test_a_checkpoint_of_another_network_is_refused(project, environment, stops_
     stops_after(2)
     with pytest.raises(SystemExit):
         train.run(project.train, environment)
-    options = train.options
+    options = plan.options
 
     def wider(*arguments):
         network, process = options(*arguments)
         return network | {"dim": 12}, process
 
-    monkeypatch.setattr(train, "options", wider)
+    monkeypatch.setattr(plan, "options", wider)
     with pytest.raises(UserError, match=r"does not fit this network.*remove .checkpoints"):
         train.run(project.train, environment)
 
@@ -142,7 +142,7 @@ def test_a_failure_after_the_last_step_does_not_cost_the_training(project, envir
         patch.setattr(Run, place, fail)
         with pytest.raises(RuntimeError, match="of another kind"):
             train.run(project.train, environment)
-    (checkpoint,) = CHECKPOINTS.glob("*/step-*")
+    (checkpoint,) = Path(".checkpoints").glob("*/step-*")
     assert checkpoint.name == "step-000000010"
     train.run(project.train, environment)
     assert run_info()["run_id"]
@@ -155,16 +155,35 @@ def test_a_dataset_of_another_size_than_params_say_is_told(project, environment)
     assert not MODELS.exists()
 
 
+def test_a_second_training_of_the_same_is_refused_while_the_first_lives_and_not_after_it_was_killed(project):
+    params = Path("params.yaml")
+    params.write_text(params.read_text(encoding="utf-8").replace("images: 320", "images: 320000"), encoding="utf-8")
+    command = [sys.executable, "-m", "diffusion_core", "train"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while "train:" not in first.stderr.readline():
+            assert first.poll() is None
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert "error: another training of the same data and parameters" in second.stderr
+    finally:
+        first.kill()
+        first.communicate()
+    (folder,) = Path(".checkpoints").iterdir()
+    with held(folder):
+        pass
+
+
 def test_other_parameters_do_not_find_the_checkpoint(project, environment, stops_after):
     stops_after(2)
     with pytest.raises(SystemExit):
         train.run(project.train, environment)
-    (one,) = CHECKPOINTS.iterdir()
+    (one,) = Path(".checkpoints").iterdir()
     stops_after(3)
     with pytest.raises(SystemExit):
         train.run(project.train.model_copy(update={"seed": 1}), environment)
-    other = next(path for path in CHECKPOINTS.iterdir() if path != one)
-    assert [path.name for path in other.iterdir()] == ["step-000000004"]
+    other = next(path for path in Path(".checkpoints").iterdir() if path != one)
+    assert [path.name for path in other.glob("step-*")] == ["step-000000004"]
 
 
 def test_a_tracking_server_that_is_not_there_is_told_before_training(project, environment):
@@ -188,4 +207,4 @@ def test_term_to_the_real_process_ends_it_with_143_and_a_checkpoint(project):
     child.communicate(timeout=60)
     assert child.returncode == 143
     assert time.monotonic() - began < 30
-    assert list(CHECKPOINTS.glob("*/step-*/manifest.json"))
+    assert list(Path(".checkpoints").glob("*/step-*/manifest.json"))
