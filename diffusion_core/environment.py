@@ -21,6 +21,7 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="DIFFUSION_",
         env_file=".env",
+        env_ignore_empty=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
         extra="ignore",
         frozen=True,

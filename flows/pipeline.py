@@ -6,35 +6,62 @@
 import signal
 import sys
 
-from prefect import flow
+import httpx
+from prefect import flow, runtime
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
+from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
+from flows.checkout import only_run
 from flows.child import leave
-from flows.tasks import StageFailed, evaluate, ingest, prepare, promote, publish, reference, sample, train
+from flows.failure import StageFailed
+from flows.hooks import tell_failure
+from flows.lock_file import keep_lock
+from flows.parameters import LockPolicy, Override
 from flows.user_server import NoServer, user_server
 
+# An automation starts a run again that has crashed. One that takes its machine with it would come back for ever.
+MOST_STARTS = 5
 
-@flow(name="pipeline", persist_result=False)
-def pipeline(refresh_data: bool = True) -> None:
+
+@flow(name="pipeline", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+def pipeline(
+    overrides: list[Override] | None = None,
+    refresh_data: bool = True,
+    promote: bool = True,
+    lock: LockPolicy = "none",
+) -> None:
     """Run every stage whose inputs have changed, then publish the model and promote it if it is good enough.
 
     Args:
+        overrides: keys of params.yaml with other values for this run, `train.seed=1` say.
         refresh_data: bring in the images anew, because DVC does not watch where they come from.
+        promote: let the gate decide about the alias champion; else the model is published and no more.
+        lock: where the run's dvc.lock goes: none, artifact or branch.
     """
-    ingest(["--force"] if refresh_data else [])
-    prepare()
-    reference()
-    train()
-    sample()
-    show_samples()
-    evaluate()
-    show_metrics()
-    publish()
-    show_run()
-    promote()
-    show_decision()
+    if runtime.flow_run.run_count > MOST_STARTS:
+        raise StageFailed(f"this run has died {MOST_STARTS} times: its log says of what")
+    with only_run():
+        tasks.pull()
+        tasks.ingest(refresh_data, overrides or [])
+        tasks.prepare()
+        tasks.reference()
+        tasks.train()
+        # What took longest is safe before anything else can go wrong.
+        tasks.push()
+        tasks.sample()
+        show_samples()
+        tasks.evaluate()
+        show_metrics()
+        tasks.push()
+        keep_lock(lock)
+        tasks.publish()
+        show_run()
+        if promote:
+            tasks.promote()
+            show_decision()
 
 
 def main() -> None:
@@ -55,6 +82,13 @@ def main() -> None:
     except StageFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(2 if failure.is_mistake else 1)
+    except (httpx.HTTPError, PrefectException) as error:
+        print(
+            f"error: the Prefect server stopped answering ({error}): see that it runs, and its database, and start this"
+            " again; what is done stays done",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

@@ -2,50 +2,104 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from prefect import Task, get_run_logger, runtime, task
+from dotenv import dotenv_values
+from prefect import State, Task, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
 
 from flows.child import run_child
+from flows.failure import StageFailed
+from flows.hooks import tell_promotion
+from flows.parameters import Override
 from flows.transcript import Transcript
 
+# Of a child that a server did not answer; `diffusion_core.errors.Unavailable` ends with it.
+EX_TEMPFAIL = 75
+RETRY_SECONDS = [10.0, 60.0]
+# What waits for the network alone can hang there; a stage that computes is bounded by its budget in params.yaml.
+NETWORK_SECONDS = timedelta(hours=12).total_seconds()
 
-class StageFailed(Exception):
-    """A stage did not succeed; the message is the one sentence it left behind.
-
-    Attributes:
-        is_mistake: it was a mistake of the user's, who can mend it.
-    """
-
-    def __init__(self, sentence: str, is_mistake: bool) -> None:
-        super().__init__(sentence)
-        self.is_mistake = is_mistake
+REMOTE = "DIFFUSION_DVC_REMOTE"
 
 
-def dvc_task(stage: str) -> Task[..., None]:
-    """Return the task of one stage of dvc.yaml; its argument is more options of `dvc repro`."""
+def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+    """Whether trying again can help: a server did not answer, and nothing else was wrong."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and error.may_pass
 
-    @task(name=stage, task_run_name=stage, cache_policy=NO_CACHE, persist_result=False)
-    def reproduce(options: Sequence[str] = ()) -> None:
-        run_stage(stage, ["dvc", "repro", "--single-item", *options, stage])
+
+def _options(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "task_run_name": name,
+        "cache_policy": NO_CACHE,
+        "persist_result": False,
+        "retries": len(RETRY_SECONDS),
+        "retry_delay_seconds": RETRY_SECONDS,
+        "retry_condition_fn": may_pass,
+        **more,
+    }
+
+
+def dvc_task(stage: str) -> Task[[], None]:
+    """Return the task of one stage of dvc.yaml."""
+
+    @task(**_options(stage))
+    def reproduce() -> None:
+        # What another machine has made of the same inputs is not made again.
+        run_module(stage, ["dvc", "repro", "--single-item", *(["--pull"] if has_remote() else []), stage])
 
     return reproduce
 
 
-def registry_task(stage: str) -> Task[[], None]:
+def registry_task(stage: str, **options: Any) -> Task[[], None]:
     """Return the task of a stage that DVC does not know, because it changes MLflow and no file."""
 
-    @task(name=stage, task_run_name=stage, cache_policy=NO_CACHE, persist_result=False)
+    @task(**_options(stage, timeout_seconds=NETWORK_SECONDS, **options))
     def run() -> None:
-        run_stage(stage, ["diffusion_core", stage])
+        run_module(stage, ["diffusion_core", stage])
 
     return run
 
 
-def run_stage(stage: str, module: Sequence[str]) -> None:
+@task(**_options("ingest", timeout_seconds=NETWORK_SECONDS))
+def ingest(refresh: bool, overrides: Sequence[Override]) -> None:
+    """Bring the images in, anew if they are to be refreshed, after setting what the run wants otherwise."""
+    settings = [argument for override in overrides for argument in ("--set-param", override)]
+    command = ["exp", "run", *settings] if settings else ["repro"]
+    run_module("ingest", ["dvc", *command, "--single-item", *(["--force"] if refresh else []), "ingest"])
+
+
+@task(**_options("pull", timeout_seconds=NETWORK_SECONDS))
+def pull() -> None:
+    """Bring what other machines have made: the outputs that dvc.lock names, and what was made of which inputs."""
+    if not has_remote():
+        get_run_logger().info(f"outputs are kept on this machine alone, because {REMOTE} names no other place")
+        return
+    run_module("pull", ["diffusion_core", "remote"])
+    run_module("pull", ["dvc", "pull", "--run-cache", "--allow-missing"])
+
+
+@task(**_options("push", timeout_seconds=NETWORK_SECONDS))
+def push() -> None:
+    """Give other machines what was made here."""
+    if has_remote():
+        run_module("push", ["dvc", "push", "--run-cache"])
+
+
+def has_remote() -> bool:
+    """Whether the environment names a place where machines share outputs."""
+    return bool(os.environ.get(REMOTE) or dotenv_values(".env").get(REMOTE))
+
+
+def run_module(stage: str, module: Sequence[str]) -> None:
     """Run a Python module with its arguments in a child process; its output goes to the run's log.
 
     Raises:
@@ -56,12 +110,20 @@ def run_stage(stage: str, module: Sequence[str]) -> None:
     transcript.close()
     if code == 0:
         return
-    if transcript.error is not None:
-        raise StageFailed(f"{stage}: {transcript.error}", is_mistake=True)
     trouble = transcript.trouble or ""
+    if transcript.error is not None:
+        raise StageFailed(
+            f"{stage}: {transcript.error}", is_mistake=True, may_pass=_stage_code(code, trouble) == EX_TEMPFAIL
+        )
     if "is busy" in trouble or "Unable to acquire lock" in trouble:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
-    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip(), is_mistake=False)
+    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip())
+
+
+def _stage_code(code: int, trouble: str) -> int:
+    """Return the exit code of a stage, which DVC keeps to itself but for its message."""
+    told = re.search(r"exited with (\d+)", trouble)
+    return int(told[1]) if told else code
 
 
 def child_environment() -> dict[str, str]:
@@ -88,11 +150,10 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 for _logger in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_logger).addFilter(_without_traceback)
 
-ingest = dvc_task("ingest")
 prepare = dvc_task("prepare")
 reference = dvc_task("reference")
 train = dvc_task("train")
 sample = dvc_task("sample")
 evaluate = dvc_task("evaluate")
 publish = registry_task("publish")
-promote = registry_task("promote")
+promote = registry_task("promote", on_completion=[tell_promotion])

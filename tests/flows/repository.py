@@ -88,6 +88,19 @@ def write_repository(folder):
         subprocess.run(command, cwd=folder, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
 
 
+def commit(folder):
+    """Commit all that git does not ignore; return the commit."""
+    identity = ["-c", "user.name=tester", "-c", "user.email=tester@localhost"]
+    for arguments in (["add", "--all"], [*identity, "commit", "--quiet", "--message", "state"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def git(folder, *arguments):
+    """What git prints."""
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def ran(folder):
     """The stages that ran since this was asked last."""
     file = folder / "ran.txt"

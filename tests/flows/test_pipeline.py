@@ -9,17 +9,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 
+from flows import tasks
+from flows.failure import StageFailed
+from flows.hooks import FAILED, PROMOTED
 from flows.pipeline import pipeline
-from flows.tasks import StageFailed
-from tests.flows.repository import graph, ran
+from tests.flows.repository import commit, graph, ran
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+# What a run shares with other machines, beside its stages.
+SHARING = ("pull", "push", "keep-lock")
 
 
 def task_runs(flow_run_id):
@@ -67,7 +75,12 @@ def test_the_chain_is_the_graph_of_dvc_yaml_and_then_the_registry(finished_proje
         made.update(outputs)
     # Nothing is left for DVC, so no stage ran before what it reads was made.
     assert "up to date" in dvc_status(folder)
-    assert [run.name for run in task_runs(flow_run_id)] == order
+    names = [run.name for run in task_runs(flow_run_id)]
+    assert [name for name in names if name not in SHARING] == order
+    # What is made is pushed before anything that could fail without it.
+    assert names[0] == "pull"
+    assert names[names.index("train") + 1] == "push"
+    assert names[names.index("evaluate") + 1 :] == ["push", "keep-lock", "publish", "promote"]
 
 
 def test_every_stage_knows_the_flow_run(finished_project):
@@ -111,6 +124,97 @@ def test_a_mistake_ends_the_run_with_its_sentence_and_later_stages_do_not_run(pr
         pipeline()
     assert caught.value.is_mistake
     assert [stage for stage, _ in ran(project)] == ["ingest", "prepare"]
+
+
+def test_a_server_that_is_down_is_tried_again_and_a_mistake_is_not(project, monkeypatch):
+    monkeypatch.setattr(tasks.prepare, "retry_delay_seconds", [0.0, 0.0])
+    (project / "on_prepare.py").write_text(
+        "import os, sys; tried = os.path.exists('tried'); open('tried', 'w').close()\n"
+        "sys.exit(tried or (print('error: the store is down: start it') or 75))"
+    )
+    with pytest.raises(StageFailed, match="ended with exit code 255"):
+        # The second attempt ends with code 1 and without a sentence.
+        pipeline()
+    assert [stage for stage, _ in ran(project)] == ["ingest", "prepare", "prepare"]
+    (project / "on_prepare.py").write_text("import sys; print('error: the store is down: start it'); sys.exit(75)")
+    with pytest.raises(StageFailed, match=r"^prepare: the store is down: start it$") as caught:
+        pipeline()
+    assert caught.value.is_mistake
+    assert [stage for stage, _ in ran(project)] == ["ingest", "prepare", "prepare", "prepare"]
+
+
+def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatch):
+    (project / "params.yaml").write_text("train: {seed: 0}\n")
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    graph["stages"]["train"]["params"] = ["train"]
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    commit(project)
+    pipeline()
+    ran(project)
+    pipeline(overrides=["train.seed=7"], refresh_data=False)
+    assert yaml.safe_load((project / "params.yaml").read_text()) == {"train": {"seed": 7}}
+    assert [stage for stage, _ in ran(project)][:1] == ["train"]
+
+
+@pytest.mark.parametrize("override", ["--help", "train.seed", "-x=1", "=1", ""])
+def test_an_override_that_is_none_is_refused_before_anything_runs(project, override):
+    with pytest.raises(ParameterTypeError, match="overrides"):
+        pipeline(overrides=[override])
+    assert ran(project) == []
+
+
+def test_a_run_that_is_not_to_promote_publishes_and_no_more(project_after_a_run):
+    pipeline(refresh_data=False, promote=False)
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["publish"]
+
+
+def test_a_second_run_in_one_checkout_is_refused_while_the_first_lives_and_not_after_it_was_killed(project):
+    (project / "on_ingest.py").write_text("import time; open('busy', 'w').close(); time.sleep(60)")
+    other = start_flow(with_our_server())
+    try:
+        while not (project / "busy").exists():
+            assert other.poll() is None, other.stdout.read()
+            time.sleep(0.1)
+        with pytest.raises(StageFailed, match="another run works in .*project: wait until it ends") as caught:
+            pipeline()
+        assert caught.value.is_mistake
+        family = psutil.Process(other.pid).children(recursive=True)
+    finally:
+        for each in [other, *family]:
+            each.kill()
+        other.communicate()
+    (project / "on_ingest.py").unlink()
+    pipeline()
+
+
+def events(name, flow_run_id, seconds=30.0):
+    """The events of that name about a run, as soon as there is one; they travel beside the run."""
+    deadline = time.monotonic() + seconds
+    while True:
+        wanted = {"filter": {"event": {"name": [name]}, "resource": {"id": [f"prefect.flow-run.{flow_run_id}"]}}}
+        with get_client(sync_client=True) as client:
+            found = client.request("POST", "/events/filter", json=wanted).json()["events"]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.2)
+
+
+def test_a_run_that_fails_says_why_in_an_event(project):
+    (project / "on_ingest.py").write_text("import sys; print('error: no images: add some'); sys.exit(2)")
+    state = pipeline(return_state=True)
+    (event,) = events(FAILED, state.state_details.flow_run_id)
+    assert "ingest: no images: add some" in event["payload"]["sentence"]
+
+
+@pytest.mark.parametrize(("outcome", "count"), [("promoted", 1), ("refused", 0), ("unchanged", 0)])
+def test_a_promotion_is_an_event_and_another_decision_is_none(project_after_a_run, outcome, count):
+    module = project_after_a_run / "diffusion_core/__main__.py"
+    module.write_text(module.read_text().replace('"refused"', f'"{outcome}"'))
+    state = pipeline(refresh_data=False, return_state=True)
+    # Events of a run arrive in their order, and this one comes after all of ours.
+    assert events("prefect.flow-run.Completed", state.state_details.flow_run_id)
+    found = events(PROMOTED, state.state_details.flow_run_id, seconds=0.0)
+    assert [event["payload"]["outcome"] for event in found] == [outcome] * count
 
 
 def test_a_crash_is_no_mistake(project):

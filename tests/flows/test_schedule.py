@@ -40,7 +40,7 @@ EXPECTED = {
     "cron": "0 2 * * *",
     "timezone": "UTC",
     "active": True,
-    "parameters": {"refresh_data": True},
+    "parameters": {"overrides": [], "refresh_data": True, "promote": True, "lock": "artifact"},
     "limit": 1,
     "collision": "ENQUEUE",
     "entrypoint": "flows/pipeline.py:pipeline",
@@ -60,7 +60,7 @@ def test_what_is_served_is_what_prefect_yaml_deploys(client, monkeypatch):
     served = read(client)
     client.delete_deployment(client.read_deployment_by_name("pipeline/nightly").id)
     prefect("work-pool", "create", "--type", "process", "machine")
-    prefect("deploy", "--all")
+    prefect("deploy", "--name", "nightly")
     assert read(client) == served == EXPECTED
 
 

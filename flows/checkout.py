@@ -1,0 +1,29 @@
+"""One run at a time in a checkout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.failure import StageFailed
+
+LOCK = Path(".cache/pipeline.lock")
+
+
+@contextmanager
+def only_run() -> Iterator[None]:
+    """Keep other runs out of this folder for the block; the hold of a run that was killed ends with it.
+
+    Raises:
+        StageFailed: another run works here.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    try:
+        with FileLock(LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise StageFailed(
+            f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
+            is_mistake=True,
+        ) from None

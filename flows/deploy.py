@@ -1,0 +1,94 @@
+"""Put one of prefect.yaml's deployments on the Prefect server: `python -m flows.deploy [machine|docker|kubernetes]`.
+
+It makes the work pool where there is none, runs `prefect deploy`, and puts the automations beside it. It can be run
+again after any change.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound, PrefectException
+from ruamel.yaml import YAML
+
+from flows.automations import put_automations
+from flows.schedule import DEPLOYMENTS
+from flows.user_server import NoServer, user_server
+
+POOL_TYPES = {"machine": "process", "docker": "docker", "kubernetes": "kubernetes"}
+# Prefect's own template has no place for GPUs, secrets and volumes.
+TEMPLATES = {"kubernetes": Path("docker/kubernetes-pool.json")}
+
+
+class CannotDeploy(Exception):
+    """What is in the way, in one sentence."""
+
+
+def deploy(pool: str) -> str:
+    """Deploy to a pool and return the deployment's name.
+
+    Raises:
+        CannotDeploy: there is no such pool, a variable is not set, or the server refuses.
+        NoServer: there is no server, or it cannot be used.
+    """
+    if pool not in POOL_TYPES:
+        raise CannotDeploy(f"there is no pool {pool}: prefect.yaml has {', '.join(POOL_TYPES)}")
+    content = YAML(typ="safe", pure=True).load(DEPLOYMENTS.read_text(encoding="utf-8"))
+    name = next(each["name"] for each in content["deployments"] if each["work_pool"]["name"] == pool)
+    _check_variables(next(each for each in content["deployments"] if each["name"] == name))
+    if user_server() is None:
+        raise NoServer("there is no Prefect server to deploy to: set PREFECT_API_URL, `make stack` starts one")
+    try:
+        with get_client(sync_client=True) as client:
+            _put_pool(client, pool)
+            _run_prefect("deploy", "--name", name)
+            put_automations(client)
+    except (httpx.HTTPError, PrefectException) as error:
+        raise CannotDeploy(f"the Prefect server refuses ({error}): start it, or correct PREFECT_API_URL") from None
+    return f"pipeline/{name}"
+
+
+def _check_variables(deployment: dict[str, Any]) -> None:
+    wanted = sorted(set(re.findall(r"\{\{ \$(\w+) \}\}", json.dumps(deployment))))
+    missing = [name for name in wanted if name not in os.environ]
+    if missing:
+        raise CannotDeploy(
+            f"{deployment['name']} needs {', '.join(missing)}: set each, to nothing where there is nothing to name"
+        )
+
+
+def _put_pool(client: SyncPrefectClient, pool: str) -> None:
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        template = json.loads(TEMPLATES[pool].read_text(encoding="utf-8")) if pool in TEMPLATES else {}
+        client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPES[pool], base_job_template=template))
+
+
+def _run_prefect(*arguments: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
+        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({lines[-1].strip()}): mend that and deploy again")
+
+
+def main() -> None:
+    """Deploy; exit code 2 and one sentence if that cannot be."""
+    try:
+        name = deploy(*sys.argv[1:2] or ["machine"])
+    except (CannotDeploy, NoServer) as trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{name} is deployed; `prefect deployment run {name}` starts it at once")
+
+
+if __name__ == "__main__":
+    main()

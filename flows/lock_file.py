@@ -1,0 +1,86 @@
+"""What becomes of the dvc.lock that a run has made, which says what data, code and parameters its outputs are of."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from prefect import get_run_logger, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.failure import StageFailed
+from flows.parameters import LockPolicy
+
+LOCK = Path("dvc.lock")
+# What a run changes that git knows: overrides change params.yaml.
+FILES = (LOCK, Path("params.yaml"))
+
+
+@task(name="keep-lock", task_run_name="keep-lock", cache_policy=NO_CACHE, persist_result=False)
+def keep_lock(policy: LockPolicy) -> None:
+    """Keep dvc.lock by a policy.
+
+    Raises:
+        StageFailed: the branch cannot be pushed.
+    """
+    policies: dict[LockPolicy, Callable[[], str]] = {
+        "none": lambda: "dvc.lock stays in this checkout alone, by the parameter lock",
+        "artifact": _to_page,
+        "branch": _to_branch,
+    }
+    get_run_logger().info(policies[policy]())
+
+
+def _to_page() -> str:
+    text = f"```yaml\n{LOCK.read_text(encoding='utf-8')}```"
+    create_markdown_artifact(text, key="dvc-lock", description="Put it in the place of dvc.lock, and `dvc pull`.")
+    return "dvc.lock is an artifact of this run"
+
+
+def _to_branch() -> str:
+    """Push a commit that the checkout itself never sees: its branch, index and files stay as they are."""
+    files = [str(file) for file in FILES if file.exists()]
+    if not _git("status", "--porcelain", "--", *files):
+        return "dvc.lock has not changed"
+    branch = f"runs/{runtime.flow_run.name or 'run'}"
+    with TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+        _git("read-tree", "HEAD", **index)
+        _git("add", "--force", "--", *files, **index)
+        tree = _git("write-tree", **index)
+    message = f"Record the outputs of the run {runtime.flow_run.name}"
+    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, **_identity())
+    # The branch is this run's own: a run that is tried again replaces what its first attempt pushed.
+    _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
+    return f"dvc.lock is in the branch {branch}: merge it, and `dvc pull`"
+
+
+def _identity() -> dict[str, str]:
+    """Return the variables that name the committer where git knows none."""
+    known = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], capture_output=True, check=False)
+    if known.returncode == 0:
+        return {}
+    committer = {"NAME": "diffusion pipeline", "EMAIL": "pipeline@localhost"}
+    return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in committer.items()}
+
+
+def _git(*arguments: str, **variables: str) -> str:
+    """Return what git prints.
+
+    Raises:
+        StageFailed: git fails; the message has no password that an address may hold.
+    """
+    # Nobody is there whom git could ask for a password.
+    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **variables}
+    git = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=False)
+    if git.returncode:
+        why = re.sub(r"(?<=://)[^\s/]*@", "", " ".join(git.stderr.split()))
+        raise StageFailed(
+            f"dvc.lock cannot be kept in a branch, because `git {arguments[0]}` fails ({why}): give the worker's git"
+            " the right to push to origin, or set the parameter lock to none or artifact",
+            is_mistake=True,
+        )
+    return git.stdout.strip()
