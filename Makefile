@@ -12,10 +12,10 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test lint lock serve bench
+.PHONY: help setup demo test lint lock serve bench stack stack-down deploy
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lock is unchanged
 
@@ -59,3 +59,14 @@ bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside i
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m flows.serve
+
+stack: setup ## Start a team's servers on this machine: PostgreSQL, S3, MLflow, Prefect and a worker
+	$(BIN)/python -m flows.stack up
+
+stack-down: setup ## Stop what `make stack` has started; the data stay
+	$(BIN)/python -m flows.stack down
+
+POOL ?= machine
+
+deploy: setup ## Put the nightly run on the Prefect server: make deploy POOL=machine, docker or kubernetes
+	$(BIN)/python -m flows.deploy $(POOL)

@@ -75,7 +75,8 @@ def started(command: Sequence[str], seconds: float, **options: Any) -> Iterator[
     finally:
         if process is not None:
             with signals_held():
-                _stop_group(process, seconds)
+                end_group(process.pid, seconds)
+                process.wait()
 
 
 @contextmanager
@@ -106,16 +107,24 @@ def leave(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _stop_group(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """End all of the group that `process` leads or led: by TERM, and whoever is left after `seconds` by KILL."""
+def end_group(leader: int, seconds: float) -> None:
+    """End all of the group that a process leads or led: by TERM, and whoever is left after `seconds` by KILL."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(leader, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and _lives(process.pid):
+    while time.monotonic() < deadline and _lives(leader):
         time.sleep(0.1)
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        os.killpg(leader, signal.SIGKILL)
+
+
+def end_children(parent: int, seconds: float) -> None:
+    """Ask the children of a process to end by TERM, and give them `seconds` to do so."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(parent).children()
+        for child in children:
+            child.terminate()
+        psutil.wait_procs(children, seconds)
 
 
 def _lives(group: int) -> bool:

@@ -16,9 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
-from flows.child import GRACE_SECONDS, leave, signals_held, started
+from flows.child import GRACE_SECONDS, end_children, leave, signals_held, started
 
 LOGS = Path(".cache")
 HOST = "127.0.0.1"
@@ -92,20 +90,12 @@ def scheduling(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[byte
             yield process
         finally:
             with signals_held():
-                _stop_flow_runs(process)
+                # The runner itself would kill its flow runs; so each gives its stage time to save its work.
+                end_children(process.pid, GRACE_SECONDS + STOP_SECONDS)
                 # Prefect's runner leaves in good order on INT and not on TERM.
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
-
-
-def _stop_flow_runs(runner: subprocess.Popen[bytes]) -> None:
-    """End the runner's flow runs, which the runner itself would kill: each gives its stage time to save its work."""
-    with suppress(psutil.NoSuchProcess):
-        flow_runs = psutil.Process(runner.pid).children()
-        for flow_run in flow_runs:
-            flow_run.terminate()
-        psutil.wait_procs(flow_runs, GRACE_SECONDS + STOP_SECONDS)
 
 
 def watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:

@@ -1,0 +1,116 @@
+"""`python -m flows.stack up` and `python -m flows.stack down`, which `make stack` and `make stack-down` call."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.child import signals_held
+from flows.stack import services
+from flows.stack.home import HOST, Home, keep_home, open_home, with_port
+from flows.stack.postgres import make_databases
+from flows.stack.processes import Service, Started, read_started, start, wait_until_ready, write_started
+from flows.stack.trouble import StackTrouble
+
+FOLDER = Path(".stack")
+
+
+def up(folder: Path = FOLDER) -> Home:
+    """Start what does not run yet, and return when all answer; what this call has started is stopped if one fails.
+
+    Raises:
+        StackTrouble: a server cannot be started; the message names its log.
+    """
+    home = open_home(folder)
+    file = home.folder / "started.json"
+    running = read_started(file)
+    new: list[Started] = []
+
+    def launch(makers: dict[str, Callable[[Home], Service]]) -> None:
+        nonlocal home
+        waiting: list[tuple[Service, Started]] = []
+        for name, make in makers.items():
+            if name in running:
+                continue
+            if name in home.ports:
+                home = with_port(home, name)
+                keep_home(home)
+            service = make(home)
+            with signals_held():
+                started = start(service, home.logs / f"{name}.log")
+                running[name] = started
+                new.append(started)
+                write_started(file, running)
+            waiting.append((service, started))
+        for service, started in waiting:
+            began = time.monotonic()
+            wait_until_ready(service, started, home.logs / f"{service.name}.log")
+            print(f"{service.name} answers ({time.monotonic() - began:.0f} s)", flush=True)
+
+    try:
+        launch({"postgres": services.postgres})
+        make_databases(home)
+        launch({"s3": services.s3, "mlflow": services.mlflow, "prefect": services.prefect})
+        if "worker" not in running:
+            # Runs of a worker that was killed left their checkouts behind.
+            shutil.rmtree(home.folder / "runs")
+            (home.folder / "runs").mkdir()
+        launch({"worker": services.worker})
+    except BaseException:
+        with signals_held():
+            for each in reversed(new):
+                each.stop()
+            write_started(file, read_started(file))
+        raise
+    return home
+
+
+def down(folder: Path = FOLDER) -> list[str]:
+    """Stop what `up` has started, the last first, and return the names; all that they keep stays."""
+    file = folder.absolute() / "started.json"
+    running = read_started(file)
+    with signals_held():
+        for each in reversed(running.values()):
+            each.stop()
+        if file.exists():
+            write_started(file, {})
+    return list(running)
+
+
+def _show(home: Home) -> None:
+    print(f"Prefect:    http://{HOST}:{home.ports['prefect']}")
+    print(f"MLflow:     http://{HOST}:{home.ports['mlflow']}")
+    print(f"S3:         {home.s3_endpoint}  (buckets images, dvc and mlflow)")
+    print(f"PostgreSQL: {HOST}:{home.ports['postgres']}")
+    print(f"logs:       {home.logs}")
+    print(f"Names and passwords are in {home.folder / 'env'}. A shell that is to work with the stack reads it:")
+    print(f"    set -a; . {home.folder / 'env'}; set +a")
+    print("`make deploy` then puts the nightly run on it, and `make stack-down` stops it.")
+
+
+def main() -> None:
+    """Start or stop; exit code 2 and one sentence if that cannot be."""
+    try:
+        FOLDER.mkdir(mode=0o711, exist_ok=True)
+        with FileLock(FOLDER / "lock", timeout=0):
+            if sys.argv[1:] == ["up"]:
+                _show(up())
+            elif sys.argv[1:] == ["down"]:
+                print(f"stopped: {', '.join(down()) or 'nothing ran'}; the data stay in {FOLDER}")
+            else:
+                raise StackTrouble("say what the stack is to do: `python -m flows.stack up` or `down`")
+    except Timeout:
+        print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
+        sys.exit(2)
+    except StackTrouble as trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Where the stack lives: its folder, its ports and its passwords, which outlast the servers."""
+
+import json
+import os
+import secrets
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from flows.stack.trouble import StackTrouble
+
+HOST = "127.0.0.1"
+SERVERS = ("postgres", "s3", "mlflow", "prefect")
+BUCKETS = ("images", "dvc", "mlflow")
+ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The stack of one checkout.
+
+    Attributes:
+        folder: absolute.
+        ports: where each of `SERVERS` listens.
+        passwords: of each of `SERVERS`, and `cookies`, which MLflow signs its forms with.
+    """
+
+    folder: Path
+    ports: Mapping[str, int]
+    passwords: Mapping[str, str]
+
+    @property
+    def logs(self) -> Path:
+        """The folder of one log a server."""
+        return self.folder / "logs"
+
+    @property
+    def prefect_api(self) -> str:
+        """Where Prefect's API answers."""
+        return f"http://{HOST}:{self.ports['prefect']}/api"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Where the S3 store answers."""
+        return f"http://{HOST}:{self.ports['s3']}"
+
+    def database(self, name: str, driver: str = "postgresql") -> str:
+        """Return the address of a database, with its password."""
+        return f"{driver}://{ADMIN}:{self.passwords['postgres']}@{HOST}:{self.ports['postgres']}/{name}"
+
+    def client_variables(self) -> dict[str, str]:
+        """Return what a worker, or a person at a shell, needs to work with the stack; passwords are among it."""
+        return {
+            "PREFECT_API_URL": self.prefect_api,
+            "PREFECT_API_AUTH_STRING": f"{ADMIN}:{self.passwords['prefect']}",
+            "DIFFUSION_TRACKING_URI": f"http://{ADMIN}:{self.passwords['mlflow']}@{HOST}:{self.ports['mlflow']}",
+            "DIFFUSION_S3_ENDPOINT": self.s3_endpoint,
+            "DIFFUSION_S3_REGION": "us-east-1",
+            "DIFFUSION_S3_ACCESS_KEY": ADMIN,
+            "DIFFUSION_S3_SECRET_KEY": self.passwords["s3"],
+            "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
+            "DIFFUSION_DVC_CACHE": str(self.folder / "cache"),
+            "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
+        }
+
+
+def open_home(folder: Path) -> Home:
+    """Return the stack that lives in `folder`, which is made the first time; a port that others took is replaced.
+
+    Raises:
+        StackTrouble: its file is damaged.
+    """
+    folder = folder.absolute()
+    file = folder / "home.json"
+    # The database's own user must be able to pass through.
+    folder.mkdir(mode=0o711, exist_ok=True)
+    if file.exists():
+        try:
+            home = Home(folder, **json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise StackTrouble(
+                f"{file} is damaged: restore it from a backup, because without its passwords nobody reads the databases"
+            ) from None
+    else:
+        words = {name: secrets.token_urlsafe(24) for name in (*SERVERS, "cookies")}
+        home = Home(folder, dict.fromkeys(SERVERS, 0), words)
+    for each in (home.logs, folder / "runs", *(folder / "s3" / bucket for bucket in BUCKETS)):
+        each.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def keep_home(home: Home) -> None:
+    """Write down ports and passwords, for the owner's eyes alone, and the client's variables as a shell reads them."""
+    content = asdict(home)
+    del content["folder"]
+    write_private(home.folder / "home.json", json.dumps(content, indent=1) + "\n")
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in home.client_variables().items()]
+    write_private(home.folder / "env", "".join(lines))
+
+
+def with_port(home: Home, name: str) -> Home:
+    """Return `home` with a port for a server that is about to start: the one it had, or else a free one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, home.ports[name]))
+        except OSError:
+            probe.bind((HOST, 0))
+        return replace(home, ports={**home.ports, name: probe.getsockname()[1]})
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that nobody else can read, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,121 @@
+"""PostgreSQL: the programs of the system, a cluster of our own, and one database a server."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.stack.home import ADMIN, HOST, Home, write_private
+from flows.stack.trouble import StackTrouble
+
+DATABASES = ("prefect", "mlflow", "mlflow_auth")
+# Debian keeps the programs of each version apart.
+DEBIAN = Path("/usr/lib/postgresql")
+
+
+def program(name: str) -> str:
+    """Return the path of one of PostgreSQL's programs, the newest there is.
+
+    Raises:
+        StackTrouble: it is not installed.
+    """
+    versions = sorted(DEBIAN.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which(name)
+    if found is None:
+        raise StackTrouble("PostgreSQL is not installed: install it, on Debian with `apt install postgresql`")
+    return found
+
+
+def owner() -> str | None:
+    """Return the user whom PostgreSQL must run as: it refuses root's rights, and Debian makes a user for it.
+
+    Raises:
+        StackTrouble: there is no such user.
+    """
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        raise StackTrouble("PostgreSQL does not run as root: become another user, or make the user postgres") from None
+
+
+def make_cluster(home: Home) -> Path:
+    """Return the folder of the cluster, which is made the first time.
+
+    Raises:
+        StackTrouble: it cannot be made.
+    """
+    folder = home.folder / "postgres"
+    if (folder / "PG_VERSION").exists():
+        return folder
+    user = owner()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    word = home.folder / "postgres-password"
+    write_private(word, home.passwords["postgres"])
+    if user is not None:
+        shutil.chown(folder, user)
+        shutil.chown(word, user)
+    command = [program("initdb"), "--pgdata", str(folder), "--username", ADMIN, "--pwfile", str(word)]
+    command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale"]
+    made = subprocess.run(
+        command,
+        cwd="/",
+        user=user,
+        extra_groups=None if user is None else [],
+        env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    word.unlink()
+    if made.returncode:
+        why = (made.stderr.strip().splitlines() or ["no reason is known"])[-1]
+        raise StackTrouble(
+            f"PostgreSQL cannot make its files in {folder} ({why}): see that its user"
+            f" {user or 'is you and'} may pass through all folders above"
+        )
+    return folder
+
+
+def make_databases(home: Home) -> None:
+    """Make the databases that are missing.
+
+    Raises:
+        StackTrouble: PostgreSQL refuses.
+    """
+    there = _psql(home, "SELECT datname FROM pg_database").split()
+    for name in DATABASES:
+        if name not in there:
+            _psql(home, f"CREATE DATABASE {name}")
+
+
+def client_variables(home: Home) -> Mapping[str, str]:
+    """Return what PostgreSQL's own programs need."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PGHOST": HOST,
+        "PGPORT": str(home.ports["postgres"]),
+        "PGUSER": ADMIN,
+        "PGPASSWORD": home.passwords["postgres"],
+        "PGDATABASE": "postgres",
+    }
+
+
+def is_ready(home: Home) -> bool:
+    """Whether PostgreSQL takes connections."""
+    asked = subprocess.run([program("pg_isready")], env=client_variables(home), capture_output=True, check=False)
+    return asked.returncode == 0
+
+
+def _psql(home: Home, statement: str) -> str:
+    command = [program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--command", statement]
+    done = subprocess.run(command, env=client_variables(home), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StackTrouble(
+            f"PostgreSQL refuses ({done.stderr.strip()}): {home.folder / 'home.json'} must hold the password that the"
+            f" databases in {home.folder / 'postgres'} were made with"
+        )
+    return done.stdout

