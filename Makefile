@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test lint lock serve bench
+.PHONY: help setup demo test lint lock serve bench remote
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -59,3 +59,6 @@ bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside i
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m flows.serve
+
+remote: setup ## Tell DVC of the bucket in DIFFUSION_DVC_REMOTE, where machines share outputs
+	$(BIN)/python -m diffusion_core remote
