@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test lint lock serve bench stack stack-down deploy
+.PHONY: help setup demo test lint lock serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,3 +70,6 @@ POOL ?= machine
 
 deploy: setup ## Put the nightly run on the Prefect server: make deploy POOL=machine, docker or kubernetes
 	$(BIN)/python -m flows.deploy $(POOL)
+
+remote: setup ## Tell DVC of the bucket in DIFFUSION_DVC_REMOTE, where machines share outputs
+	$(BIN)/python -m diffusion_core remote

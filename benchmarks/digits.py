@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.environment import Environment
 from diffusion_core.metrics.evaluation import evaluate_features
 from diffusion_core.metrics.figures.frechet import Frechet
 from diffusion_core.metrics.reference import Reference, fit_reference
@@ -21,7 +22,7 @@ def training_digits(size: int) -> tuple[NDArray[np.uint8], Reference]:
     settings = load_settings()
     # The stages work in the working directory.
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        ingest.run(settings.ingest)
+        ingest.run(settings.ingest, Environment())
         prepare.run(settings.prepare.model_copy(update={"image_size": (size, size)}))
         train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")
         return train.images(), fit_reference(train, validation, settings.reference)

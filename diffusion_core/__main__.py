@@ -107,6 +107,29 @@ class ImportLucidrains(BaseModel):
         run(self.checkpoint, self.out, self.image_size, self.objective, self.beta_schedule)
 
 
+class Upload(BaseModel):
+    """Put a folder of images into a bucket, without those that are there already."""
+
+    folder: CliPositionalArg[Path] = Field(description="of the images; its sub-folders' names are the classes")
+    url: CliPositionalArg[str] = Field(description="s3://bucket/prefix, which params.yaml names as ingest.source.url")
+
+    def cli_cmd(self) -> None:
+        """Send the images."""
+        from diffusion_core.stages.upload import run
+
+        run(self.folder, self.url, load_environment())
+
+
+class Remote(BaseModel):
+    """Tell DVC, on this machine, of the bucket in DIFFUSION_DVC_REMOTE where machines share outputs."""
+
+    def cli_cmd(self) -> None:
+        """Look at the bucket and write .dvc/config.local."""
+        from diffusion_core.stages.remote import run
+
+        run(load_environment())
+
+
 class CommandLine(BaseSettings):
     """Diffusion models of your own images. The stages in their order: each reads what those before it wrote."""
 
@@ -121,6 +144,8 @@ class CommandLine(BaseSettings):
     publish: CliSubCommand[Publish]
     promote: CliSubCommand[Promote]
     import_lucidrains: CliSubCommand[ImportLucidrains]
+    upload: CliSubCommand[Upload]
+    remote: CliSubCommand[Remote]
 
     def cli_cmd(self) -> None:
         """Run the stage that was named."""

@@ -5,7 +5,6 @@ them.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -20,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
+from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 
@@ -40,11 +40,6 @@ def tracking_uri(environment: Environment) -> str:
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
     # MLflow keeps stores by their address, so that a relative one would mean the folder where it was used first.
     return own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
-
-
-def without_userinfo(uri: str) -> str:
-    """Return `uri` as it may be shown: without user, password and query."""
-    return re.sub(r"(?<=://).*@", "", uri, flags=re.DOTALL).partition("?")[0]
 
 
 def connect(environment: Environment) -> MlflowClient:

@@ -6,9 +6,10 @@ A store that is an MLflow server has pages already; then there is nothing to do.
 import os
 import sys
 
+from diffusion_core.address import without_userinfo
 from diffusion_core.environment import load_environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.connection import artifact_folder, connect, is_server, tracking_uri, without_userinfo
+from diffusion_core.registry.connection import artifact_folder, connect, is_server, tracking_uri
 
 
 def main() -> None:

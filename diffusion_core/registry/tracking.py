@@ -15,6 +15,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.registry.connection import (
@@ -24,7 +25,6 @@ from diffusion_core.registry.connection import (
     passes,
     reason,
     tracking_uri,
-    without_userinfo,
 )
 from diffusion_core.registry.provenance import DatasetVersion
 

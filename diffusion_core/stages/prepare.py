@@ -26,7 +26,7 @@ def run(prepare: PrepareSettings) -> None:
         UserError: there are no images, none of them decodes, or a split would be empty; `data/prepared` is then as it
             was (DVC, though, removes it before it calls this stage; `dvc checkout` brings it back).
     """
-    files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file())
+    files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file() and not _is_hidden(file))
     if not files:
         raise UserError(f"{RAW} holds no images: fill it with `dvc repro --force --single-item ingest`")
     with replaced(PREPARED) as folder:
@@ -51,6 +51,11 @@ def run(prepare: PrepareSettings) -> None:
             f"prepare: left out {info.quarantined} of {len(rows)} files;"
             f" the column `quarantined` of {PREPARED / MANIFEST} says why"
         )
+
+
+def _is_hidden(file: Path) -> bool:
+    """Whether it is no image of the user's but what a source remembers, or litter of the file system's."""
+    return any(part.startswith(".") for part in file.relative_to(RAW).parts)
 
 
 def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:

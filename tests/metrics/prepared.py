@@ -3,6 +3,7 @@
 from contextlib import chdir
 from pathlib import Path
 
+from diffusion_core.environment import Environment
 from diffusion_core.settings import IngestSettings, PrepareSettings
 from diffusion_core.stages import ingest, prepare
 
@@ -10,5 +11,5 @@ from diffusion_core.stages import ingest, prepare
 def prepare_digits(project: Path) -> None:
     """Make `data/prepared` below `project`."""
     with chdir(project):
-        ingest.run(IngestSettings.model_validate({"source": {"kind": "digits"}}))
+        ingest.run(IngestSettings.model_validate({"source": {"kind": "digits"}}), Environment())
         prepare.run(PrepareSettings(image_size=8, color="grayscale", validation_fraction=0.2))

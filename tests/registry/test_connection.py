@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import (
@@ -13,7 +14,6 @@ from diffusion_core.registry.connection import (
     experiment_id,
     run_page,
     tracking_uri,
-    without_userinfo,
 )
 from tests.registry.projects import new_environment
 

@@ -33,7 +33,7 @@ def digits(tmp_path_factory):
     settings = load_settings(folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ingest.run(settings.ingest)
+        ingest.run(settings.ingest, Environment())
         prepare.run(settings.prepare)
     return folder
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.settings import IngestSettings
 from diffusion_core.stages import ingest
@@ -25,17 +26,17 @@ def test_what_the_source_no_longer_has_goes(tmp_path: Path, capsys: pytest.Captu
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "old.png").write_bytes(b"1")
-    ingest.run(settings(kind="folder", path=str(pictures)))
+    ingest.run(settings(kind="folder", path=str(pictures)), Environment())
     (pictures / "old.png").unlink()
     (pictures / "new.png").write_bytes(b"2")
-    ingest.run(settings(kind="folder", path="../pictures"))
+    ingest.run(settings(kind="folder", path="../pictures"), Environment())
     assert [file.name for file in Path("data/raw").iterdir()] == ["new.png"]
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
     assert capsys.readouterr().out.endswith("ingest: 1 images in data/raw\n")
 
 
 def test_digits_need_no_options() -> None:
-    ingest.run(settings(kind="digits"))
+    ingest.run(settings(kind="digits"), Environment())
     assert len(list(Path("data/raw").rglob("*.png"))) == 1797
 
 
@@ -43,6 +44,6 @@ def test_a_failure_leaves_what_was_there() -> None:
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/old.png").write_bytes(b"1")
     with pytest.raises(UserError, match=r"ingest\.source\.path"):
-        ingest.run(settings(kind="folder", path="missing"))
+        ingest.run(settings(kind="folder", path="missing"), Environment())
     assert Path("data/raw/old.png").read_bytes() == b"1"
     assert [file.name for file in Path("data").iterdir()] == ["raw"]

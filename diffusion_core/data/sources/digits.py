@@ -19,7 +19,7 @@ class Digits(Kind):
 
     kind: Literal["digits"] = "digits"
 
-    def fetch(self, folder: Path) -> int:
+    def fetch(self, folder: Path, **_: object) -> int:
         """Write `<digit>/<position in the data set>.png` and return 1797."""
         # Only this source should pay for the import of scikit-learn.
         from sklearn.datasets import load_digits

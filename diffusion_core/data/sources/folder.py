@@ -1,14 +1,14 @@
 """A folder of the user's own images."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from tqdm import tqdm
 
 from diffusion_core.data.formats import image_suffixes
+from diffusion_core.data.image_files import image_files, refuse
 from diffusion_core.errors import UserError
 from diffusion_core.kinds import Kind
 
@@ -25,7 +25,7 @@ class Folder(Kind):
     path: Path
     kind: Literal["folder"] = "folder"
 
-    def fetch(self, folder: Path) -> int:
+    def fetch(self, folder: Path, **_: object) -> int:
         """Copy the images into `folder` and return how many there are.
 
         Raises:
@@ -33,7 +33,7 @@ class Folder(Kind):
                 image file, or the name of a file is not UTF-8.
         """
         root = self._root(folder.parent)
-        images, others, links = _scan(root)
+        images, others, links = image_files(root, "ingest.source.path")
         if others or links:
             print(f"ingest: left out {others} files that are no images and {links} links that lead elsewhere")
         if not images:
@@ -45,7 +45,7 @@ class Folder(Kind):
             try:
                 shutil.copyfile(image, copy)
             except (PermissionError, FileNotFoundError) as error:
-                _refuse(error)
+                refuse(error, "ingest.source.path")
         return len(images)
 
     def _root(self, output: Path) -> Path:
@@ -64,37 +64,3 @@ class Folder(Kind):
                 " keep the images in a folder of their own"
             )
         return root
-
-
-def _scan(root: Path) -> tuple[list[Path], int, int]:
-    """Return the images below `root` in order, and how many other files and stray links there are."""
-    suffixes = image_suffixes()
-    images: list[Path] = []
-    others = links = 0
-    for parent, folders, names in os.walk(root, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        # A link to a folder is never entered, so that a ring of links ends.
-        links += sum(Path(parent, name).is_symlink() for name in folders)
-        for name in names:
-            file = Path(parent, name)
-            if name.startswith("."):
-                continue
-            if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(root):
-                links += 1
-            elif file.suffix.lower() not in suffixes or not file.is_file():
-                others += 1
-            else:
-                images.append(file)
-    for image in images:
-        try:
-            str(image.relative_to(root)).encode()
-        except UnicodeEncodeError:
-            raw_name = os.fsencode(image)
-            raise UserError(f"ingest.source.path holds {raw_name!r}, which is no UTF-8: rename the file") from None
-    return sorted(images), others, links
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise UserError(
-        f"ingest.source.path: {error.filename} cannot be read ({error.strerror}): make it readable or move it away"
-    ) from None

@@ -1,0 +1,80 @@
+"""Tell DVC of the store that machines share, in its local configuration, which Git does not see."""
+
+import os
+from pathlib import Path
+
+from configobj import ConfigObj
+
+from diffusion_core.address import parse_s3
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.storage import open_store
+
+DVC = Path(".dvc")
+CONFIG = DVC / "config.local"
+# Secrets stand in a file, as others on the machine can read what a command is called with.
+MODE = 0o600
+
+# DVC has no option for these, but reads a file of Amazon's form.
+PROFILE = DVC / "aws.local"
+PROFILE_TEXT = """\
+[default]
+request_checksum_calculation = when_required
+response_checksum_validation = when_required
+s3 =
+    addressing_style = path
+"""
+
+
+def run(environment: Environment) -> None:
+    """Write `.dvc/config.local` for DIFFUSION_DVC_REMOTE, after a look whether the store and its bucket can be used.
+
+    What else stands in the file stays.
+
+    Raises:
+        UserError: the variable is missing or no address, this is no DVC project, or the store cannot be used.
+    """
+    if not environment.dvc_remote:
+        raise UserError("DIFFUSION_DVC_REMOTE is not set: set it to s3://bucket/prefix, where machines share outputs")
+    try:
+        address = parse_s3(environment.dvc_remote)
+    except ValueError as error:
+        raise UserError(f"DIFFUSION_DVC_REMOTE: {error}") from None
+    if not DVC.is_dir():
+        raise UserError(f"{DVC} is missing: run the command from the project's folder, or `dvc init` there")
+    open_store(environment).check(address.bucket)
+    config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
+    config.filename = None
+    config.setdefault("core", {})["remote"] = "store"
+    config['remote "store"'] = _remote(str(address), environment)
+    if environment.dvc_cache:
+        config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.expanduser().absolute())
+    if environment.s3_endpoint:
+        _write(PROFILE, PROFILE_TEXT.encode())
+    lines: list[bytes] = config.write()
+    _write(CONFIG, b"\n".join(lines) + b"\n")
+    print(f"remote: DVC shares outputs by {address} from now on, as {CONFIG} says")
+
+
+def _remote(url: str, environment: Environment) -> dict[str, str]:
+    keys = (environment.s3_access_key, environment.s3_secret_key)
+    access, secret = (key.get_secret_value() if key else None for key in keys)
+    options = {
+        "url": url,
+        "endpointurl": environment.s3_endpoint,
+        # Beside the file that names it.
+        "configpath": PROFILE.name if environment.s3_endpoint else None,
+        "region": environment.s3_region,
+        "access_key_id": access,
+        "secret_access_key": secret,
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Replace the file as a whole by one that its owner alone may read."""
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as stream:
+        stream.write(content)
+    temporary.replace(file)

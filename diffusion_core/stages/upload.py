@@ -1,0 +1,45 @@
+"""Put a folder of images into a bucket, where `ingest` finds them."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffusion_core.address import parse_s3
+from diffusion_core.data.image_files import image_files
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.storage import open_store
+
+
+def run(folder: Path, url: str, environment: Environment) -> None:
+    """Upload the images below `folder` to the same paths below `url`, without those that lie there already.
+
+    Nothing is deleted in the bucket.
+
+    Raises:
+        UserError: the folder has no image or cannot be read, or the store cannot be used; what was uploaded until
+            then is whole, and is not sent again.
+    """
+    try:
+        address = parse_s3(url)
+    except ValueError as error:
+        raise UserError(f"upload: {error}") from None
+    if not folder.is_dir():
+        raise UserError(f"upload: {folder} is no folder: name the folder of the images")
+    root = folder.resolve()
+    images, others, links = image_files(root, "upload")
+    if not images:
+        raise UserError(f"upload: {folder} holds no image: name the folder of the images")
+    store = open_store(environment)
+    listed = {each.key: each for each in store.objects(address.bucket, address.prefix)}
+    keys = [address.prefix + image.relative_to(root).as_posix() for image in images]
+    files = [(image, key, listed.get(key)) for image, key in zip(images, keys, strict=True)]
+    total = sum(image.stat().st_size for image in images)
+    sent = 0
+    with tqdm(desc="upload", total=total, unit="B", unit_scale=True, disable=None) as progress:
+        for image, is_sent in zip(images, store.upload_all(address.bucket, files), strict=True):
+            sent += is_sent
+            progress.update(image.stat().st_size)
+    if others or links:
+        print(f"upload: left out {others} files that are no images and {links} links that lead elsewhere")
+    print(f"upload: sent {sent} images to {address}; {len(images) - sent} were there already")

@@ -1,0 +1,92 @@
+"""What to tell the user about a store that refuses or fails: one sentence a kind of trouble.
+
+A store's own messages are never shown, as they may repeat what was signed; its codes are.
+"""
+
+ENDPOINT = "DIFFUSION_S3_ENDPOINT"
+KEYS = "DIFFUSION_S3_ACCESS_KEY and DIFFUSION_S3_SECRET_KEY"
+
+WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+BUSY = {"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException", "503", "429"}
+FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
+CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "InvalidRange", "412", "416"}
+
+# By the names of botocore's exceptions, those of their bases included.
+ON_THE_WAY = {
+    "SSLError": "the store {store} cannot be reached by TLS ({detail}): correct {endpoint}, or name the certificate"
+    " that signed the store's by AWS_CA_BUNDLE",
+    "ProxyConnectionError": "the proxy before the store {store} does not answer: correct HTTPS_PROXY or HTTP_PROXY",
+    "EndpointConnectionError": "the store {store} does not answer ({detail}): start it, or correct {endpoint}",
+    "ConnectTimeoutError": "the store {store} does not answer (timed out): start it, or correct {endpoint}",
+    "ReadTimeoutError": "the store {store} stalled while it was asked for {place}: run this again when it is well,"
+    " or correct {endpoint}",
+    "IncompleteReadError": "the store {store} broke off in the middle of {place}, again and again: run this again"
+    " when it is well, or correct {endpoint}",
+    "HTTPClientError": "the connection to the store {store} broke while {place} was asked for ({name}): run this again"
+    " when it is well, or correct {endpoint}",
+    "HTTPError": "the connection to the store {store} broke in the middle of {place}: run this again when it is well,"
+    " or correct {endpoint}",
+    "NoCredentialsError": "there are no credentials for the store {store}: set {keys}",
+    "PartialCredentialsError": "half of the credentials for the store {store} are missing: set {keys}",
+    "CredentialRetrievalError": "the credentials for the store {store} cannot be fetched: set {keys}",
+    "ProfileNotFound": "AWS_PROFILE names no profile of ~/.aws: correct it, or set {keys}",
+}
+
+
+def refusal(code: str, status: int, message: str, place: str, store: str) -> str:
+    """Return the sentence about an answer of the store that is an error.
+
+    Args:
+        code: S3's name of the error, or the status where it has none.
+        status: of HTTP.
+        message: the store's, which is looked into and not shown.
+        place: `s3://bucket/key` of what was asked for.
+        store: the endpoint as it may be shown.
+    """
+    bucket = place.removeprefix("s3://").partition("/")[0]
+    # Some stores tell of a full disk by an internal error.
+    if code in FULL or "no space left" in message.lower() or "quota exceeded" in message.lower():
+        return f"the store {store} has no room for {place}: free some, or name another store by {ENDPOINT}"
+    if code == "InvalidAccessKeyId":
+        return f"the store {store} does not know the key id: correct DIFFUSION_S3_ACCESS_KEY"
+    if code == "SignatureDoesNotMatch":
+        return f"the secret is not that of the key id, says the store {store}: correct DIFFUSION_S3_SECRET_KEY"
+    if code == "RequestTimeTooSkewed":
+        return f"this machine's clock differs too much from that of the store {store}: set it right"
+    if code in EXPIRED:
+        return f"the credentials for the store {store} have expired: renew them, or set {KEYS}"
+    if code == "NoSuchBucket":
+        return f"the store {store} has no bucket {bucket}: create it, or correct the address {place} or {ENDPOINT}"
+    if code in WRONG_REGION:
+        return f"the bucket {bucket} lies in another region: correct DIFFUSION_S3_REGION"
+    if code in CHANGED:
+        return changed(place)
+    if code in BUSY or status in (429, 503):
+        return f"the store {store} is too busy for {place} ({code}): run this again later, or ask less of {ENDPOINT}"
+    if status == 404:
+        return f"the store {store} has no {place} (any more): run this again, or correct the address or {ENDPOINT}"
+    if status in (401, 403):
+        return f"the credentials give no right to {place} ({code}): have it granted, or set others by {KEYS}"
+    if status >= 500:
+        return f"the store {store} fails at {place} ({code}): run this again when it is well, or correct {ENDPOINT}"
+    return f"the store {store} refuses {place} ({code}): correct the address, or {ENDPOINT}"
+
+
+def interruption(error: Exception, place: str, store: str) -> str:
+    """Return the sentence about an error of botocore's that is not the store's answer."""
+    names = [each.__name__ for each in type(error).__mro__]
+    sentence = next(
+        (ON_THE_WAY[name] for name in names if name in ON_THE_WAY),
+        "the store {store} cannot be used ({name}): correct {endpoint}, DIFFUSION_S3_REGION, {keys}",
+    )
+    text = f"{error} {getattr(error, 'kwargs', {}).get('error', '')}"
+    detail = "its name is not known" if "resolve" in text else "no connection"
+    if "SSLError" in names:
+        detail = "no trusted certificate" if "CERTIFICATE" in text else "no TLS there"
+    return sentence.format(store=store, place=place, endpoint=ENDPOINT, keys=KEYS, name=names[0], detail=detail)
+
+
+def changed(place: str) -> str:
+    """Return the sentence about an object that is no longer the one that was listed."""
+    return f"{place} was replaced while it was fetched: run this again, and the new one is taken"
