@@ -1,0 +1,43 @@
+"""One stack for all tests of this folder, with real servers."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from diffusion_core.data.sources.digits import Digits
+from tests.stack.project import SOURCE, python, variables, write_project
+
+
+@pytest.fixture(scope="session")
+def place():
+    """A folder that PostgreSQL's own user may pass through, as pytest's own folders are not."""
+    folder = Path(tempfile.mkdtemp(prefix="stack-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def stack(place):
+    """The project's folder, while its stack runs; its images lie in the bucket."""
+    folder = place / "project"
+    write_project(folder)
+    # For the worker: often enough that a test need not wait.
+    (folder / ".env").write_text("DIFFUSION_CHECKPOINT_SECONDS=1\nDIFFUSION_DEVICE=cpu\n")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.stack", "up"], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        images = place / "digits"
+        images.mkdir()
+        Digits().fetch(images, before=place, environment=None)
+        sent = python(folder, "diffusion_core", "upload", str(images), SOURCE)
+        assert sent.returncode == 0, sent.stderr
+        yield folder
+    finally:
+        subprocess.run([sys.executable, "-m", "flows.stack", "down"], cwd=folder, check=True, env=variables(folder))

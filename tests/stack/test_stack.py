@@ -1,0 +1,241 @@
+"""`make stack` and `make stack-down`: who may speak to the servers, and what is told when something is in the way."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+from filelock import FileLock
+
+from flows.stack.home import HOST, open_home
+from flows.stack.processes import read_started
+from tests.flows.repository import CHECKOUT, ran, write_repository
+from tests.registry.projects import write_project as write_published
+from tests.stack.project import python, until, variables, write_project
+
+
+@pytest.fixture
+def home(stack):
+    return open_home(stack / ".stack")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/2.0/mlflow/experiments/search?max_results=1",
+        "/ajax-api/2.0/mlflow/experiments/search?max_results=1",
+        "/api/2.0/mlflow-artifacts/artifacts",
+        "/api/2.0/mlflow-artifacts/artifacts/..%2f..%2fhome.json",
+        "/get-artifact?run_id=1&path=..%2f..%2fhome.json",
+        "/graphql",
+    ],
+)
+def test_mlflow_tells_nothing_to_whom_it_does_not_know(home, path):
+    address = f"http://{HOST}:{home.ports['mlflow']}{path}"
+    assert httpx.get(address).status_code in (401, 403, 405)
+    assert httpx.get(address, auth=("admin", "wrong")).status_code in (401, 403, 405)
+
+
+def test_mlflow_answers_whom_it_knows(home):
+    address = f"http://{HOST}:{home.ports['mlflow']}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(address, auth=("admin", home.passwords["mlflow"])).status_code == 200
+
+
+def test_prefect_answers_whom_it_knows_and_nobody_else(home):
+    address = home.prefect_api + "/flows/filter"
+    assert httpx.post(address, json={}).status_code == 401
+    assert httpx.post(address, json={}, auth=("admin", "wrong")).status_code == 401
+    assert httpx.post(address, json={}, auth=("admin", home.passwords["prefect"])).status_code == 200
+
+
+def test_the_store_answers_no_unsigned_request(home):
+    assert httpx.get(home.s3_endpoint + "/dvc").status_code == 403
+
+
+def test_the_database_asks_for_its_password(home):
+    psycopg2.connect(home.database("prefect")).close()
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(home.database("prefect").replace(home.passwords["postgres"], "wrong"))
+
+
+def test_nobody_listens_beyond_this_machine(stack):
+    for each in read_started(stack / ".stack/started.json").values():
+        process = psutil.Process(each.pid)
+        for member in [process, *process.children(recursive=True)]:
+            listening = [each for each in member.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+            assert {each.laddr.ip for each in listening} <= {HOST}
+
+
+def test_a_second_start_finds_everything_running_and_starts_nothing(stack):
+    file = stack / ".stack/started.json"
+    before = file.read_text()
+    done = python(stack, "flows.stack", "up")
+    assert done.returncode == 0, done.stderr
+    assert "answers" not in done.stdout
+    assert file.read_text() == before
+    assert home_lines(done.stdout)
+
+
+def home_lines(output):
+    return [line for line in output.splitlines() if "http://127.0.0.1:" in line]
+
+
+@pytest.fixture(scope="module")
+def other_place(place):
+    """The folder of a second project, whose stack is stopped and started at will."""
+    folder = place / "other"
+    write_project(folder)
+    yield folder
+    subprocess.run([sys.executable, "-m", "flows.stack", "down"], cwd=folder, check=True)
+
+
+def up(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.stack", "up"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def stop_database(folder):
+    started = read_started(folder / ".stack/started.json")
+    started["postgres"].stop()
+
+
+def test_what_cannot_start_is_told_and_leaves_nobody_running(other_place, monkeypatch):
+    (other_place / ".stack").mkdir()
+    (other_place / ".stack/s3").write_text("a file where the buckets should be")
+    code, _, message = up(other_place)
+    assert code == 2
+    assert message.count("\n") == 1
+    (other_place / ".stack/s3").unlink()
+    monkeypatch.setenv("PATH", "/nowhere")
+    file = other_place / ".stack/home.json"
+    code, _, message = up(other_place)
+    assert code == 2, message
+    assert read_started(other_place / ".stack/started.json") == {}
+    assert not file.exists() or json.loads(file.read_text())
+
+
+def test_down_stops_exactly_what_up_has_started_and_the_data_outlast_it(other_place):
+    code, _, message = up(other_place)
+    assert code == 0, message
+    home = open_home(other_place / ".stack")
+    mlflow = httpx.Client(
+        base_url=f"http://{HOST}:{home.ports['mlflow']}/api/2.0/mlflow", auth=("admin", home.passwords["mlflow"])
+    )
+    mlflow.post("/experiments/create", json={"name": "kept"}).raise_for_status()
+    family = [
+        member
+        for each in read_started(other_place / ".stack/started.json").values()
+        for member in [psutil.Process(each.pid), *psutil.Process(each.pid).children(recursive=True)]
+    ]
+    with socket.socket() as foreign:
+        foreign.bind((HOST, 0))
+        foreign.listen()
+        done = python(other_place, "flows.stack", "down")
+        assert done.stdout.startswith("stopped: worker")
+        assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        # A port that somebody took in the meantime is left to them.
+        foreign.close()
+    with socket.create_server((HOST, home.ports["s3"])):
+        assert up(other_place)[0] == 0
+    again = open_home(other_place / ".stack")
+    assert again.passwords == home.passwords
+    assert again.ports["s3"] != home.ports["s3"]
+    assert {name: port for name, port in again.ports.items() if name != "s3"} == {
+        name: port for name, port in home.ports.items() if name != "s3"
+    }
+    assert mlflow.get("/experiments/get-by-name?experiment_name=kept").status_code == 200
+
+
+@pytest.fixture
+def without_database(other_place):
+    """The second project while its stack runs but for PostgreSQL, which comes back afterwards."""
+    assert up(other_place)[0] == 0
+    stop_database(other_place)
+    yield other_place
+    assert up(other_place)[0] == 0
+
+
+def quick(folder):
+    """Variables of a shell whose Prefect does not try again for minutes."""
+    return variables(folder, PREFECT_CLIENT_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+
+
+def assert_one_sentence(done, *words):
+    assert done.returncode in (2, 75)
+    assert "Traceback" not in done.stderr
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("error: ")
+    for word in words:
+        assert word in sentence
+
+
+def test_without_its_database_prefect_is_told_to_be_unusable(without_database):
+    for module in ("flows.deploy", "flows.pipeline"):
+        done = python(without_database, module, env=quick(without_database))
+        assert_one_sentence(done, "the Prefect server at http://127.0.0.1", "PREFECT_API_URL")
+
+
+def test_without_its_database_mlflow_is_told_to_be_unusable_and_may_be_tried_again(without_database, tmp_path):
+    write_published(tmp_path)
+    done = python(tmp_path, "diffusion_core", "publish", env=quick(without_database))
+    assert done.returncode == 75
+    assert_one_sentence(done, "the tracking store http://127.0.0.1", "DIFFUSION_TRACKING_URI")
+
+
+def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_next_one_goes_on(other_place, tmp_path):
+    assert up(other_place)[0] == 0
+    project = tmp_path / "project"
+    write_repository(project)
+    (project / "on_prepare.py").write_text(WAITS)
+    known = quick(other_place) | {"DIFFUSION_DVC_REMOTE": "", "PYTHONPATH": str(CHECKOUT)}
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.pipeline"],
+        cwd=project,
+        env=known,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until((project / "waits").exists, 60, "the stage did not start")
+        stop_database(other_place)
+    finally:
+        (project / "go").touch()
+        _, message = run.communicate(timeout=120)
+    assert run.returncode == 2, message
+    assert message.strip().splitlines()[-1].startswith("error: the Prefect server stopped answering")
+    assert up(other_place)[0] == 0
+    ran(project)
+    again = python(
+        project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": "", "PYTHONPATH": str(CHECKOUT)}
+    )
+    assert again.returncode == 0, again.stderr
+    stages = [stage for stage, _ in ran(project)]
+    assert stages[-1] == "promote"
+    assert "prepare" not in stages
+
+
+WAITS = """
+import pathlib, time
+pathlib.Path("waits").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.1)
+"""
+
+
+def test_two_commands_at_once_are_refused(stack):
+    with FileLock(stack / ".stack/lock"):
+        done = python(stack, "flows.stack", "up")
+    assert done.returncode == 2
+    assert done.stderr == "error: another `make stack` or `make stack-down` is at work here: wait until it ends\n"
+
+
+def test_a_command_that_is_none_is_told(stack):
+    done = python(stack, "flows.stack", "sideways")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
