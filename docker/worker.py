@@ -1,0 +1,53 @@
+"""Run `prefect worker start` with the options given, and stop it in good order: `worker.py --pool POOL ...`.
+
+On TERM, Prefect's worker leaves within a second and tells its flow runs nothing; the container's end would then kill
+them: no checkpoint, and runs that Prefect takes for running. So the flow runs are stopped first, and the worker waits.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from types import FrameType
+
+import psutil
+
+# Below stop_grace_period, and above what a flow gives its stage.
+GRACE_SECONDS = 45.0
+
+
+def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
+    """Tell each flow run once, also those that start meanwhile, and wait until none is left."""
+    told: set[psutil.Process] = set()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        runs = {run for run in worker.children() if run.status() != psutil.STATUS_ZOMBIE}
+        if not runs:
+            return
+        for run in runs - told:
+            run.terminate()
+        told |= runs
+        time.sleep(0.2)
+
+
+def main() -> None:
+    """Run the worker to its end, and leave with its code."""
+    # A group of its own: what reaches this process shall not reach the worker past it.
+    worker = subprocess.Popen(["prefect", "worker", "start", *sys.argv[1:]], start_new_session=True)
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        # Once is enough.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with suppress(psutil.NoSuchProcess):
+            stop_flow_runs(psutil.Process(worker.pid), GRACE_SECONDS)
+        worker.send_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    sys.exit(worker.wait())
+
+
+if __name__ == "__main__":
+    main()
