@@ -83,8 +83,9 @@ def main() -> None:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(2 if failure.is_mistake else 1)
     except (httpx.HTTPError, PrefectException) as error:
+        why = str(error).partition("\n")[0]
         print(
-            f"error: the Prefect server stopped answering ({error}): see that it runs, and its database, and start this"
+            f"error: the Prefect server stopped answering ({why}): see that it runs, and its database, and start this"
             " again; what is done stays done",
             file=sys.stderr,
         )

@@ -9,10 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 from dotenv import dotenv_values
 from prefect import State, Task, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import PrefectException
 
 from flows.child import run_child
 from flows.failure import StageFailed
@@ -141,8 +143,8 @@ def child_environment() -> dict[str, str]:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of a stage that failed: what matters happened in the child."""
-    if record.exc_info and isinstance(record.exc_info[1], StageFailed):
+    """Leave out the traceback of a stage that failed, which happened in the child, and of a server that is down."""
+    if record.exc_info and isinstance(record.exc_info[1], StageFailed | PrefectException | httpx.HTTPError):
         record.exc_info = None
     return True
 

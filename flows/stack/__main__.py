@@ -71,13 +71,13 @@ def up(folder: Path = FOLDER) -> Home:
 def down(folder: Path = FOLDER) -> list[str]:
     """Stop what `up` has started, the last first, and return the names; all that they keep stays."""
     file = folder.absolute() / "started.json"
-    running = read_started(file)
+    running = list(reversed(read_started(file).values()))
     with signals_held():
-        for each in reversed(running.values()):
+        for each in running:
             each.stop()
         if file.exists():
             write_started(file, {})
-    return list(running)
+    return [each.name for each in running]
 
 
 def _show(home: Home) -> None:
@@ -107,6 +107,9 @@ def main() -> None:
         sys.exit(2)
     except StackTrouble as trouble:
         print(f"error: {trouble}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: the disk refuses {error.filename} ({error.strerror}): correct or remove it", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -21,9 +21,9 @@ def finished(stack):
     assert deployed.returncode == 0, deployed.stderr
     server = Server(stack)
     run = server.run(lock="branch")
-    until(lambda: checkpoints(stack), 180, "no checkpoint")
+    until(lambda: max(saved_steps(stack), default=0) > 20, 180, "no checkpoint")
     kill_worker(stack)
-    images = max(int(path.name.removeprefix("step-")) for path in checkpoints(stack)) * 64
+    images = max(saved_steps(stack)) * 64
     # It still seems to run, and its worker comes back.
     assert server.get(f"/flow_runs/{run}")["state_type"] == "RUNNING"
     assert python(stack, "flows.stack", "up").returncode == 0
@@ -32,8 +32,9 @@ def finished(stack):
     return run, images
 
 
-def checkpoints(stack):
-    return list((stack / ".stack/checkpoints").glob("*/step-*[0-9]"))
+def saved_steps(stack):
+    names = [path.name.removeprefix("step-") for path in (stack / ".stack/checkpoints").glob("*/step-*")]
+    return [int(name) for name in names if name.isdigit()]
 
 
 def kill_worker(stack):
@@ -110,7 +111,7 @@ def test_a_second_run_from_a_new_clone_computes_nothing(stack, finished, monkeyp
     run = server.run()
     assert server.wait(run, {"COMPLETED", "FAILED", "CRASHED"}, 180)["state_type"] == "COMPLETED", server.log(run)
     log = server.log(run)
-    assert "ingest: 0 of 1797" in log or "nothing new" in log, log
+    assert "ingest: 0 of 1797 images are new" in log
     assert "Running stage 'train'" not in log
     assert "is the champion already" in log
     shown = server.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
@@ -148,7 +149,8 @@ def test_no_password_is_in_any_database_log_artifact_argument_or_file_of_a_run(s
     for folder in ("logs", "s3", "checkpoints", "cache", "runs"):
         for file in (stack / ".stack" / folder).rglob("*"):
             with suppress(FileNotFoundError):
-                if file.is_file() and file.name != "config.local":
+                # What a run that goes on must have on the disk, nobody else can read.
+                if file.is_file() and file.stat().st_mode & 0o077:
                     texts[str(file)] = file.read_bytes()
     started = read_started(stack / ".stack/started.json")
     assert set(started) == {"postgres", "s3", "mlflow", "prefect", "worker"}
