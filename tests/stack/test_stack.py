@@ -208,7 +208,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     project = tmp_path / "project"
     write_repository(project)
     (project / "on_prepare.py").write_text(WAITS)
-    known = quick(other_place) | {"DIFFUSION_DVC_REMOTE": "", "PYTHONPATH": str(CHECKOUT)}
+    known = quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""}
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline"],
         cwd=project,
@@ -230,7 +230,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     assert up(other_place)[0] == 0
     ran(project)
     again = python(
-        project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": "", "PYTHONPATH": str(CHECKOUT)}
+        project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""}
     )
     assert again.returncode == 0, again.stderr
     stages = [stage for stage, _ in ran(project)]
