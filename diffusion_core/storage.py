@@ -31,8 +31,9 @@ from diffusion_core.threads import as_done, in_parallel
 
 # Requests at a time. Python makes about a thousand small ones a second, however many threads it has.
 PARALLEL = 16
-# How often a request is tried, or a body begun; what comes between grows to 20 seconds.
+# How often a request is tried, or a body begun, with pauses between that grow to so many seconds.
 ATTEMPTS = 5
+LONGEST_PAUSE = 20.0
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 # Bytes. A store that has no hash of an object at hand reads all of it for each range: ranges are few and long.
@@ -198,7 +199,7 @@ class Store:
                             raise
                 if stream.tell() == stop:
                     break
-                time.sleep(random.uniform(0.0, min(2.0 ** (attempt - 1), 20.0)))
+                time.sleep(random.uniform(0.0, min(2.0 ** (attempt - 1), LONGEST_PAUSE)))
         return answer  # type: ignore[no-any-return]
 
     def _upload_parts(self, about: Mapping[str, Any], file: Path, size: int) -> None:
