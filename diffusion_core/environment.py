@@ -11,7 +11,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
 
-
 # Where containers mount secrets, one file each, called like the variable: diffusion_s3_secret_key.
 SECRETS = Path("/run/secrets")
 

@@ -62,7 +62,7 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> str
     if code in CHANGED:
         return changed(place)
     if code in BUSY or status in (429, 503):
-        return f"the store {store} is too busy for {place} ({code}): run this again later, or name another by {ENDPOINT}"
+        return f"the store {store} is too busy for {place} ({code}): run this later, or name another by {ENDPOINT}"
     if status == 404:
         return f"the store {store} has no {place} (any more): run this again, or correct the address or {ENDPOINT}"
     if status in (401, 403):

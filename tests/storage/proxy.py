@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+
 @dataclass(frozen=True)
 class Request:
     method: str
@@ -38,7 +39,7 @@ class Proxy:
     released: object = field(default_factory=threading.Event)
 
     def trouble(self, act, method="GET", key="", query="", times=10**6):
-        """Let `act` befall the next `times` requests of the method whose key ends with `key` and whose query has `query`."""
+        """Let `act` befall the next `times` requests that have the method, a key ending so and such a query."""
         self.troubles.append(Trouble(act, method, key, query, times))
 
     def take(self, request):
@@ -89,7 +90,11 @@ def proxying(upstream):
             answer = connection.getresponse()
             content = answer.read()
             connection.close()
-            headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in ("connection", "transfer-encoding")]
+            headers = [
+                (name, value)
+                for name, value in answer.getheaders()
+                if name.lower() not in ("connection", "transfer-encoding")
+            ]
             if act is not None:
                 act(self, proxy, answer.status, headers, content)
             else:

@@ -1,5 +1,6 @@
 """A store that cannot be used is told in one sentence that names what to correct, and before any work begins."""
 
+import re
 import socket
 
 import pytest
@@ -48,9 +49,9 @@ def test_a_store_that_is_well_is_asked_once(store, bucket, proxy):
     ],
 )
 def test_what_is_wrong_in_the_environment_is_told(environment, bucket, change, sentence):
-    import re
-
-    message = problem(bucket, **environment.model_dump(include={"s3_endpoint", "s3_access_key", "s3_secret_key"}) | change)
+    message = problem(
+        bucket, **environment.model_dump(include={"s3_endpoint", "s3_access_key", "s3_secret_key"}) | change
+    )
     assert re.search(sentence, message), message
     assert "canary" not in message
 

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,9 @@ def test_large_objects_come_in_ranges_of_one_version(store, bucket, wanted, tmp_
     assert store.download(bucket, wanted, tmp_path / "a") == SHA256
     assert (tmp_path / "a").read_bytes() == BODY
     gets = [each.headers for each in proxy.requests if each.key]
-    assert {each["Range"] for each in gets} == {f"bytes={a}-{min(a + 30_000, 100_000) - 1}" for a in range(0, 10**5, 30_000)}
+    assert {each["Range"] for each in gets} == {
+        f"bytes={a}-{min(a + 30_000, 100_000) - 1}" for a in range(0, 10**5, 30_000)
+    }
     assert {each["If-Match"] for each in gets} == {f'"{wanted.etag}"'}
 
 
@@ -212,7 +215,7 @@ except OSError as error:
         "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
         "DIFFUSION_S3_ACCESS_KEY": environment.s3_access_key.get_secret_value(),
         "DIFFUSION_S3_SECRET_KEY": environment.s3_secret_key.get_secret_value(),
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": str(Path.cwd()),
     }
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True

@@ -46,7 +46,9 @@ def put(admin, bucket):
 @pytest.fixture
 def fetch(bucket, environment):
     def fetch():
-        ingest.run(IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment)
+        ingest.run(
+            IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment
+        )
         return {
             file.relative_to(RAW).as_posix(): file.read_bytes()
             for file in RAW.rglob("*")
@@ -177,7 +179,9 @@ def test_an_empty_prefix_is_told(put, fetch):
     RAW.mkdir(parents=True)
     (RAW / "old.png").write_bytes(b"1")
     put({"notes.txt": b"1"})
-    with pytest.raises(UserError, match=r"ingest\.source\.url is s3://bucket-\d+/pictures, where no image lies .*upload"):
+    with pytest.raises(
+        UserError, match=r"ingest\.source\.url is s3://bucket-\d+/pictures, where no image lies .*upload"
+    ):
         fetch()
     assert contents(Path("data")) == {"raw/old.png": b"1"}
 
@@ -271,7 +275,9 @@ def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, 
     process = ingest_process(project, environment, f"s3://{bucket}/pictures")
     parts = project / "data/.raw.parts"
     with process:
-        wait_for(lambda: parts.is_dir() and sum(bool(each.suffix) and each.name[0] != "." for each in parts.iterdir()) == 99)
+        wait_for(
+            lambda: parts.is_dir() and sum(bool(each.suffix) and each.name[0] != "." for each in parts.iterdir()) == 99
+        )
         process.send_signal(signal.SIGKILL)
     assert not RAW.exists()
     if not staged:
@@ -300,6 +306,8 @@ def test_an_address_that_is_none_is_told_before_anything_runs(project, url):
     text = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
     text = text.replace("kind: digits", f"{{kind: s3, url: '{url}'}}  #").replace("source:\n    ", "source: ")
     (project / "params.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"ingest\.source\.url: .* is no address in an object store: write s3://") as raised:
+    with pytest.raises(
+        UserError, match=r"ingest\.source\.url: .* is no address in an object store: write s3://"
+    ) as raised:
         load_settings()
     assert "canary" not in str(raised.value)

@@ -157,5 +157,3 @@ def test_a_body_that_is_changed_on_its_way_is_refused_by_the_store(monkeypatch, 
     with pytest.raises(UserError, match="BadDigest|InvalidDigest"):
         store.upload(bucket, file, "p/a.png")
     assert store.objects(bucket, "p/") == []
-
-
