@@ -9,9 +9,11 @@ import mimetypes
 import os
 import random
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from diffusion_core.threads import as_done, in_parallel
 
 # Requests at a time. Python makes about a thousand small ones a second, however many threads it has.
 PARALLEL = 16
+# Of one large object; with more, Python's threads wait for each other.
+STREAMS = 4
 # How often a request is tried, or a body begun, with pauses between that grow to so many seconds.
 ATTEMPTS = 5
 LONGEST_PAUSE = 20.0
@@ -40,7 +44,7 @@ READ_SECONDS = 60
 RANGE = 64 * 2**20
 PART = 8 * 2**20
 MOST_PARTS = 10_000
-CHUNK = 2**20
+CHUNK = 2**18
 # A whole object is fetched once more when its hash is wrong.
 TRIES_TO_MATCH = 2
 
@@ -157,26 +161,16 @@ class Store:
         with file.open("wb") as stream:
             stream.truncate(wanted.size)
         spans = [(start, min(start + RANGE, wanted.size)) for start in range(0, wanted.size, RANGE)] or [(0, 0)]
-        # Without a buffer, which could be filled with what has not arrived yet.
-        with closing(self._fetch_spans(bucket, wanted, file, spans)) as answers, file.open("rb", buffering=0) as stream:
+        answers = in_parallel(lambda span: self._fetch_span(bucket, wanted, file, *span), spans, STREAMS)
+        with closing(answers):
             first = next(answers)
             digests = {name: hashlib.new(name, usedforsecurity=False) for name in hashes(wanted.etag, first)}
-            for (_, stop), _ in zip(spans, chain([first], answers), strict=True):
+            threads = len(digests) if len(spans) > 1 else 1
+            for span, _ in zip(spans, chain([first], answers), strict=True):
                 # What has arrived is hashed while the rest is on its way.
-                while stream.tell() < stop:
-                    chunk = stream.read(min(CHUNK, stop - stream.tell()))
-                    for digest in digests.values():
-                        digest.update(chunk)
+                update = partial(_update, file=file, start=span[0], stop=span[1])
+                deque(in_parallel(update, [*digests.values()], threads), maxlen=0)
         return first, {name: digest.hexdigest() for name, digest in digests.items()}
-
-    def _fetch_spans(
-        self, bucket: str, wanted: Object, file: Path, spans: Sequence[tuple[int, int]]
-    ) -> Generator[Mapping[str, Any], None, None]:
-        if len(spans) == 1:
-            # Whoever fetches many objects does so in threads already.
-            yield self._fetch_span(bucket, wanted, file, *spans[0])
-        else:
-            yield from in_parallel(lambda span: self._fetch_span(bucket, wanted, file, *span), spans, PARALLEL)
 
     def _fetch_span(self, bucket: str, wanted: Object, file: Path, start: int, stop: int) -> Mapping[str, Any]:
         """Write bytes `start` to `stop` of the object into `file`, going on after each interruption."""
@@ -217,7 +211,7 @@ class Store:
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
         try:
-            parts = list(in_parallel(send, range(1, -(-size // length) + 1), PARALLEL))
+            parts = list(in_parallel(send, range(1, -(-size // length) + 1), STREAMS))
             _check_unchanged(file, file.stat().st_mtime_ns == before.st_mtime_ns)
             self.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
         except BaseException:
@@ -240,6 +234,14 @@ class Store:
             raise UserError(refusal(code, status, str(told.get("Message", "")), place, self.name)) from None
         except (BotoCoreError, HTTPError) as error:
             raise UserError(interruption(error, place, self.name)) from None
+
+
+def _update(digest: Any, file: Path, start: int, stop: int) -> None:
+    # Without a buffer, which could be filled with what has not arrived yet.
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while stream.tell() < stop:
+            digest.update(stream.read(min(CHUNK, stop - stream.tell())))
 
 
 def open_store(environment: Environment) -> Store:
