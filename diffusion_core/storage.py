@@ -17,16 +17,15 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
-from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.storage_access import credentials, shown_endpoint
 from diffusion_core.storage_errors import changed, interruption, refusal
 from diffusion_core.storage_hashes import content_md5, hashes, matches, told_sha256
 from diffusion_core.threads import as_done, in_parallel
@@ -250,38 +249,18 @@ def open_store(environment: Environment) -> Store:
     Raises:
         UserError: one of the two keys is missing, or the endpoint is no address or holds a password.
     """
-    keys = {
-        "DIFFUSION_S3_ACCESS_KEY": environment.s3_access_key and environment.s3_access_key.get_secret_value(),
-        "DIFFUSION_S3_SECRET_KEY": environment.s3_secret_key and environment.s3_secret_key.get_secret_value(),
-    }
-    access, secret = keys.values()
-    if bool(access) != bool(secret):
-        given, missing = sorted(keys, key=lambda name: not keys[name])
-        raise UserError(f"{given} is set and {missing} is not: set both, or neither where boto3 finds its own")
+    access, secret = credentials(environment)
     endpoint = environment.s3_endpoint or None
-    name = _shown(endpoint) if endpoint else "of Amazon"
+    name = shown_endpoint(endpoint)
     store = Store(None, name)
     with store._telling(""):
-        session = boto3.session.Session(access or None, secret or None, region_name=environment.s3_region or None)
+        session = boto3.session.Session(access, secret, region_name=environment.s3_region or None)
         return Store(session.client("s3", endpoint_url=endpoint, config=_config(own=endpoint is not None)), name)
 
 
 def _check_unchanged(file: Path, same: bool) -> None:
     if not same:
         raise UserError(f"{file} was changed while it was uploaded: run this again")
-
-
-def _shown(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    shown = without_userinfo(endpoint)
-    if parts.username is not None or parts.password is not None:
-        raise UserError(
-            f"DIFFUSION_S3_ENDPOINT ({shown}) holds a user or a password: set DIFFUSION_S3_ACCESS_KEY and"
-            " DIFFUSION_S3_SECRET_KEY instead"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"DIFFUSION_S3_ENDPOINT is {shown}, which is no address: write http://host:port or https://")
-    return shown
 
 
 def _config(own: bool) -> Config:

@@ -311,3 +311,9 @@ def test_an_address_that_is_none_is_told_before_anything_runs(project, url):
     ) as raised:
         load_settings()
     assert "canary" not in str(raised.value)
+
+
+def test_who_does_not_fetch_from_a_store_does_not_load_boto3():
+    script = "import sys, diffusion_core.__main__, diffusion_core.params; print('boto3' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
