@@ -69,12 +69,12 @@ class Store:
 
     def check(self, bucket: str) -> None:
         """Find out whether the store answers, takes the credentials and lets them list the bucket."""
-        with self._telling(bucket):
+        with _telling(self.name, bucket):
             self.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
     def objects(self, bucket: str, prefix: str) -> list[Object]:
         """Return the objects whose keys begin with `prefix`, by one request a thousand."""
-        with self._telling(bucket, prefix):
+        with _telling(self.name, bucket, prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
                 Object(each["Key"], each["Size"], each["ETag"].strip('"'))
@@ -91,7 +91,7 @@ class Store:
         """
         temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
         try:
-            with self._telling(bucket, wanted.key):
+            with _telling(self.name, bucket, wanted.key):
                 for _ in range(TRIES_TO_MATCH):
                     answer, digests = self._fetch(bucket, wanted, temporary)
                     if matches(wanted.etag, answer, digests):
@@ -125,7 +125,7 @@ class Store:
         Returns:
             Whether it was sent.
         """
-        with self._telling(bucket, key):
+        with _telling(self.name, bucket, key):
             size = file.stat().st_size
             with file.open("rb") as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -222,18 +222,6 @@ class Store:
         answer = self.client.head_object(Bucket=bucket, Key=key)
         return bool(answer["ContentLength"] == size and told_sha256(answer) == sha256)
 
-    @contextmanager
-    def _telling(self, bucket: str, key: str = "") -> Iterator[None]:
-        place = f"s3://{bucket}/{key}".rstrip("/")
-        try:
-            yield
-        except ClientError as error:
-            told, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
-            code = str(told.get("Code", status))
-            raise UserError(refusal(code, status, str(told.get("Message", "")), place, self.name)) from None
-        except (BotoCoreError, HTTPError) as error:
-            raise UserError(interruption(error, place, self.name)) from None
-
 
 def _update(digest: Any, file: Path, start: int, stop: int) -> None:
     # Without a buffer, which could be filled with what has not arrived yet.
@@ -252,10 +240,23 @@ def open_store(environment: Environment) -> Store:
     access, secret = credentials(environment)
     endpoint = environment.s3_endpoint or None
     name = shown_endpoint(endpoint)
-    store = Store(None, name)
-    with store._telling(""):
+    with _telling(name):
         session = boto3.session.Session(access, secret, region_name=environment.s3_region or None)
         return Store(session.client("s3", endpoint_url=endpoint, config=_config(own=endpoint is not None)), name)
+
+
+@contextmanager
+def _telling(store: str, bucket: str = "", key: str = "") -> Iterator[None]:
+    """Turn the errors of a block that asks for an object or a bucket into a sentence."""
+    place = f"s3://{bucket}/{key}".rstrip("/")
+    try:
+        yield
+    except ClientError as error:
+        told, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code = str(told.get("Code", status))
+        raise UserError(refusal(code, status, str(told.get("Message", "")), place, store)) from None
+    except (BotoCoreError, HTTPError) as error:
+        raise UserError(interruption(error, place, store)) from None
 
 
 def _check_unchanged(file: Path, same: bool) -> None:
