@@ -9,37 +9,41 @@ import mimetypes
 import os
 import random
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
-from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.storage_access import credentials, shown_endpoint
 from diffusion_core.storage_errors import changed, interruption, refusal
 from diffusion_core.storage_hashes import content_md5, hashes, matches, told_sha256
 from diffusion_core.threads import as_done, in_parallel
 
 # Requests at a time. Python makes about a thousand small ones a second, however many threads it has.
 PARALLEL = 16
-# How often a request is tried, or a body begun; what comes between grows to 20 seconds.
+# Of one large object; with more, Python's threads wait for each other.
+STREAMS = 4
+# How often a request is tried, or a body begun, with pauses between that grow to so many seconds.
 ATTEMPTS = 5
+LONGEST_PAUSE = 20.0
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 # Bytes. A store that has no hash of an object at hand reads all of it for each range: ranges are few and long.
 RANGE = 64 * 2**20
 PART = 8 * 2**20
 MOST_PARTS = 10_000
-CHUNK = 2**20
+CHUNK = 2**18
 # A whole object is fetched once more when its hash is wrong.
 TRIES_TO_MATCH = 2
 
@@ -65,12 +69,12 @@ class Store:
 
     def check(self, bucket: str) -> None:
         """Find out whether the store answers, takes the credentials and lets them list the bucket."""
-        with self._telling(bucket):
+        with _telling(self.name, bucket):
             self.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
     def objects(self, bucket: str, prefix: str) -> list[Object]:
         """Return the objects whose keys begin with `prefix`, by one request a thousand."""
-        with self._telling(bucket, prefix):
+        with _telling(self.name, bucket, prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
                 Object(each["Key"], each["Size"], each["ETag"].strip('"'))
@@ -87,7 +91,7 @@ class Store:
         """
         temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
         try:
-            with self._telling(bucket, wanted.key):
+            with _telling(self.name, bucket, wanted.key):
                 for _ in range(TRIES_TO_MATCH):
                     answer, digests = self._fetch(bucket, wanted, temporary)
                     if matches(wanted.etag, answer, digests):
@@ -121,7 +125,7 @@ class Store:
         Returns:
             Whether it was sent.
         """
-        with self._telling(bucket, key):
+        with _telling(self.name, bucket, key):
             size = file.stat().st_size
             with file.open("rb") as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -156,26 +160,16 @@ class Store:
         with file.open("wb") as stream:
             stream.truncate(wanted.size)
         spans = [(start, min(start + RANGE, wanted.size)) for start in range(0, wanted.size, RANGE)] or [(0, 0)]
-        # Without a buffer, which could be filled with what has not arrived yet.
-        with closing(self._fetch_spans(bucket, wanted, file, spans)) as answers, file.open("rb", buffering=0) as stream:
+        answers = in_parallel(lambda span: self._fetch_span(bucket, wanted, file, *span), spans, STREAMS)
+        with closing(answers):
             first = next(answers)
             digests = {name: hashlib.new(name, usedforsecurity=False) for name in hashes(wanted.etag, first)}
-            for (_, stop), _ in zip(spans, chain([first], answers), strict=True):
+            threads = len(digests) if len(spans) > 1 else 1
+            for span, _ in zip(spans, chain([first], answers), strict=True):
                 # What has arrived is hashed while the rest is on its way.
-                while stream.tell() < stop:
-                    chunk = stream.read(min(CHUNK, stop - stream.tell()))
-                    for digest in digests.values():
-                        digest.update(chunk)
+                update = partial(_update, file=file, start=span[0], stop=span[1])
+                deque(in_parallel(update, [*digests.values()], threads), maxlen=0)
         return first, {name: digest.hexdigest() for name, digest in digests.items()}
-
-    def _fetch_spans(
-        self, bucket: str, wanted: Object, file: Path, spans: Sequence[tuple[int, int]]
-    ) -> Generator[Mapping[str, Any], None, None]:
-        if len(spans) == 1:
-            # Whoever fetches many objects does so in threads already.
-            yield self._fetch_span(bucket, wanted, file, *spans[0])
-        else:
-            yield from in_parallel(lambda span: self._fetch_span(bucket, wanted, file, *span), spans, PARALLEL)
 
     def _fetch_span(self, bucket: str, wanted: Object, file: Path, start: int, stop: int) -> Mapping[str, Any]:
         """Write bytes `start` to `stop` of the object into `file`, going on after each interruption."""
@@ -198,7 +192,7 @@ class Store:
                             raise
                 if stream.tell() == stop:
                     break
-                time.sleep(random.uniform(0.0, min(2.0 ** (attempt - 1), 20.0)))
+                time.sleep(random.uniform(0.0, min(2.0 ** (attempt - 1), LONGEST_PAUSE)))
         return answer  # type: ignore[no-any-return]
 
     def _upload_parts(self, about: Mapping[str, Any], file: Path, size: int) -> None:
@@ -216,7 +210,7 @@ class Store:
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
         try:
-            parts = list(in_parallel(send, range(1, -(-size // length) + 1), PARALLEL))
+            parts = list(in_parallel(send, range(1, -(-size // length) + 1), STREAMS))
             _check_unchanged(file, file.stat().st_mtime_ns == before.st_mtime_ns)
             self.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
         except BaseException:
@@ -228,17 +222,13 @@ class Store:
         answer = self.client.head_object(Bucket=bucket, Key=key)
         return bool(answer["ContentLength"] == size and told_sha256(answer) == sha256)
 
-    @contextmanager
-    def _telling(self, bucket: str, key: str = "") -> Iterator[None]:
-        place = f"s3://{bucket}/{key}".rstrip("/")
-        try:
-            yield
-        except ClientError as error:
-            told, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
-            code = str(told.get("Code", status))
-            raise UserError(refusal(code, status, str(told.get("Message", "")), place, self.name)) from None
-        except (BotoCoreError, HTTPError) as error:
-            raise UserError(interruption(error, place, self.name)) from None
+
+def _update(digest: Any, file: Path, start: int, stop: int) -> None:
+    # Without a buffer, which could be filled with what has not arrived yet.
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while stream.tell() < stop:
+            digest.update(stream.read(min(CHUNK, stop - stream.tell())))
 
 
 def open_store(environment: Environment) -> Store:
@@ -247,38 +237,31 @@ def open_store(environment: Environment) -> Store:
     Raises:
         UserError: one of the two keys is missing, or the endpoint is no address or holds a password.
     """
-    keys = {
-        "DIFFUSION_S3_ACCESS_KEY": environment.s3_access_key and environment.s3_access_key.get_secret_value(),
-        "DIFFUSION_S3_SECRET_KEY": environment.s3_secret_key and environment.s3_secret_key.get_secret_value(),
-    }
-    access, secret = keys.values()
-    if bool(access) != bool(secret):
-        given, missing = sorted(keys, key=lambda name: not keys[name])
-        raise UserError(f"{given} is set and {missing} is not: set both, or neither where boto3 finds its own")
+    access, secret = credentials(environment)
     endpoint = environment.s3_endpoint or None
-    name = _shown(endpoint) if endpoint else "of Amazon"
-    store = Store(None, name)
-    with store._telling(""):
-        session = boto3.session.Session(access or None, secret or None, region_name=environment.s3_region or None)
+    name = shown_endpoint(endpoint)
+    with _telling(name):
+        session = boto3.session.Session(access, secret, region_name=environment.s3_region or None)
         return Store(session.client("s3", endpoint_url=endpoint, config=_config(own=endpoint is not None)), name)
+
+
+@contextmanager
+def _telling(store: str, bucket: str = "", key: str = "") -> Iterator[None]:
+    """Turn the errors of a block that asks for an object or a bucket into a sentence."""
+    place = f"s3://{bucket}/{key}".rstrip("/")
+    try:
+        yield
+    except ClientError as error:
+        told, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code = str(told.get("Code", status))
+        raise UserError(refusal(code, status, str(told.get("Message", "")), place, store)) from None
+    except (BotoCoreError, HTTPError) as error:
+        raise UserError(interruption(error, place, store)) from None
 
 
 def _check_unchanged(file: Path, same: bool) -> None:
     if not same:
         raise UserError(f"{file} was changed while it was uploaded: run this again")
-
-
-def _shown(endpoint: str) -> str:
-    parts = urlsplit(endpoint)
-    shown = without_userinfo(endpoint)
-    if parts.username is not None or parts.password is not None:
-        raise UserError(
-            f"DIFFUSION_S3_ENDPOINT ({shown}) holds a user or a password: set DIFFUSION_S3_ACCESS_KEY and"
-            " DIFFUSION_S3_SECRET_KEY instead"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"DIFFUSION_S3_ENDPOINT is {shown}, which is no address: write http://host:port or https://")
-    return shown
 
 
 def _config(own: bool) -> Config:

@@ -45,8 +45,7 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> str
         store: the endpoint as it may be shown.
     """
     bucket = place.removeprefix("s3://").partition("/")[0]
-    # Some stores tell of a full disk by an internal error.
-    if code in FULL or "no space left" in message.lower() or "quota exceeded" in message.lower():
+    if code in FULL or "no space left" in message.lower():
         return f"the store {store} has no room for {place}: free some, or name another store by {ENDPOINT}"
     if code == "InvalidAccessKeyId":
         return f"the store {store} does not know the key id: correct DIFFUSION_S3_ACCESS_KEY"
@@ -63,13 +62,14 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> str
     if code in CHANGED:
         return changed(place)
     if code in BUSY or status in (429, 503):
-        return f"the store {store} is too busy for {place} ({code}): run this again later, or ask less of {ENDPOINT}"
+        return f"the store {store} is too busy for {place} ({code}): run this later, or name another by {ENDPOINT}"
     if status == 404:
         return f"the store {store} has no {place} (any more): run this again, or correct the address or {ENDPOINT}"
     if status in (401, 403):
         return f"the credentials give no right to {place} ({code}): have it granted, or set others by {KEYS}"
     if status >= 500:
-        return f"the store {store} fails at {place} ({code}): run this again when it is well, or correct {ENDPOINT}"
+        # Some say no more than this of a full disk.
+        return f"the store {store} fails at {place} ({code}): see whether its disk is full, and run this again"
     return f"the store {store} refuses {place} ({code}): correct the address, or {ENDPOINT}"
 
 

@@ -11,7 +11,10 @@ Result = TypeVar("Result")
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """Yield the results in order."""
+    """Yield the results in order; what is alone needs no thread."""
+    if min(len(items), threads) == 1:
+        yield from map(function, items)
+        return
     pool = ThreadPoolExecutor(threads)
     try:
         yield from pool.map(function, items)

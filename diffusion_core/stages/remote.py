@@ -61,6 +61,8 @@ def _remote(url: str, environment: Environment) -> dict[str, str]:
     access, secret = (key.get_secret_value() if key else None for key in keys)
     options = {
         "url": url,
+        # Else DVC takes what it fetches for what it asked for.
+        "verify": "true",
         "endpointurl": environment.s3_endpoint,
         # Beside the file that names it.
         "configpath": PROFILE.name if environment.s3_endpoint else None,

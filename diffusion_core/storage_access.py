@@ -1,0 +1,46 @@
+"""What the environment says of the object store: its address and whose credentials to use."""
+
+from urllib.parse import urlsplit
+
+from diffusion_core.address import without_userinfo
+from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
+
+
+def credentials(environment: Environment) -> tuple[str, str] | tuple[None, None]:
+    """Return key id and secret, or neither, where boto3 is to find its own.
+
+    Raises:
+        UserError: one of the two is missing.
+    """
+    keys = {
+        "DIFFUSION_S3_ACCESS_KEY": environment.s3_access_key and environment.s3_access_key.get_secret_value(),
+        "DIFFUSION_S3_SECRET_KEY": environment.s3_secret_key and environment.s3_secret_key.get_secret_value(),
+    }
+    access, secret = keys.values()
+    if access and secret:
+        return access, secret
+    if access or secret:
+        given, missing = sorted(keys, key=lambda name: not keys[name])
+        raise UserError(f"{given} is set and {missing} is not: set both, or neither where boto3 finds its own")
+    return None, None
+
+
+def shown_endpoint(endpoint: str | None) -> str:
+    """Return what messages call the store.
+
+    Raises:
+        UserError: the endpoint is no address, or holds a user or a password.
+    """
+    if endpoint is None:
+        return "of Amazon"
+    parts = urlsplit(endpoint)
+    shown = without_userinfo(endpoint)
+    if parts.username is not None or parts.password is not None:
+        raise UserError(
+            f"DIFFUSION_S3_ENDPOINT ({shown}) holds a user or a password: set DIFFUSION_S3_ACCESS_KEY and"
+            " DIFFUSION_S3_SECRET_KEY instead"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"DIFFUSION_S3_ENDPOINT is {shown}, which is no address: write http://host:port or https://")
+    return shown

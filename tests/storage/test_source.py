@@ -1,0 +1,319 @@
+"""`data/raw` holds what the bucket has, and only what is new crosses the network."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion_core.data.sources import s3
+from diffusion_core.errors import UserError
+from diffusion_core.params import load_settings
+from diffusion_core.settings import IngestSettings, PrepareSettings
+from diffusion_core.stages import ingest, prepare
+from tests.data.encoded import encoded, photograph
+from tests.storage.conftest import ACCESS, SECRET
+from tests.storage.proxy import refuse, stall, then
+
+CHECKOUT = Path(__file__).parents[2]
+RAW = Path("data/raw")
+IMAGES = {"cat/1.png": b"1", "cat/2.PNG": b"22", "dog/deep/3.jpg": b"333", "dog/4.webp": b"4444"}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def put(admin, bucket):
+    """Puts objects below the prefix."""
+
+    def put(objects):
+        for key, body in objects.items():
+            admin.put_object(Bucket=bucket, Key=f"pictures/{key}", Body=body)
+
+    return put
+
+
+@pytest.fixture
+def fetch(bucket, environment):
+    def fetch():
+        ingest.run(
+            IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment
+        )
+        return {
+            file.relative_to(RAW).as_posix(): file.read_bytes()
+            for file in RAW.rglob("*")
+            if file.is_file() and file.name != ".s3.json"
+        }
+
+    return fetch
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, proxy, capsys):
+    put(IMAGES)
+    admin.put_object(Bucket=bucket, Key="pictures2/other.png", Body=b"5")
+    assert fetch() == IMAGES
+    assert proxy.count("GET") == len(IMAGES)
+    assert [file.name for file in Path("data").iterdir()] == ["raw"]
+    assert capsys.readouterr().out == "ingest: 4 images in data/raw\n"
+
+
+def test_the_index_is_the_same_for_the_same_objects(put, fetch):
+    put(IMAGES)
+    fetch()
+    first = (RAW / ".s3.json").read_bytes()
+    shutil.rmtree("data")
+    fetch()
+    assert (RAW / ".s3.json").read_bytes() == first
+    content = json.loads(first)
+    assert list(content["objects"]) == sorted(IMAGES)
+    assert set(content["objects"]["cat/1.png"]) == {"etag", "size", "sha256"}
+
+
+def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
+    put(IMAGES)
+    fetch()
+    before = contents(RAW)
+    proxy.requests.clear()
+    assert fetch() == IMAGES
+    assert (len(proxy.requests), proxy.lists()) == (1, 1)
+    assert contents(RAW) == before
+
+
+def test_without_the_index_everything_would_be_fetched_again(put, fetch, proxy):
+    put(IMAGES)
+    fetch()
+    (RAW / ".s3.json").unlink()
+    proxy.requests.clear()
+    assert fetch() == IMAGES
+    assert proxy.count("GET") == len(IMAGES)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": 1, "objects": 2}', "\xff", '{"objects": {"a": {}}}'])
+def test_a_damaged_index_is_no_index(put, fetch, proxy, text):
+    put(IMAGES)
+    fetch()
+    (RAW / ".s3.json").write_text(text.replace('"url": 1', f'"url": "{proxy.url}"'), encoding="latin-1")
+    assert fetch() == IMAGES
+
+
+def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, proxy):
+    put(IMAGES)
+    fetch()
+    inodes = {path: (RAW / path).stat().st_ino for path in IMAGES}
+    put({"cat/1.png": b"9", "cat/new.png": b"8"})
+    admin.delete_object(Bucket=bucket, Key="pictures/dog/4.webp")
+    proxy.requests.clear()
+    expected = IMAGES | {"cat/1.png": b"9", "cat/new.png": b"8"}
+    del expected["dog/4.webp"]
+    assert fetch() == expected
+    assert sorted(each.key for each in proxy.requests if each.key) == ["pictures/cat/1.png", "pictures/cat/new.png"]
+    # The others are the same files still.
+    assert (RAW / "cat/2.PNG").stat().st_ino == inodes["cat/2.PNG"]
+    assert list(json.loads((RAW / ".s3.json").read_text())["objects"]) == sorted(expected)
+
+
+def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy):
+    def link(*arguments):
+        raise OSError("another file system")
+
+    put(IMAGES)
+    fetch()
+    proxy.requests.clear()
+    monkeypatch.setattr(os, "link", link)
+    assert fetch() == IMAGES
+    assert proxy.count("GET") == 0
+
+
+@pytest.mark.parametrize("damage", [b"2", b"23", None])
+def test_a_file_that_is_not_as_it_was_fetched_is_fetched_again(put, fetch, proxy, damage):
+    put(IMAGES)
+    fetch()
+    file = RAW / "cat/2.PNG"
+    file.unlink()
+    if damage:
+        file.write_bytes(damage)
+    proxy.requests.clear()
+    assert fetch() == IMAGES
+    assert [each.key for each in proxy.requests if each.key] == ["pictures/cat/2.PNG"]
+
+
+def test_without_a_look_at_the_bytes_rot_would_stay(monkeypatch, put, fetch):
+    put(IMAGES)
+    fetch()
+    (RAW / "cat/2.PNG").write_bytes(b"23")
+    monkeypatch.setattr(s3, "_is_whole", lambda file, entry: True)
+    assert fetch()["cat/2.PNG"] == b"23"
+
+
+def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy):
+    put(IMAGES)
+    fetch()
+    admin.create_bucket(Bucket="another")
+    admin.put_object(Bucket="another", Key="cat/1.png", Body=b"1")
+    ingest.run(IngestSettings.model_validate({"source": {"kind": "s3", "url": "s3://another"}}), environment)
+    assert contents(RAW).keys() == {"cat/1.png", ".s3.json"}
+    assert proxy.requests[-1].key == "cat/1.png"
+
+
+def test_what_is_no_image_or_hidden_is_left_out_and_told(put, fetch, capsys):
+    put({"cat/1.png": b"1", "notes.txt": b"2", ".thumbs/1.png": b"3", "cat/.1.png": b"4", "cat/figure.eps": b"5"})
+    assert fetch() == {"cat/1.png": b"1"}
+    assert capsys.readouterr().out.startswith("ingest: left out 4 objects that are hidden or no images\n")
+
+
+def test_an_empty_prefix_is_told(put, fetch):
+    RAW.mkdir(parents=True)
+    (RAW / "old.png").write_bytes(b"1")
+    put({"notes.txt": b"1"})
+    with pytest.raises(
+        UserError, match=r"ingest\.source\.url is s3://bucket-\d+/pictures, where no image lies .*upload"
+    ):
+        fetch()
+    assert contents(Path("data")) == {"raw/old.png": b"1"}
+
+
+HOSTILE = ["../out.png", "a/../../out.png", "a/./b.png", "/etc/x.png", "a//b.png", "a\0b.png", "é" * 130 + ".png"]
+
+
+@pytest.mark.parametrize("path", HOSTILE)
+def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
+    """The server here would not take such keys; others do."""
+    from diffusion_core import storage
+
+    listed = [storage.Object("pictures/fine.png", 1, "e"), storage.Object(f"pictures/{path}", 1, "e")]
+    monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
+    with pytest.raises(UserError, match=r"ingest\.source\.url: the key .*\.png' in s3://.* is no path .*: rename"):
+        fetch()
+    assert not Path("data/raw").exists()
+    assert not Path("data/.raw.parts").exists()
+
+
+def test_a_key_that_is_file_and_folder_is_refused(monkeypatch, bucket, fetch):
+    from diffusion_core import storage
+
+    listed = [storage.Object(f"pictures/{path}", 1, "e") for path in ("a.png", "a.png/b.png")]
+    monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
+    with pytest.raises(UserError, match=r"ingest\.source\.url: 'a\.png' in s3://.* is an image and a folder: rename"):
+        fetch()
+
+
+@pytest.mark.parametrize("body", [b"new", None])
+def test_what_changes_during_the_fetch_is_told_and_never_mixed(admin, put, bucket, fetch, proxy, body):
+    put(IMAGES)
+
+    def change():
+        if body is None:
+            admin.delete_object(Bucket=bucket, Key="pictures/dog/4.webp")
+        else:
+            put({"dog/4.webp": body})
+
+    proxy.trouble(then(change), key="LIST", times=1)
+    with pytest.raises(UserError, match=r"dog/4\.webp.*: run this again"):
+        fetch()
+    assert not RAW.exists()
+    expected = {path: body if path == "dog/4.webp" else old for path, old in IMAGES.items()}
+    assert fetch() == {path: content for path, content in expected.items() if content is not None}
+
+
+def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetch, proxy):
+    put(IMAGES)
+    fetch()
+    put({f"new/{number}.png": b"5" for number in range(50)})
+    proxy.trouble(refuse(403, "AccessDenied"), key="new/49.png")
+    with pytest.raises(UserError, match=r"new/49\.png"):
+        fetch()
+    assert contents(RAW).keys() == {*IMAGES, ".s3.json"}
+    assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
+
+
+def ingest_process(project, environment, url):
+    params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
+    params["ingest"]["source"] = {"kind": "s3", "url": url}
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    variables = {
+        "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
+        "DIFFUSION_S3_ACCESS_KEY": ACCESS,
+        "DIFFUSION_S3_SECRET_KEY": SECRET,
+        "PYTHONPATH": str(CHECKOUT),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffusion_core", "ingest"],
+        cwd=project,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, fetch, proxy, staged):
+    images = {f"cat/{number}.png": str(number).encode() for number in range(100)}
+    put(images)
+    proxy.trouble(stall, key="cat/50.png", times=1)
+    process = ingest_process(project, environment, f"s3://{bucket}/pictures")
+    parts = project / "data/.raw.parts"
+    with process:
+        wait_for(
+            lambda: parts.is_dir() and sum(bool(each.suffix) and each.name[0] != "." for each in parts.iterdir()) == 99
+        )
+        process.send_signal(signal.SIGKILL)
+    assert not RAW.exists()
+    if not staged:
+        shutil.rmtree(parts)
+    else:
+        # What rotted meanwhile is not taken.
+        rotten = next(each for each in parts.iterdir() if each.suffix and each.name[0] != ".")
+        rotten.write_bytes(b"rot")
+    proxy.requests.clear()
+    assert fetch() == images
+    assert proxy.count("GET") == (2 if staged else 100)
+    assert [file.name for file in Path("data").iterdir()] == ["raw"]
+
+
+def test_prepare_sees_the_images_and_not_the_index(put, fetch):
+    put({f"cat/{number}.png": encoded(photograph(8 + number, 8), "PNG") for number in range(12)})
+    fetch()
+    (RAW / "cat" / ".DS_Store").write_bytes(b"litter")
+    prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.3))
+    info = json.loads(Path("data/prepared/dataset.json").read_text())
+    assert (info["count"], info["quarantined"]) == (12, 0)
+
+
+@pytest.mark.parametrize("url", ["pictures", "http://b/p", "s3://", "s3://me:canary@bb/p"])
+def test_an_address_that_is_none_is_told_before_anything_runs(project, url):
+    text = (CHECKOUT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("kind: digits", f"{{kind: s3, url: '{url}'}}  #").replace("source:\n    ", "source: ")
+    (project / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"ingest\.source\.url: .* is no address in an object store: write s3://"
+    ) as raised:
+        load_settings()
+    assert "canary" not in str(raised.value)
+
+
+def test_who_does_not_fetch_from_a_store_does_not_load_boto3():
+    script = "import sys, diffusion_core.__main__, diffusion_core.params; print('boto3' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
