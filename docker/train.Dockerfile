@@ -35,7 +35,7 @@ RUN apt-get update \
         /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints
 
 COPY --from=build /opt/diffusion /opt/diffusion
-COPY docker/healthy.py docker/worker.py /opt/diffusion/
+COPY docker/healthy.py /opt/diffusion/
 
 # The project that is installed here is for whoever has no clone; Python looks in the folder of a clone first.
 ENV PATH=/opt/diffusion/bin:$PATH \
@@ -53,4 +53,4 @@ USER 10001
 WORKDIR /var/lib/diffusion
 ENTRYPOINT ["tini", "--"]
 # One training at a time: two would share the GPU's memory.
-CMD ["python", "/opt/diffusion/worker.py", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]
+CMD ["python", "-m", "flows.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]

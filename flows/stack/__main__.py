@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from flows.child import signals_held
@@ -54,10 +55,7 @@ def up(folder: Path = FOLDER) -> Home:
         launch({"postgres": services.postgres})
         make_databases(home)
         launch({"s3": services.s3, "mlflow": services.mlflow, "prefect": services.prefect})
-        if "worker" not in running:
-            # Runs of a worker that was killed left their checkouts behind.
-            shutil.rmtree(home.folder / "runs")
-            (home.folder / "runs").mkdir()
+        _clear(home.folder / "runs")
         launch({"worker": services.worker})
     except BaseException:
         with signals_held():
@@ -66,6 +64,14 @@ def up(folder: Path = FOLDER) -> Home:
             write_started(file, read_started(file))
         raise
     return home
+
+
+def _clear(runs: Path) -> None:
+    """Remove the checkouts that runs of a killed worker left behind: those in which no process works."""
+    places = {process.info["cwd"] or "" for process in psutil.process_iter(["cwd"])}
+    for checkout in runs.iterdir():
+        if not any(Path(place).is_relative_to(checkout) for place in places):
+            shutil.rmtree(checkout)
 
 
 def down(folder: Path = FOLDER) -> list[str]:

@@ -1,7 +1,6 @@
 """Servers that outlive the command which started them, and are stopped by another."""
 
 import json
-import os
 import signal
 import subprocess
 import time
@@ -12,10 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from flows.child import GRACE_SECONDS, end_children, end_group
 from flows.stack.trouble import StackTrouble
 
-STOP_SECONDS = 20.0
 START_SECONDS = 120.0
 
 
@@ -31,7 +28,7 @@ class Service:
         is_ready: whether it answers.
         user: whom it runs as, if not as who starts it.
         stop_signal: what ends it in good order.
-        runs_flows: it has flow runs as children, and each is given time to save its work.
+        stop_seconds: how long it has for that.
     """
 
     name: str
@@ -41,7 +38,7 @@ class Service:
     is_ready: Callable[[], bool]
     user: str | None = None
     stop_signal: int = signal.SIGTERM
-    runs_flows: bool = False
+    stop_seconds: float = 20.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Started:
     pid: int
     born: float
     stop_signal: int
-    runs_flows: bool
+    stop_seconds: float
 
     def lives(self) -> bool:
         """Whether it runs."""
@@ -66,14 +63,16 @@ class Started:
         """End it and all that it has started; nothing is done where it has ended already."""
         if not self.lives():
             return
-        if self.runs_flows:
-            end_children(self.pid, GRACE_SECONDS + STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, self.stop_signal)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self.lives() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        end_group(self.pid, 0.0)
+        process = psutil.Process(self.pid)
+        family = process.children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(self.stop_signal)
+            family += process.children(recursive=True)
+        psutil.wait_procs([process], self.stop_seconds)
+        for member in [process, *family]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs([process, *family], self.stop_seconds)
 
 
 def start(service: Service, log: Path) -> Started:
@@ -91,7 +90,7 @@ def start(service: Service, log: Path) -> Started:
             extra_groups=None if service.user is None else [],
         )
     born = psutil.Process(process.pid).create_time()
-    return Started(service.name, process.pid, born, service.stop_signal, service.runs_flows)
+    return Started(service.name, process.pid, born, service.stop_signal, service.stop_seconds)
 
 
 def wait_until_ready(service: Service, started: Started, log: Path) -> None:

@@ -18,6 +18,7 @@ from flows.stack.home import ADMIN, HOST, Home, write_private
 from flows.stack.postgres import is_ready, make_cluster, owner, program
 from flows.stack.processes import Service
 from flows.stack.trouble import StackTrouble
+from flows.worker import STOP_SECONDS
 
 POOL = "machine"
 # What a user has set for other servers must not reach ours.
@@ -128,12 +129,12 @@ def worker(home: Home) -> Service:
     began = datetime.now().astimezone()
     return Service(
         "worker",
-        [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL],
+        [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process", "--name", POOL],
         # Each run is a folder for temporary files away from here.
         _own(home) | own_settings | variables | home.client_variables() | {"TMPDIR": str(runs)},
         runs,
         lambda: _is_online(home, began),
-        runs_flows=True,
+        stop_seconds=STOP_SECONDS + 15.0,
     )
 
 

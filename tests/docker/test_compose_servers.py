@@ -15,7 +15,7 @@ import websockets.sync.client
 from prefect.server.api.server import create_api_app
 from starlette.routing import WebSocketRoute
 
-from tests.docker.stack import BIN, FOLDER, GOOD, answers, family, free_port, started, words
+from tests.docker.stack import BIN, GOOD, answers, family, free_port, started, words
 
 PREFECT = ("admin", GOOD["PREFECT_PASSWORD"])
 MLFLOW = ("admin", GOOD["MLFLOW_PASSWORD"])
@@ -183,8 +183,8 @@ def worked(stack, tmp_path_factory):
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PYTHONPATH": str(Path.cwd()),
     }
-    _, _, *options = words("train.Dockerfile")
-    stack.launch("worker", [sys.executable, FOLDER / "worker.py", *options], env=variables)
+    _, *arguments = words("train.Dockerfile")
+    stack.launch("worker", [sys.executable, *arguments], env=variables)
     stack.wait("worker", lambda: answers(f"http://127.0.0.1:{port}/health"))
     page = stack.page("prefect-server")
     stack.wait("worker", lambda: status(page, "/api/work_pools/machine", login=PREFECT) == 200)

@@ -229,9 +229,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     assert "Traceback" not in message
     assert up(other_place)[0] == 0
     ran(project)
-    again = python(
-        project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""}
-    )
+    again = python(project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""})
     assert again.returncode == 0, again.stderr
     stages = [stage for stage, _ in ran(project)]
     assert stages[-1] == "promote"

@@ -1,7 +1,8 @@
-"""Run `prefect worker start` with the options given, and stop it in good order: `worker.py --pool POOL ...`.
+"""Run `prefect worker start` with the options given, and stop it in good order: `python -m flows.worker --pool POOL`.
 
-On TERM, Prefect's worker leaves within a second and tells its flow runs nothing; the container's end would then kill
-them: no checkpoint, and runs that Prefect takes for running. So the flow runs are stopped first, and the worker waits.
+On TERM, Prefect's worker leaves within a second and tells its flow runs nothing. In a container they would then be
+killed: no checkpoint, and runs that Prefect takes for running. So the flow runs are stopped first, and the worker
+waits.
 """
 
 import signal
@@ -13,8 +14,8 @@ from types import FrameType
 
 import psutil
 
-# Below stop_grace_period, and above what a flow gives its stage.
-GRACE_SECONDS = 45.0
+# Below stop_grace_period in docker/compose.yaml, and above what a flow gives its stage.
+STOP_SECONDS = 45.0
 
 
 def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
@@ -34,14 +35,15 @@ def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
 def main() -> None:
     """Run the worker to its end, and leave with its code."""
     # A group of its own: what reaches this process shall not reach the worker past it.
-    worker = subprocess.Popen(["prefect", "worker", "start", *sys.argv[1:]], start_new_session=True)
+    command = [sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]
+    worker = subprocess.Popen(command, start_new_session=True)
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         # Once is enough.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with suppress(psutil.NoSuchProcess):
-            stop_flow_runs(psutil.Process(worker.pid), GRACE_SECONDS)
+            stop_flow_runs(psutil.Process(worker.pid), STOP_SECONDS)
         worker.send_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, leave)
