@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from configobj import ConfigObj
+from configobj import ConfigObj, ConfigObjError
 
 from diffusion_core.address import parse_s3
 from diffusion_core.environment import Environment
@@ -43,8 +43,7 @@ def run(environment: Environment) -> None:
     if not DVC.is_dir():
         raise UserError(f"{DVC} is missing: run the command from the project's folder, or `dvc init` there")
     open_store(environment).check(address.bucket)
-    config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
-    config.filename = None
+    config = _read()
     config.setdefault("core", {})["remote"] = "store"
     config['remote "store"'] = _remote(str(address), environment)
     if environment.dvc_cache:
@@ -54,6 +53,17 @@ def run(environment: Environment) -> None:
     lines: list[bytes] = config.write()
     _write(CONFIG, b"\n".join(lines) + b"\n")
     print(f"remote: DVC shares outputs by {address} from now on, as {CONFIG} says")
+
+
+def _read() -> ConfigObj:
+    try:
+        config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
+    except (ConfigObjError, UnicodeDecodeError):
+        # Its message would show the line, which may be a secret's.
+        raise UserError(f"{CONFIG} is no configuration of DVC's: correct it, or remove it") from None
+    # Without a name, write() returns the lines.
+    config.filename = None
+    return config
 
 
 def _remote(url: str, environment: Environment) -> dict[str, str]:

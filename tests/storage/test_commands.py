@@ -107,6 +107,16 @@ def test_the_remote_is_written_for_its_owner_alone_and_alike_each_time(environme
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("text", [b"[core\nsecret = canary\n", b"\xff = canary"])
+def test_a_damaged_configuration_is_told_and_stays(environment, bucket, text):
+    CONFIG.write_bytes(text)
+    with pytest.raises(UserError, match=r"config\.local is no configuration of DVC's: correct it") as raised:
+        remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}"}))
+    assert "canary" not in str(raised.value)
+    assert CONFIG.read_bytes() == text
+
+
+@pytest.mark.usefixtures("project")
 def test_keys_that_are_no_longer_set_go(environment, bucket, monkeypatch):
     given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}"})
     remote.run(given)
@@ -257,7 +267,7 @@ def test_a_flipped_byte_in_the_remote_is_noticed_by_who_pulls(machine, clone, ad
     assert (outputs(clone) != outputs(machine)) or verified
 
 
-def test_no_secret_is_in_argv_messages_or_files(machine, environment, bucket, tmp_path, proxy):
+def test_no_secret_is_in_messages_or_files(machine, environment, bucket, tmp_path, proxy):
     variables = {
         "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
         "DIFFUSION_S3_ACCESS_KEY": ACCESS,
