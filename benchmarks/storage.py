@@ -25,7 +25,7 @@ from unittest.mock import patch
 from benchmarks.machine import describe
 from diffusion_core.data.sources.s3 import S3
 from diffusion_core.environment import Environment
-from diffusion_core.storage import Store, open_store
+from diffusion_core.storage import Store, download, open_store
 
 RESULTS = Path("benchmarks/storage.json")
 REPEATS = 3
@@ -70,11 +70,11 @@ def fetch(folder: Path, before: Path, environment: Environment) -> float:
     return time.perf_counter() - began
 
 
-def download(store: Store, folder: Path) -> float:
+def large(store: Store, folder: Path) -> float:
     """Return the seconds that we take for the large object."""
     (wanted,) = store.objects(BUCKET, LARGE)
     began = time.perf_counter()
-    store.download(BUCKET, wanted, folder / "ours")
+    download(store, BUCKET, wanted, folder / "ours")
     taken = time.perf_counter() - began
     (folder / "ours").unlink()
     return taken
@@ -124,7 +124,7 @@ def measure(folder: Path, address: str) -> dict[str, Any]:
         raw = folder / f"raw-{repeat}"
         small.append(fetch(raw, folder / "nothing", environment))
         reruns.append(fetch(folder / f"again-{repeat}", raw, environment))
-        ours.append(download(store, folder))
+        ours.append(large(store, folder))
         rclones.append(peer(address, folder))
     requests = requests_of_a_rerun(store, folder / "raw-0", folder / "counted", environment)
     ratios = [theirs / own for own, theirs in zip(ours, rclones, strict=True)]

@@ -8,7 +8,7 @@ from diffusion_core.address import parse_s3
 from diffusion_core.data.image_files import image_files
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.storage import open_store
+from diffusion_core.storage import open_store, upload_all
 
 
 def run(folder: Path, url: str, environment: Environment) -> None:
@@ -37,7 +37,7 @@ def run(folder: Path, url: str, environment: Environment) -> None:
     total = sum(image.stat().st_size for image in images)
     sent = 0
     with tqdm(desc="upload", total=total, unit="B", unit_scale=True, disable=None) as progress:
-        for image, is_sent in zip(images, store.upload_all(address.bucket, files), strict=True):
+        for image, is_sent in zip(images, upload_all(store, address.bucket, files), strict=True):
             sent += is_sent
             progress.update(image.stat().st_size)
     if others or links:

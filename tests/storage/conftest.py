@@ -12,9 +12,8 @@ import pytest
 from botocore.config import Config
 from botocore.retries.standard import ExponentialBackoff
 
-from diffusion_core import storage
 from diffusion_core.environment import Environment
-from diffusion_core.storage import open_store
+from diffusion_core.storage import client, fetching, open_store
 from tests.storage.proxy import proxying
 
 ACCESS, SECRET = "CANARYKEYID", "canary+secret/0123456789"
@@ -88,6 +87,7 @@ def _alone(monkeypatch):
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(storage, "ATTEMPTS", 3)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 0.0)
+    for module in (client, fetching):
+        monkeypatch.setattr(module, "ATTEMPTS", 3)
+    monkeypatch.setattr(fetching, "LONGEST_PAUSE", 0.0)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.0)

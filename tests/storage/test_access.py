@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_core.address import parse_s3
 from diffusion_core.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.storage import open_store
 from tests.storage.conftest import ACCESS, SECRET
 from tests.storage.proxy import refuse, reset, stall
@@ -86,15 +86,17 @@ def test_a_bucket_that_is_missing_is_told(store):
 )
 def test_what_the_store_says_is_told(store, bucket, proxy, act, sentence, requests):
     proxy.trouble(act, key="LIST")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
         store.check(bucket)
     assert len(proxy.requests) == requests
+    # What was worth trying again at once is so later.
+    assert isinstance(caught.value, Unavailable) == (requests > 1)
 
 
 def test_a_store_that_stalls_is_told(monkeypatch, environment, bucket, proxy):
-    monkeypatch.setattr("diffusion_core.storage.READ_SECONDS", 0.3)
+    monkeypatch.setattr("diffusion_core.storage.client.READ_SECONDS", 0.3)
     proxy.trouble(stall, key="LIST")
-    with pytest.raises(UserError, match=r"stalled while it was asked for s3://bucket-\d+: .*DIFFUSION_S3_ENDPOINT"):
+    with pytest.raises(Unavailable, match=r"stalled while it was asked for s3://bucket-\d+: .*DIFFUSION_S3_ENDPOINT"):
         open_store(environment).check(bucket)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_core import storage
 from diffusion_core.errors import UserError
-from diffusion_core.storage import open_store
+from diffusion_core.storage import client, fetching, open_store
 from tests.storage.proxy import flip, refuse, reset, stall, stall_after, truncate
 
 BODY = os.urandom(100_000)
@@ -28,8 +28,8 @@ def wanted(admin, bucket, store):
 @pytest.fixture
 def ranges(monkeypatch):
     """Objects of this size are fetched in four ranges."""
-    monkeypatch.setattr(storage, "RANGE", 30_000)
-    monkeypatch.setattr(storage, "CHUNK", 7_000)
+    monkeypatch.setattr(fetching, "RANGE", 30_000)
+    monkeypatch.setattr(fetching, "CHUNK", 7_000)
 
 
 def test_a_listing_goes_on_over_all_its_pages(admin, bucket, store, proxy):
@@ -42,7 +42,7 @@ def test_a_listing_goes_on_over_all_its_pages(admin, bucket, store, proxy):
 
 
 def test_one_request_brings_one_object(store, bucket, wanted, tmp_path, proxy):
-    assert store.download(bucket, wanted, tmp_path / "a") == SHA256
+    assert storage.download(store, bucket, wanted, tmp_path / "a") == SHA256
     assert (tmp_path / "a").read_bytes() == BODY
     assert (proxy.count("GET"), proxy.count("HEAD")) == (1, 0)
 
@@ -50,13 +50,13 @@ def test_one_request_brings_one_object(store, bucket, wanted, tmp_path, proxy):
 def test_an_empty_object_is_an_empty_file(admin, bucket, store, tmp_path):
     admin.put_object(Bucket=bucket, Key="empty", Body=b"")
     (wanted,) = store.objects(bucket, "empty")
-    store.download(bucket, wanted, tmp_path / "a")
+    storage.download(store, bucket, wanted, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b""
 
 
 @pytest.mark.usefixtures("ranges")
 def test_large_objects_come_in_ranges_of_one_version(store, bucket, wanted, tmp_path, proxy):
-    assert store.download(bucket, wanted, tmp_path / "a") == SHA256
+    assert storage.download(store, bucket, wanted, tmp_path / "a") == SHA256
     assert (tmp_path / "a").read_bytes() == BODY
     gets = [each.headers for each in proxy.requests if each.key]
     assert {each["Range"] for each in gets} == {
@@ -80,7 +80,7 @@ def test_trouble_that_passes_is_not_noticed(store, bucket, wanted, tmp_path, pro
     if in_ranges:
         request.getfixturevalue("ranges")
     proxy.trouble(TROUBLES[trouble], times=2)
-    assert store.download(bucket, wanted, tmp_path / "a") == SHA256
+    assert storage.download(store, bucket, wanted, tmp_path / "a") == SHA256
     assert (tmp_path / "a").read_bytes() == BODY
     assert proxy.count("GET") == (4 if in_ranges else 1) + 2
 
@@ -100,14 +100,14 @@ def test_trouble_that_stays_is_told_after_a_bounded_number_of_tries(
     act = truncate(0) if trouble == "truncated" else TROUBLES[trouble]
     proxy.trouble(act)
     with pytest.raises(UserError, match=sentence):
-        store.download(bucket, wanted, tmp_path / "a")
-    assert proxy.count("GET") == storage.ATTEMPTS
+        storage.download(store, bucket, wanted, tmp_path / "a")
+    assert proxy.count("GET") == fetching.ATTEMPTS
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_body_that_broke_off_goes_on_where_it_was(store, bucket, wanted, tmp_path, proxy):
     proxy.trouble(truncate(70_000), times=1)
-    store.download(bucket, wanted, tmp_path / "a")
+    storage.download(store, bucket, wanted, tmp_path / "a")
     first, second = (each.headers.get("Range") for each in proxy.requests if each.key)
     assert first is None
     assert second == "bytes=70000-99999"
@@ -115,23 +115,25 @@ def test_a_body_that_broke_off_goes_on_where_it_was(store, bucket, wanted, tmp_p
 
 def test_pauses_grow(monkeypatch, store, bucket, wanted, tmp_path, proxy):
     pauses = []
-    monkeypatch.setattr(storage, "ATTEMPTS", 7)
-    monkeypatch.setattr(storage, "LONGEST_PAUSE", 20.0)
-    monkeypatch.setattr(storage.random, "uniform", lambda least, most: most)
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    for module in (client, fetching):
+        monkeypatch.setattr(module, "ATTEMPTS", 7)
+    monkeypatch.setattr(fetching, "LONGEST_PAUSE", 20.0)
+    monkeypatch.setattr(fetching.random, "uniform", lambda least, most: most)
+    monkeypatch.setattr(fetching.time, "sleep", pauses.append)
     proxy.trouble(truncate(0))
     with pytest.raises(UserError):
-        store.download(bucket, wanted, tmp_path / "a")
+        storage.download(store, bucket, wanted, tmp_path / "a")
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
 
 
 @pytest.mark.parametrize("act", [stall, stall_after(50_000)])
 def test_a_stalled_transfer_ends(monkeypatch, environment, bucket, wanted, tmp_path, proxy, act):
-    monkeypatch.setattr(storage, "READ_SECONDS", 0.5)
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(client, "READ_SECONDS", 0.5)
+    for module in (client, fetching):
+        monkeypatch.setattr(module, "ATTEMPTS", 2)
     proxy.trouble(act)
     with pytest.raises(UserError, match="stalled while it was asked for s3://.*DIFFUSION_S3_ENDPOINT"):
-        open_store(environment).download(bucket, wanted, tmp_path / "a")
+        storage.download(open_store(environment), bucket, wanted, tmp_path / "a")
     assert proxy.count("GET") == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -139,7 +141,7 @@ def test_a_stalled_transfer_ends(monkeypatch, environment, bucket, wanted, tmp_p
 def test_a_right_that_is_missing_is_not_asked_for_again(store, bucket, wanted, tmp_path, proxy):
     proxy.trouble(refuse(403, "AccessDenied"))
     with pytest.raises(UserError, match=r"no right to s3://.*/cat/a.png \(AccessDenied\): .*DIFFUSION_S3_ACCESS_KEY"):
-        store.download(bucket, wanted, tmp_path / "a")
+        storage.download(store, bucket, wanted, tmp_path / "a")
     assert proxy.count("GET") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -149,11 +151,11 @@ def test_a_flipped_byte_is_noticed(admin, bucket, store, tmp_path, proxy, metada
     admin.put_object(Bucket=bucket, Key="a.png", Body=BODY, Metadata=metadata)
     (wanted,) = store.objects(bucket, "")
     proxy.trouble(flip(50_000), times=1)
-    assert store.download(bucket, wanted, tmp_path / "a") == SHA256
+    assert storage.download(store, bucket, wanted, tmp_path / "a") == SHA256
     assert proxy.count("GET") == 2
     proxy.trouble(flip(50_000))
     with pytest.raises(UserError, match=r"a\.png arrives with another hash than .*DIFFUSION_S3_ENDPOINT"):
-        store.download(bucket, wanted, tmp_path / "b")
+        storage.download(store, bucket, wanted, tmp_path / "b")
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
@@ -161,13 +163,13 @@ def test_a_flipped_byte_is_noticed(admin, bucket, store, tmp_path, proxy, metada
 def test_a_flipped_byte_in_one_range_is_noticed(store, bucket, wanted, tmp_path, proxy):
     proxy.trouble(flip(5))
     with pytest.raises(UserError, match="another hash"):
-        store.download(bucket, wanted, tmp_path / "a")
+        storage.download(store, bucket, wanted, tmp_path / "a")
 
 
 def test_nothing_but_the_hash_would_notice_it(monkeypatch, store, bucket, wanted, tmp_path, proxy):
-    monkeypatch.setattr(storage, "matches", lambda *arguments: True)
+    monkeypatch.setattr(fetching, "matches", lambda *arguments: True)
     proxy.trouble(flip(50_000))
-    store.download(bucket, wanted, tmp_path / "a")
+    storage.download(store, bucket, wanted, tmp_path / "a")
     assert (tmp_path / "a").read_bytes() != BODY
     assert (tmp_path / "a").stat().st_size == len(BODY)
 
@@ -177,14 +179,14 @@ def test_an_object_that_was_replaced_meanwhile_is_told(admin, store, bucket, wan
     """This server does not heed If-Match."""
     admin.put_object(Bucket=bucket, Key="cat/a.png", Body=body)
     with pytest.raises(UserError, match="cat/a.png was replaced while it was fetched: run this again"):
-        store.download(bucket, wanted, tmp_path / "a")
+        storage.download(store, bucket, wanted, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_object_that_is_gone_is_told(admin, store, bucket, wanted, tmp_path, proxy):
     admin.delete_object(Bucket=bucket, Key="cat/a.png")
     with pytest.raises(UserError, match=r"has no s3://bucket-\d+/cat/a.png \(any more\): run this again"):
-        store.download(bucket, wanted, tmp_path / "a")
+        storage.download(store, bucket, wanted, tmp_path / "a")
     assert proxy.count("GET") == 1
 
 
@@ -194,7 +196,7 @@ def test_the_first_error_ends_the_others(admin, bucket, store, tmp_path, proxy):
     wanted = [(each, tmp_path / each.key) for each in store.objects(bucket, "")]
     proxy.trouble(refuse(403, "AccessDenied"))
     with pytest.raises(UserError, match="AccessDenied"):
-        list(store.download_all(bucket, wanted))
+        list(storage.download_all(store, bucket, wanted))
     assert proxy.count("GET") < 100
     assert list(tmp_path.iterdir()) == []
 
@@ -203,11 +205,11 @@ def test_a_disk_that_is_full_is_an_oserror_and_leaves_nothing(environment, bucke
     script = f"""
 import pathlib, resource
 from diffusion_core.environment import Environment
-from diffusion_core.storage import Object, open_store
+from diffusion_core.storage import Object, download, open_store
 store = open_store(Environment())
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 try:
-    store.download({bucket!r}, {wanted!r}, pathlib.Path("a"))
+    download(store, {bucket!r}, {wanted!r}, pathlib.Path("a"))
 except OSError as error:
     print(type(error).__name__)
 """

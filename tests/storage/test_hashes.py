@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from diffusion_core.storage_hashes import hashes, matches
+from diffusion_core.storage.hashes import hashes, matches
 
 MD5, SHA256 = hashlib.md5(b"1").hexdigest(), hashlib.sha256(b"1").hexdigest()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion_core import storage
 from diffusion_core.data.sources import s3
 from diffusion_core.errors import UserError
 from diffusion_core.params import load_settings
@@ -192,8 +193,6 @@ HOSTILE = ["../out.png", "a/../../out.png", "a/./b.png", "/etc/x.png", "a//b.png
 @pytest.mark.parametrize("path", HOSTILE)
 def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
     """The server here would not take such keys; others do."""
-    from diffusion_core import storage
-
     listed = [storage.Object("pictures/fine.png", 1, "e"), storage.Object(f"pictures/{path}", 1, "e")]
     monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
     with pytest.raises(UserError, match=r"ingest\.source\.url: the key .*\.png' in s3://.* is no path .*: rename"):
@@ -203,8 +202,6 @@ def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
 
 
 def test_a_key_that_is_file_and_folder_is_refused(monkeypatch, bucket, fetch):
-    from diffusion_core import storage
-
     listed = [storage.Object(f"pictures/{path}", 1, "e") for path in ("a.png", "a.png/b.png")]
     monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
     with pytest.raises(UserError, match=r"ingest\.source\.url: 'a\.png' in s3://.* is an image and a folder: rename"):

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_core import storage
 from diffusion_core.errors import UserError
+from diffusion_core.storage import fetching, sending
 from tests.storage.proxy import refuse, reset
 
 BODY = os.urandom(450_000)
@@ -24,7 +25,7 @@ def file(tmp_path):
 @pytest.fixture
 def parts(monkeypatch):
     """The file is sent in five parts."""
-    monkeypatch.setattr(storage, "PART", 100_000)
+    monkeypatch.setattr(sending, "PART", 100_000)
 
 
 def held(admin, bucket, key="p/a.png"):
@@ -32,7 +33,7 @@ def held(admin, bucket, key="p/a.png"):
 
 
 def test_an_upload_is_one_request_and_is_looked_at(admin, store, bucket, file, proxy):
-    assert store.upload(bucket, file, "p/a.png")
+    assert storage.upload(store, bucket, file, "p/a.png")
     assert held(admin, bucket) == BODY
     head = admin.head_object(Bucket=bucket, Key="p/a.png")
     assert {name.lower(): value for name, value in head["Metadata"].items()}["sha256"] == SHA256
@@ -41,18 +42,18 @@ def test_an_upload_is_one_request_and_is_looked_at(admin, store, bucket, file, p
 
 
 def test_a_store_that_is_not_amazons_meets_no_checksums_of_amazons(store, bucket, file, proxy):
-    store.upload(bucket, file, "p/a.png")
+    storage.upload(store, bucket, file, "p/a.png")
     assert not [name for each in proxy.requests for name in each.headers if "checksum" in name.lower()]
     assert "Content-MD5" in proxy.requests[0].headers
 
 
 @pytest.mark.usefixtures("parts")
 def test_a_large_file_goes_in_parts(admin, store, bucket, file, proxy):
-    assert store.upload(bucket, file, "p/a.png")
+    assert storage.upload(store, bucket, file, "p/a.png")
     assert held(admin, bucket) == BODY
     assert proxy.count("PUT") == 5
     assert not admin.list_multipart_uploads(Bucket=bucket).get("Uploads")
-    assert store.download(bucket, store.objects(bucket, "p/")[0], file.with_name("b")) == SHA256
+    assert storage.download(store, bucket, store.objects(bucket, "p/")[0], file.with_name("b")) == SHA256
 
 
 @pytest.mark.usefixtures("parts")
@@ -63,13 +64,13 @@ def test_a_lost_part_leaves_what_was_there_and_no_open_upload(admin, store, buck
         admin.put_object(Bucket=bucket, Key="p/a.png", Body=before)
     proxy.trouble(act, method="PUT", query="partNumber=2")
     with pytest.raises(UserError, match=r"s3://.*p/a\.png"):
-        store.upload(bucket, file, "p/a.png")
+        storage.upload(store, bucket, file, "p/a.png")
     assert not admin.list_multipart_uploads(Bucket=bucket).get("Uploads")
     assert [each.key for each in store.objects(bucket, "p/")] == (["p/a.png"] if before else [])
     if before:
         assert held(admin, bucket) == before
     proxy.troubles.clear()
-    assert store.upload(bucket, file, "p/a.png")
+    assert storage.upload(store, bucket, file, "p/a.png")
     assert held(admin, bucket) == BODY
 
 
@@ -78,7 +79,7 @@ def test_without_the_abort_an_upload_would_stay_open(monkeypatch, admin, store, 
     monkeypatch.setattr(store.client, "abort_multipart_upload", lambda **place: None)
     proxy.trouble(reset, method="PUT", query="partNumber=2")
     with pytest.raises(UserError):
-        store.upload(bucket, file, "p/a.png")
+        storage.upload(store, bucket, file, "p/a.png")
     (opened,) = admin.list_multipart_uploads(Bucket=bucket)["Uploads"]
     admin.abort_multipart_upload(Bucket=bucket, Key=opened["Key"], UploadId=opened["UploadId"])
 
@@ -86,7 +87,7 @@ def test_without_the_abort_an_upload_would_stay_open(monkeypatch, admin, store, 
 @pytest.mark.usefixtures("parts")
 def test_a_part_that_gets_lost_for_a_while_is_sent_again(admin, store, bucket, file, proxy):
     proxy.trouble(reset, method="PUT", query="partNumber=2", times=2)
-    assert store.upload(bucket, file, "p/a.png")
+    assert storage.upload(store, bucket, file, "p/a.png")
     assert held(admin, bucket) == BODY
     assert proxy.count("PUT") == 7
 
@@ -101,7 +102,7 @@ def test_a_file_that_changes_meanwhile_is_told(monkeypatch, admin, store, bucket
 
     monkeypatch.setattr(store.client, "upload_part", meddle)
     with pytest.raises(UserError, match=r"a\.png was changed while it was uploaded: run this again"):
-        store.upload(bucket, file, "p/a.png")
+        storage.upload(store, bucket, file, "p/a.png")
     assert store.objects(bucket, "p/") == []
     assert not admin.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
@@ -110,15 +111,15 @@ def test_what_did_not_arrive_as_it_was_sent_is_told(monkeypatch, admin, store, b
     put = store.client.put_object
     monkeypatch.setattr(store.client, "put_object", lambda **about: put(**about | {"Metadata": {}}))
     with pytest.raises(UserError, match=r"does not have s3://.*/p/a.png as it was sent: send it again"):
-        store.upload(bucket, file, "p/a.png")
+        storage.upload(store, bucket, file, "p/a.png")
 
 
 def test_what_is_there_already_is_not_sent(store, bucket, file, proxy):
-    store.upload(bucket, file, "p/a.png")
+    storage.upload(store, bucket, file, "p/a.png")
     (listed,) = store.objects(bucket, "p/")
-    assert not store.upload(bucket, file, "p/a.png", listed)
+    assert not storage.upload(store, bucket, file, "p/a.png", listed)
     file.write_bytes(BODY[::-1])
-    assert store.upload(bucket, file, "p/a.png", listed)
+    assert storage.upload(store, bucket, file, "p/a.png", listed)
     assert proxy.count("PUT") == 2
 
 
@@ -134,26 +135,26 @@ def test_what_is_there_already_is_not_sent(store, bucket, file, proxy):
 def test_a_store_that_takes_nothing_is_told(store, bucket, file, proxy, act, sentence):
     proxy.trouble(act, method="PUT")
     with pytest.raises(UserError, match=sentence):
-        store.upload(bucket, file, "p/a.png")
-    assert proxy.count("PUT") <= storage.ATTEMPTS
+        storage.upload(store, bucket, file, "p/a.png")
+    assert proxy.count("PUT") <= fetching.ATTEMPTS
 
 
 def test_many_files_of_all_sizes_keep_their_order(monkeypatch, admin, store, bucket, tmp_path):
-    monkeypatch.setattr(storage, "PART", 100)
+    monkeypatch.setattr(sending, "PART", 100)
     files = []
     for number, size in enumerate((10, 1000, 0, 101, 100)):
         file: Path = tmp_path / f"{number}.png"
         file.write_bytes(os.urandom(size))
         files.append((file, file.name, None))
-    list(store.upload_all(bucket, files[:2]))
+    list(storage.upload_all(store, bucket, files[:2]))
     listed = {each.key: each for each in store.objects(bucket, "")}
     again = [(file, key, listed.get(key)) for file, key, _ in files]
-    assert list(store.upload_all(bucket, again)) == [False, False, True, True, True]
+    assert list(storage.upload_all(store, bucket, again)) == [False, False, True, True, True]
     assert all(held(admin, bucket, key) == file.read_bytes() for file, key, _ in files)
 
 
 def test_a_body_that_is_changed_on_its_way_is_refused_by_the_store(monkeypatch, store, bucket, file):
-    monkeypatch.setattr(storage, "content_md5", lambda body: "AAAAAAAAAAAAAAAAAAAAAA==")
+    monkeypatch.setattr(sending, "content_md5", lambda body: "AAAAAAAAAAAAAAAAAAAAAA==")
     with pytest.raises(UserError, match="BadDigest|InvalidDigest"):
-        store.upload(bucket, file, "p/a.png")
+        storage.upload(store, bucket, file, "p/a.png")
     assert store.objects(bucket, "p/") == []

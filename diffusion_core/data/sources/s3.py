@@ -59,6 +59,7 @@ class S3(Kind):
         images = _images(store.objects(address.bucket, address.prefix), address)
         entries = _take_over(images, before, read_index(before, self.url), folder)
         missing = {path: image for path, image in images.items() if path not in entries}
+        print(f"ingest: {len(missing)} of {len(images)} images are new", flush=True)
         if missing:
             entries |= _download(store, address, missing, before.with_name(f".{before.name}.parts"), folder)
         write_index(folder, self.url, entries)
@@ -126,6 +127,8 @@ def _download(
 
     A file there is called by a digest of the object and, when it has all arrived, by its own sha256.
     """
+    from diffusion_core.storage import download_all
+
     parts.mkdir(exist_ok=True)
     staged = {image.key: parts / _digest(address.bucket, image) for image in missing.values()}
     names = {image.key: image for image in missing.values()}
@@ -135,7 +138,7 @@ def _download(
     total = sum(image.size for image in names.values())
     with tqdm(desc="ingest", total=total, unit="B", unit_scale=True, disable=None) as progress:
         progress.update(sum(names[key].size for key in hashes))
-        for image, file, sha256 in store.download_all(address.bucket, wanted):
+        for image, file, sha256 in download_all(store, address.bucket, wanted):
             file.rename(file.with_suffix(f".{sha256}"))
             hashes[image.key] = sha256
             progress.update(image.size)

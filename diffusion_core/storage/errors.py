@@ -1,7 +1,10 @@
 """What to tell the user about a store that refuses or fails: one sentence a kind of trouble.
 
-A store's own messages are never shown, as they may repeat what was signed; its codes are.
+A store's own messages are never shown, as they may repeat what was signed; its codes are. Trouble that passes by itself
+is `Unavailable`: it is worth trying again.
 """
+
+from diffusion_core.errors import Unavailable, UserError
 
 ENDPOINT = "DIFFUSION_S3_ENDPOINT"
 KEYS = "DIFFUSION_S3_ACCESS_KEY and DIFFUSION_S3_SECRET_KEY"
@@ -10,6 +13,7 @@ WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintExcept
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 BUSY = {"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException", "503", "429"}
 FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
+SERVER_ERRORS = 500
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "InvalidRange", "412", "416"}
 
 # By the names of botocore's exceptions, those of their bases included.
@@ -33,9 +37,19 @@ ON_THE_WAY = {
     "ProfileNotFound": "AWS_PROFILE names no profile of ~/.aws: correct it, or set {keys}",
 }
 
+# Those of them that pass by themselves, when the server or the network is well again.
+PASSING = {
+    "EndpointConnectionError",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "IncompleteReadError",
+    "HTTPClientError",
+    "HTTPError",
+}
 
-def refusal(code: str, status: int, message: str, place: str, store: str) -> str:
-    """Return the sentence about an answer of the store that is an error.
+
+def refusal(code: str, status: int, message: str, place: str, store: str) -> UserError:
+    """Return the error that an answer of the store stands for.
 
     Args:
         code: S3's name of the error, or the status where it has none.
@@ -44,9 +58,18 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> str
         place: `s3://bucket/key` of what was asked for.
         store: the endpoint as it may be shown.
     """
+    is_full = code in FULL or "no space left" in message.lower()
+    passes = not is_full and (code in BUSY | CHANGED or status in (429, 503) or status >= SERVER_ERRORS)
+    sentence = (
+        f"the store {store} has no room for {place}: free some, or name another store by {ENDPOINT}"
+        if is_full
+        else _refused(code, status, place, store)
+    )
+    return Unavailable(sentence) if passes else UserError(sentence)
+
+
+def _refused(code: str, status: int, place: str, store: str) -> str:
     bucket = place.removeprefix("s3://").partition("/")[0]
-    if code in FULL or "no space left" in message.lower():
-        return f"the store {store} has no room for {place}: free some, or name another store by {ENDPOINT}"
     if code == "InvalidAccessKeyId":
         return f"the store {store} does not know the key id: correct DIFFUSION_S3_ACCESS_KEY"
     if code == "SignatureDoesNotMatch":
@@ -67,24 +90,27 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> str
         return f"the store {store} has no {place} (any more): run this again, or correct the address or {ENDPOINT}"
     if status in (401, 403):
         return f"the credentials give no right to {place} ({code}): have it granted, or set others by {KEYS}"
-    if status >= 500:
+    if status >= SERVER_ERRORS:
         # Some say no more than this of a full disk.
         return f"the store {store} fails at {place} ({code}): see whether its disk is full, and run this again"
     return f"the store {store} refuses {place} ({code}): correct the address, or {ENDPOINT}"
 
 
-def interruption(error: Exception, place: str, store: str) -> str:
-    """Return the sentence about an error of botocore's that is not the store's answer."""
+def interruption(error: Exception, place: str, store: str) -> UserError:
+    """Return what an error of botocore's that is not the store's answer means."""
     names = [each.__name__ for each in type(error).__mro__]
-    sentence = next(
-        (ON_THE_WAY[name] for name in names if name in ON_THE_WAY),
-        "the store {store} cannot be used ({name}): correct {endpoint}, DIFFUSION_S3_REGION, {keys}",
+    kind = next((name for name in names if name in ON_THE_WAY), "")
+    sentence = ON_THE_WAY.get(
+        kind, "the store {store} cannot be used ({name}): correct {endpoint}, DIFFUSION_S3_REGION, {keys}"
     )
     text = f"{error} {getattr(error, 'kwargs', {}).get('error', '')}"
     detail = "its name is not known" if "resolve" in text else "no connection"
     if "SSLError" in names:
         detail = "no trusted certificate" if "CERTIFICATE" in text else "no TLS there"
-    return sentence.format(store=store, place=place, endpoint=ENDPOINT, keys=KEYS, name=names[0], detail=detail)
+    error_type = Unavailable if kind in PASSING else UserError
+    return error_type(
+        sentence.format(store=store, place=place, endpoint=ENDPOINT, keys=KEYS, name=names[0], detail=detail)
+    )
 
 
 def changed(place: str) -> str:

@@ -1,0 +1,11 @@
+"""Object stores that speak S3: the only modules that know boto3.
+
+What is transferred is compared with what the store says of it, in both directions. Every error is one sentence that
+names the variable to correct.
+"""
+
+from diffusion_core.storage.client import Object, Store, open_store
+from diffusion_core.storage.fetching import download, download_all
+from diffusion_core.storage.sending import upload, upload_all
+
+__all__ = ["Object", "Store", "download", "download_all", "open_store", "upload", "upload_all"]

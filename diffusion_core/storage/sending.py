@@ -1,0 +1,93 @@
+"""Sending files: an object that was reported as sent is whole, and one that was not is absent or as it was."""
+
+import hashlib
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from diffusion_core.errors import UserError
+from diffusion_core.storage.client import PARALLEL, STREAMS, Object, Store
+from diffusion_core.storage.hashes import content_md5, told_sha256
+from diffusion_core.threads import in_parallel
+
+# Bytes; a larger file goes in parts.
+PART = 8 * 2**20
+MOST_PARTS = 10_000
+
+
+def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | None = None) -> bool:
+    """Put a file into the bucket, with its sha256 beside it, and look whether it arrived.
+
+    Where `listed`, which the bucket has under the key, has that size and that sha256 already, nothing is sent.
+
+    Returns:
+        Whether it was sent.
+    """
+    with store.telling(bucket, key):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        if listed is not None and listed.size == size and _holds(store, bucket, key, size, sha256):
+            return False
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        about = {"Bucket": bucket, "Key": key, "ContentType": kind, "Metadata": {"sha256": sha256}}
+        if size <= PART:
+            body = file.read_bytes()
+            _check_unchanged(file, hashlib.sha256(body).hexdigest() == sha256)
+            store.client.put_object(**about, Body=body, ContentMD5=content_md5(body))
+        else:
+            _upload_parts(store, about, file, size)
+        if not _holds(store, bucket, key, size, sha256):
+            raise UserError(
+                f"the store {store.name} does not have s3://{bucket}/{key} as it was sent: send it again, or look"
+                " after the store before DIFFUSION_S3_ENDPOINT"
+            )
+    return True
+
+
+def upload_all(store: Store, bucket: str, files: Sequence[tuple[Path, str, Object | None]]) -> Iterator[bool]:
+    """Upload many files at a time; yields in their order whether each was sent. The first error ends it."""
+    large = {file for file, _, _ in files if file.stat().st_size > PART}
+    small = [each for each in files if each[0] not in large]
+    sent = in_parallel(lambda each: upload(store, bucket, *each), small, PARALLEL)
+    with closing(sent):
+        for each in files:
+            yield upload(store, bucket, *each) if each[0] in large else next(sent)
+
+
+def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int) -> None:
+    """Send a large file in parts, or leave what the bucket had."""
+    place = {"Bucket": about["Bucket"], "Key": about["Key"]}
+    length = max(PART, -(-size // MOST_PARTS))
+    before = file.stat()
+    place["UploadId"] = store.client.create_multipart_upload(**about)["UploadId"]
+
+    def send(number: int) -> dict[str, Any]:
+        with file.open("rb") as stream:
+            stream.seek((number - 1) * length)
+            body = stream.read(length)
+        answer = store.client.upload_part(**place, PartNumber=number, Body=body, ContentMD5=content_md5(body))
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+    try:
+        parts = list(in_parallel(send, range(1, -(-size // length) + 1), STREAMS))
+        _check_unchanged(file, file.stat().st_mtime_ns == before.st_mtime_ns)
+        store.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
+    except BaseException:
+        with suppress(BotoCoreError, ClientError):
+            store.client.abort_multipart_upload(**place)
+        raise
+
+
+def _holds(store: Store, bucket: str, key: str, size: int, sha256: str) -> bool:
+    answer = store.client.head_object(Bucket=bucket, Key=key)
+    return bool(answer["ContentLength"] == size and told_sha256(answer) == sha256)
+
+
+def _check_unchanged(file: Path, same: bool) -> None:
+    if not same:
+        raise UserError(f"{file} was changed while it was uploaded: run this again")
