@@ -55,7 +55,8 @@ def up(folder: Path = FOLDER) -> Home:
         launch({"postgres": services.postgres})
         make_databases(home)
         launch({"s3": services.s3, "mlflow": services.mlflow, "prefect": services.prefect})
-        _clear(home.folder / "runs")
+        if "worker" not in running:
+            _clear(home.folder / "runs")
         launch({"worker": services.worker})
     except BaseException:
         with signals_held():

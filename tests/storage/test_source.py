@@ -69,7 +69,7 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
     assert fetch() == IMAGES
     assert proxy.count("GET") == len(IMAGES)
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
-    assert capsys.readouterr().out == "ingest: 4 images in data/raw\n"
+    assert capsys.readouterr().out == "ingest: 4 of 4 images are new\ningest: 4 images in data/raw\n"
 
 
 def test_the_index_is_the_same_for_the_same_objects(put, fetch):
