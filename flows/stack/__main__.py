@@ -1,4 +1,4 @@
-"""`python -m flows.stack up` and `python -m flows.stack down`, which `make stack` and `make stack-down` call."""
+"""`python -m flows.stack up`, `down` and `renew-passwords`; `make stack` and `make stack-down` call the first two."""
 
 import shutil
 import sys
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from flows.child import signals_held
 from flows.stack import services
 from flows.stack.home import HOST, Home, keep_home, open_home, with_port
+from flows.stack.passwords import renew
 from flows.stack.postgres import make_databases
 from flows.stack.processes import Service, Started, read_started, start, wait_until_ready, write_started
 from flows.stack.trouble import StackTrouble
@@ -107,8 +108,14 @@ def main() -> None:
                 _show(up())
             elif sys.argv[1:] == ["down"]:
                 print(f"stopped: {', '.join(down()) or 'nothing ran'}; the data stay in {FOLDER}")
+            elif sys.argv[1:] == ["renew-passwords"]:
+                renew(up())
+                down()
+                _show(up())
             else:
-                raise StackTrouble("say what the stack is to do: `python -m flows.stack up` or `down`")
+                raise StackTrouble(
+                    "say what the stack is to do: `python -m flows.stack up`, `down` or `renew-passwords`"
+                )
     except Timeout:
         print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
         sys.exit(2)

@@ -46,12 +46,18 @@ class Home:
         """Where the S3 store answers."""
         return f"http://{HOST}:{self.ports['s3']}"
 
-    def database(self, name: str, driver: str = "postgresql") -> str:
-        """Return the address of a database, with its password."""
-        return f"{driver}://{ADMIN}:{self.passwords['postgres']}@{HOST}:{self.ports['postgres']}/{name}"
+    def database_variables(self) -> dict[str, str]:
+        """Return what PostgreSQL's own programs and library need to reach it; the password is among it."""
+        return {
+            "PGHOST": HOST,
+            "PGPORT": str(self.ports["postgres"]),
+            "PGUSER": ADMIN,
+            "PGPASSWORD": self.passwords["postgres"],
+            "PGDATABASE": "postgres",
+        }
 
     def client_variables(self) -> dict[str, str]:
-        """Return what a worker, or a person at a shell, needs to work with the stack; passwords are among it."""
+        """Return what a worker, or a person at a shell, needs to work with the servers; passwords are among it."""
         return {
             "PREFECT_API_URL": self.prefect_api,
             "PREFECT_API_AUTH_STRING": f"{ADMIN}:{self.passwords['prefect']}",
@@ -91,12 +97,18 @@ def open_home(folder: Path) -> Home:
     return home
 
 
+def new_passwords() -> dict[str, str]:
+    """Return a password for each server, and a word to sign forms with."""
+    return {name: secrets.token_urlsafe(24) for name in (*SERVERS, "cookies")}
+
+
 def keep_home(home: Home) -> None:
-    """Write down ports and passwords, for the owner's eyes alone, and the client's variables as a shell reads them."""
+    """Write down ports and passwords, for the owner's eyes alone, and all variables as a shell reads them."""
     content = asdict(home)
     del content["folder"]
     write_private(home.folder / "home.json", json.dumps(content, indent=1) + "\n")
-    lines = [f"{name}={shlex.quote(value)}\n" for name, value in home.client_variables().items()]
+    variables = home.client_variables() | home.database_variables()
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in variables.items()]
     write_private(home.folder / "env", "".join(lines))
 
 

@@ -4,10 +4,9 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
-from flows.stack.home import ADMIN, HOST, Home, write_private
+from flows.stack.home import ADMIN, Home, write_private
 from flows.stack.trouble import StackTrouble
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
@@ -86,33 +85,30 @@ def make_databases(home: Home) -> None:
     Raises:
         StackTrouble: PostgreSQL refuses.
     """
-    there = _psql(home, "SELECT datname FROM pg_database").split()
+    there = psql(home, "SELECT datname FROM pg_database").split()
     for name in DATABASES:
         if name not in there:
-            _psql(home, f"CREATE DATABASE {name}")
-
-
-def client_variables(home: Home) -> Mapping[str, str]:
-    """Return what PostgreSQL's own programs need."""
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "PGHOST": HOST,
-        "PGPORT": str(home.ports["postgres"]),
-        "PGUSER": ADMIN,
-        "PGPASSWORD": home.passwords["postgres"],
-        "PGDATABASE": "postgres",
-    }
+            psql(home, f"CREATE DATABASE {name}")
 
 
 def is_ready(home: Home) -> bool:
     """Whether PostgreSQL takes connections."""
-    asked = subprocess.run([program("pg_isready")], env=client_variables(home), capture_output=True, check=False)
+    asked = subprocess.run([program("pg_isready")], env=_environment(home), capture_output=True, check=False)
     return asked.returncode == 0
 
 
-def _psql(home: Home, statement: str) -> str:
-    command = [program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--command", statement]
-    done = subprocess.run(command, env=client_variables(home), capture_output=True, text=True, check=False)
+def _environment(home: Home) -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", os.defpath), **home.database_variables()}
+
+
+def psql(home: Home, statement: str) -> str:
+    """Return what PostgreSQL answers; the statement, which may hold a password, is no argument of a process.
+
+    Raises:
+        StackTrouble: it refuses.
+    """
+    command = [program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]
+    done = subprocess.run(command, input=statement, env=_environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StackTrouble(
             f"PostgreSQL refuses ({done.stderr.strip()}): {home.folder / 'home.json'} must hold the password that the"

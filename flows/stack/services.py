@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 from dotenv import dotenv_values
 
-from flows.stack.home import ADMIN, HOST, Home, write_private
+from flows.stack.home import ADMIN, HOST, Home
 from flows.stack.postgres import is_ready, make_cluster, owner, program
 from flows.stack.processes import Service
 from flows.stack.trouble import StackTrouble
@@ -68,13 +68,6 @@ def s3(home: Home) -> Service:
 
 def mlflow(home: Home) -> Service:
     """Return MLflow with its login, on PostgreSQL, handing out the artifacts of the S3 store."""
-    login = home.folder / "mlflow-login.ini"
-    write_private(
-        login,
-        "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
-        f"database_uri = {home.database('mlflow_auth')}\nadmin_username = {ADMIN}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
-    )
     variables = {
         "AWS_ACCESS_KEY_ID": ADMIN,
         "AWS_SECRET_ACCESS_KEY": home.passwords["s3"],
@@ -83,8 +76,10 @@ def mlflow(home: Home) -> Service:
         "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
         "MLFLOW_ARTIFACTS_DESTINATION": "s3://mlflow",
         "MLFLOW_AUTH_ADMIN_PASSWORD": home.passwords["mlflow"],
-        "MLFLOW_AUTH_CONFIG_PATH": str(login),
-        "MLFLOW_BACKEND_STORE_URI": home.database("mlflow"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
+        "MLFLOW_AUTH_CONFIG_PATH": str(Path("docker/mlflow-accounts.ini").absolute()),
+        # libpq completes it with its own variables, and so the address of the accounts in that file.
+        "MLFLOW_BACKEND_STORE_URI": "postgresql:///mlflow",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": home.passwords["cookies"],
         "MLFLOW_S3_ENDPOINT_URL": home.s3_endpoint,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -93,7 +88,7 @@ def mlflow(home: Home) -> Service:
     return Service(
         "mlflow",
         [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", *place],
-        _own(home) | variables,
+        _own(home) | home.database_variables() | variables,
         home.folder,
         lambda: _answers(f"http://{HOST}:{home.ports['mlflow']}/health"),
     )
@@ -104,8 +99,13 @@ def prefect(home: Home) -> Service:
     login = f"{ADMIN}:{home.passwords['prefect']}"
     variables = {
         "PREFECT_API_AUTH_STRING": login,
-        "PREFECT_API_DATABASE_CONNECTION_URL": home.database("prefect", "postgresql+asyncpg"),
         "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_SERVER_DATABASE_DRIVER": "postgresql+asyncpg",
+        "PREFECT_SERVER_DATABASE_HOST": HOST,
+        "PREFECT_SERVER_DATABASE_PORT": str(home.ports["postgres"]),
+        "PREFECT_SERVER_DATABASE_NAME": "prefect",
+        "PREFECT_SERVER_DATABASE_USER": ADMIN,
+        "PREFECT_SERVER_DATABASE_PASSWORD": home.passwords["postgres"],
     }
     place = ["--host", HOST, "--port", str(home.ports["prefect"])]
     return Service(

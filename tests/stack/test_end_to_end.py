@@ -1,5 +1,6 @@
 """The nightly run on a team's servers: deployed, killed in mid-training, finished, and repeated."""
 
+import os
 import re
 import subprocess
 from contextlib import suppress
@@ -9,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from flows.stack.home import open_home
-from flows.stack.postgres import client_variables, program
+from flows.stack.postgres import program
 from flows.stack.processes import read_started
 from tests.stack.project import Server, python, until, variables
 
@@ -136,7 +137,11 @@ def dump(stack):
     home = open_home(stack / ".stack")
     return {
         name: subprocess.run(
-            [program("pg_dump"), name], env=client_variables(home), capture_output=True, text=True, check=True
+            [program("pg_dump"), name],
+            env={**os.environ, **home.database_variables()},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for name in ("prefect", "mlflow", "mlflow_auth")
     }

@@ -59,9 +59,10 @@ def test_the_store_answers_no_unsigned_request(home):
 
 
 def test_the_database_asks_for_its_password(home):
-    psycopg2.connect(home.database("prefect")).close()
+    login = {"host": HOST, "port": home.ports["postgres"], "user": "admin", "dbname": "prefect"}
+    psycopg2.connect(**login, password=home.passwords["postgres"]).close()
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-        psycopg2.connect(home.database("prefect").replace(home.passwords["postgres"], "wrong"))
+        psycopg2.connect(**login, password="wrong")
 
 
 def test_nobody_listens_beyond_this_machine(stack):
@@ -164,6 +165,38 @@ def test_down_stops_exactly_what_up_has_started_and_the_data_outlast_it(other_pl
         name: port for name, port in home.ports.items() if name != "s3"
     }
     assert mlflow.get("/experiments/get-by-name?experiment_name=kept").status_code == 200
+
+
+def test_new_passwords_replace_all_old_ones_and_nothing_is_lost(other_place):
+    assert up(other_place)[0] == 0
+    old = open_home(other_place / ".stack")
+    done = python(other_place, "flows.stack", "renew-passwords")
+    assert done.returncode == 0, done.stderr
+    new = open_home(other_place / ".stack")
+    assert not set(old.passwords.values()) & set(new.passwords.values())
+    assert new.ports == old.ports
+
+    def codes(home):
+        mlflow = f"http://{HOST}:{home.ports['mlflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=kept"
+        return [
+            httpx.get(mlflow, auth=("admin", home.passwords["mlflow"])).status_code,
+            httpx.get(home.prefect_api + "/admin/version", auth=("admin", home.passwords["prefect"])).status_code,
+        ]
+
+    assert codes(new) == [200, 200]
+    assert codes(old) == [401, 401]
+    login = {"host": HOST, "port": new.ports["postgres"], "user": "admin", "dbname": "prefect"}
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(**login, password=old.passwords["postgres"])
+    assert python(other_place, "diffusion_core", "remote").returncode == 0
+    refused = python(
+        other_place,
+        "diffusion_core",
+        "remote",
+        env=variables(other_place, DIFFUSION_S3_SECRET_KEY=old.passwords["s3"]),
+    )
+    assert refused.returncode == 2
+    assert "DIFFUSION_S3_SECRET_KEY" in refused.stderr
 
 
 @pytest.fixture
