@@ -55,9 +55,9 @@ class Started:
         """Whether it runs."""
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.born and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+        return process.create_time() == self.born and _runs(process)
 
     def stop(self) -> None:
         """End it and all that it has started; nothing is done where it has ended already."""
@@ -68,11 +68,25 @@ class Started:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(self.stop_signal)
             family += process.children(recursive=True)
-        psutil.wait_procs([process], self.stop_seconds)
+        _wait_for([process], self.stop_seconds)
         for member in [process, *family]:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs([process, *family], self.stop_seconds)
+        _wait_for([process, *family], self.stop_seconds)
+
+
+def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Wait until none runs; a zombie does not, however long its parent takes to notice."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(_runs(each) for each in processes):
+        time.sleep(0.05)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def start(service: Service, log: Path) -> Started:

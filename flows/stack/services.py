@@ -106,6 +106,8 @@ def prefect(home: Home) -> Service:
         "PREFECT_SERVER_DATABASE_NAME": "prefect",
         "PREFECT_SERVER_DATABASE_USER": ADMIN,
         "PREFECT_SERVER_DATABASE_PASSWORD": home.passwords["postgres"],
+        # Runs go after 90 days, as events do by themselves.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     }
     place = ["--host", HOST, "--port", str(home.ports["prefect"])]
     return Service(
@@ -125,13 +127,19 @@ def worker(home: Home) -> Service:
         for name, value in {**dotenv_values(".env"), **os.environ}.items()
         if name.startswith("DIFFUSION_") and value
     }
-    variables = {"DIFFUSION_REPOSITORY": str(Path.cwd()), "DIFFUSION_REVISION": _branch()}
+    variables = {
+        "DIFFUSION_REPOSITORY": str(Path.cwd()),
+        "DIFFUSION_REVISION": _branch(),
+        # How often it looks for runs, which people wait for.
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
+        # Where Prefect makes each run a checkout.
+        "TMPDIR": str(runs),
+    }
     began = datetime.now().astimezone()
     return Service(
         "worker",
         [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process", "--name", POOL],
-        # Each run is a folder for temporary files away from here.
-        _own(home) | own_settings | variables | home.client_variables() | {"TMPDIR": str(runs)},
+        _own(home) | own_settings | variables | home.client_variables(),
         runs,
         lambda: _is_online(home, began),
         stop_seconds=STOP_SECONDS + 15.0,

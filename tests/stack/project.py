@@ -87,6 +87,16 @@ class Server:
             f"/deployments/{deployment}/create_flow_run", parameters=parameters, state={"type": "SCHEDULED"}
         )["id"]
 
+    def shorten_silence(self, seconds: float) -> None:
+        """Let the automation that looks for dead runs, whose heartbeats come every 30 seconds, wait less for them."""
+        wanted = {"name": {"any_": ["diffusion: mark runs that died"]}}
+        (automation,) = self.post("/automations/filter", automations=wanted)
+        automation["trigger"]["within"] = seconds
+        known = ("name", "description", "enabled", "trigger", "actions", "tags")
+        self.client.put(
+            f"/automations/{automation['id']}", json={name: automation[name] for name in known}
+        ).raise_for_status()
+
     def log(self, run: str) -> str:
         """What the run has logged so far."""
         wanted = {"flow_run_id": {"any_": [run]}}
