@@ -1,7 +1,7 @@
 """Put one of prefect.yaml's deployments on the Prefect server: `python -m flows.deploy [machine|docker|kubernetes]`.
 
-It makes the work pool where there is none, runs `prefect deploy`, and puts the automations beside it. It can be run
-again after any change.
+It makes the work pool or brings it up to date, runs `prefect deploy`, and puts the automations beside it. It can be
+run again after any change.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound, PrefectException
 from ruamel.yaml import YAML
 
@@ -65,11 +65,17 @@ def _check_variables(deployment: dict[str, Any]) -> None:
 
 
 def _put_pool(client: SyncPrefectClient, pool: str) -> None:
+    template = json.loads(TEMPLATES[pool].read_text(encoding="utf-8")) if pool in TEMPLATES else {}
     try:
-        client.read_work_pool(pool)
+        there = client.read_work_pool(pool)
     except ObjectNotFound:
-        template = json.loads(TEMPLATES[pool].read_text(encoding="utf-8")) if pool in TEMPLATES else {}
         client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPES[pool], base_job_template=template))
+        return
+    if there.type != POOL_TYPES[pool]:
+        raise CannotDeploy(f"the server has a pool {pool} of the type {there.type}, not {POOL_TYPES[pool]}: delete it")
+    # A worker puts Prefect's own template where there is none; that one is not ours to change.
+    if template and there.base_job_template != template:
+        client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
 
 
 def _run_prefect(*arguments: str) -> None:
