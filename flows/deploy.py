@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from flows.automations import put_automations
 from flows.schedule import DEPLOYMENTS
-from flows.user_server import NoServer, user_server
+from flows.user_server import NoServer, reason, user_server
 
 POOL_TYPES = {"machine": "process", "docker": "docker", "kubernetes": "kubernetes"}
 # Prefect's own template has no place for GPUs, secrets and volumes.
@@ -51,7 +51,9 @@ def deploy(pool: str) -> str:
             _run_prefect("deploy", "--name", name)
             put_automations(client)
     except (httpx.HTTPError, PrefectException) as error:
-        raise CannotDeploy(f"the Prefect server refuses ({error}): start it, or correct PREFECT_API_URL") from None
+        raise CannotDeploy(
+            f"the Prefect server refuses ({reason(error)}): start it, or correct PREFECT_API_URL"
+        ) from None
     return f"pipeline/{name}"
 
 
@@ -83,7 +85,9 @@ def _run_prefect(*arguments: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
-        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({lines[-1].strip()}): mend that and deploy again")
+        # An error of Prefect's may hold the server's address, and that a password.
+        why = re.sub(r"//[^/@\s]*@", "//", lines[-1].strip())
+        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): mend that and deploy again")
 
 
 def main() -> None:
