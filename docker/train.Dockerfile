@@ -50,7 +50,9 @@ ENV PATH=/opt/diffusion/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 USER 10001
-WORKDIR /var/lib/diffusion
+# Where containers of Docker and Kubernetes pools clone to. Not the volume: Prefect updates a clone that it finds, and so
+# a run would meet what the last one left in it.
+WORKDIR /home/diffusion
 ENTRYPOINT ["tini", "--"]
 # One training at a time: two would share the GPU's memory.
 CMD ["python", "-m", "flows.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]

@@ -1,7 +1,7 @@
 """Put one of prefect.yaml's deployments on the Prefect server: `python -m flows.deploy [machine|docker|kubernetes]`.
 
-It makes the work pool where there is none, runs `prefect deploy`, and puts the automations beside it. It can be run
-again after any change.
+It makes the work pool or brings it up to date, runs `prefect deploy`, and puts the automations beside it. It can be
+run again after any change.
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound, PrefectException
 from ruamel.yaml import YAML
 
 from flows.automations import put_automations
 from flows.schedule import DEPLOYMENTS
-from flows.user_server import NoServer, user_server
+from flows.user_server import NoServer, reason, user_server
 
 POOL_TYPES = {"machine": "process", "docker": "docker", "kubernetes": "kubernetes"}
 # Prefect's own template has no place for GPUs, secrets and volumes.
@@ -51,7 +51,9 @@ def deploy(pool: str) -> str:
             _run_prefect("deploy", "--name", name)
             put_automations(client)
     except (httpx.HTTPError, PrefectException) as error:
-        raise CannotDeploy(f"the Prefect server refuses ({error}): start it, or correct PREFECT_API_URL") from None
+        raise CannotDeploy(
+            f"the Prefect server refuses ({reason(error)}): start it, or correct PREFECT_API_URL"
+        ) from None
     return f"pipeline/{name}"
 
 
@@ -65,11 +67,17 @@ def _check_variables(deployment: dict[str, Any]) -> None:
 
 
 def _put_pool(client: SyncPrefectClient, pool: str) -> None:
+    template = json.loads(TEMPLATES[pool].read_text(encoding="utf-8")) if pool in TEMPLATES else {}
     try:
-        client.read_work_pool(pool)
+        there = client.read_work_pool(pool)
     except ObjectNotFound:
-        template = json.loads(TEMPLATES[pool].read_text(encoding="utf-8")) if pool in TEMPLATES else {}
         client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPES[pool], base_job_template=template))
+        return
+    if there.type != POOL_TYPES[pool]:
+        raise CannotDeploy(f"the server has a pool {pool} of the type {there.type}, not {POOL_TYPES[pool]}: delete it")
+    # A worker puts Prefect's own template where there is none; that one is not ours to change.
+    if template and there.base_job_template != template:
+        client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
 
 
 def _run_prefect(*arguments: str) -> None:
@@ -77,7 +85,9 @@ def _run_prefect(*arguments: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
-        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({lines[-1].strip()}): mend that and deploy again")
+        # An error of Prefect's may hold the server's address, and that a password.
+        why = re.sub(r"//[^/@\s]*@", "//", lines[-1].strip())
+        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): mend that and deploy again")
 
 
 def main() -> None:

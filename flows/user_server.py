@@ -41,7 +41,7 @@ def user_server() -> str | None:
             client.read_flows(limit=1)
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError) as error:
         raise NoServer(
-            f"the Prefect server at {_shown(settings.api.url)} cannot be used ({_reason(error)}): start it, or change"
+            f"the Prefect server at {_shown(settings.api.url)} cannot be used ({reason(error)}): start it, or change"
             " PREFECT_API_URL, which `prefect config view` shows"
         ) from None
     return _shown(settings.ui_url or settings.api.url)
@@ -51,7 +51,7 @@ def _shown(url: str) -> str:
     return re.sub(r"^([a-z]+://)?.*@", r"\1", url.rstrip("/").removesuffix("/api"), flags=re.DOTALL | re.IGNORECASE)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Say what happened, in words that hold nothing of the address."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"it answers {error.response.status_code}"

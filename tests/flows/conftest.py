@@ -5,10 +5,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from sqlalchemy import make_url
 
+from flows.automations import AUTOMATIONS
 from flows.pipeline import pipeline
 from tests.flows.repository import ran, write_repository
 
@@ -18,6 +20,21 @@ def prefect_server():
     """A Prefect server with a database of its own."""
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def clean_server(prefect_server, monkeypatch):
+    """A client of the server, which processes find too, and on which nothing is left that the test deploys."""
+    monkeypatch.setenv("PREFECT_API_URL", PREFECT_API_URL.value())
+    with get_client(sync_client=True) as client:
+        yield client
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+        for pool in client.read_work_pools():
+            client.delete_work_pool(pool.name)
+        for automation in AUTOMATIONS:
+            for there in client.read_automations_by_name(automation.name):
+                client.delete_automation(there.id)
 
 
 @pytest.fixture
