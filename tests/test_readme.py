@@ -60,5 +60,5 @@ def test_every_command_and_variable_that_readme_names_exists():
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
     assert {"demo", "test", "serve", "stack", "stack-down", "deploy"} <= set(re.findall(r"make ([a-z-]+)", text))
     environment = Path("diffusion_core/environment.py").read_text(encoding="utf-8")
-    for variable in re.findall(r"DIFFUSION_([A-Z_]+)", text):
+    for variable in re.findall(r"DIFFUSION_([A-Z0-9_]+)", text):
         assert f"    {variable.lower()}:" in environment, variable

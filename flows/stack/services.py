@@ -106,6 +106,8 @@ def prefect(home: Home) -> Service:
         "PREFECT_SERVER_DATABASE_NAME": "prefect",
         "PREFECT_SERVER_DATABASE_USER": ADMIN,
         "PREFECT_SERVER_DATABASE_PASSWORD": home.passwords["postgres"],
+        # The pages would look for the API at the usual port.
+        "PREFECT_SERVER_UI_API_URL": home.prefect_api,
         # Runs go after 90 days, as events do by themselves.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     }

@@ -53,6 +53,10 @@ def test_prefect_answers_whom_it_knows_and_nobody_else(home):
     assert httpx.post(address, json={}, auth=("admin", home.passwords["prefect"])).status_code == 200
 
 
+def test_prefects_pages_look_for_the_api_where_it_is(home):
+    assert httpx.get(home.prefect_api.removesuffix("/api") + "/ui-settings").json()["api_url"] == home.prefect_api
+
+
 def test_the_store_answers_no_unsigned_request(home):
     # That it answers a signed one, the images show that lie in it.
     assert httpx.get(home.s3_endpoint + "/dvc").status_code in (400, 403)
