@@ -82,6 +82,12 @@ def main() -> None:
     except StageFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(2 if failure.is_mistake else 1)
+    except TimeoutError as error:
+        print(
+            f"error: a stage hangs ({error}): see that the servers it speaks to answer, and start this again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except (httpx.HTTPError, PrefectException) as error:
         why = str(error).partition("\n")[0]
         print(

@@ -119,7 +119,9 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         )
     if "is busy" in trouble or "Unable to acquire lock" in trouble:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
-    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip())
+    sentence = f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip()
+    # DVC does not tell trouble with the network from other trouble.
+    raise StageFailed(sentence, may_pass=stage in ("pull", "push"))
 
 
 def _stage_code(code: int, trouble: str) -> int:

@@ -29,6 +29,7 @@ def up(folder: Path = FOLDER) -> Home:
     home = open_home(folder)
     file = home.folder / "started.json"
     running = read_started(file)
+    lasting = set(running)
     new: list[Started] = []
 
     def launch(makers: dict[str, Callable[[Home], Service]]) -> None:
@@ -38,7 +39,13 @@ def up(folder: Path = FOLDER) -> Home:
             if name in running:
                 continue
             if name in home.ports:
+                before = home.ports[name]
                 home = with_port(home, name)
+                if lasting and before not in (0, home.ports[name]):
+                    raise StackTrouble(
+                        f"port {before} of {name} has been taken by another program, and the servers that run still"
+                        " look there: `make stack-down` and `make stack` give them another"
+                    )
                 keep_home(home)
             service = make(home)
             with signals_held():

@@ -41,11 +41,14 @@ for name in outputs:
 print(f"{stage} is done")
 """
 
-# What stands for `python -m diffusion_core publish` and `promote` in the project's folder.
+# What stands for `python -m diffusion_core remote`, `publish` and `promote` in the project's folder.
 REGISTRY = """
-import json, runpy, sys
+import json, os, runpy, subprocess, sys
 from pathlib import Path
 
+if sys.argv[1] == "remote":
+    add = ["remote", "add", "--quiet", "--local", "--default", "--force", "store", os.environ["DIFFUSION_DVC_REMOTE"]]
+    sys.exit(subprocess.call([sys.executable, "-m", "dvc", *add]))
 sys.argv[1:] = [sys.argv[1], "metrics/evaluate.json", ""]
 runpy.run_path("stage.py")
 Path(".cache").mkdir(exist_ok=True)

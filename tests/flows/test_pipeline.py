@@ -143,6 +143,21 @@ def test_a_server_that_is_down_is_tried_again_and_a_mistake_is_not(project, monk
     assert [stage for stage, _ in ran(project)] == ["ingest", "prepare", "prepare", "prepare"]
 
 
+def test_a_stage_that_hangs_is_ended_with_all_that_it_has_started(project_after_a_run, monkeypatch):
+    monkeypatch.setattr(tasks.publish, "timeout_seconds", 3.0)
+    (project_after_a_run / "on_publish.py").write_text(SLOW_STAGE)
+    with pytest.raises(TimeoutError, match="exceeded timeout of 3.0 second"):
+        pipeline(refresh_data=False)
+    stage, _, grandchild = (project_after_a_run / "pids").read_text().split()
+    assert not psutil.pid_exists(int(stage))
+    assert not psutil.pid_exists(int(grandchild)) or psutil.Process(int(grandchild)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_waits_for_the_network_may_hang_and_what_computes_is_bounded_by_its_budget():
+    limited = {name for name in vars(tasks) if getattr(getattr(tasks, name), "timeout_seconds", None)}
+    assert limited == {"pull", "ingest", "push", "publish", "promote"}
+
+
 def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatch):
     (project / "params.yaml").write_text("train: {seed: 0}\n")
     graph = yaml.safe_load((project / "dvc.yaml").read_text())

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.data.sources.digits import Digits
+from flows.stack.postgres import owner, program
+from flows.stack.trouble import StackTrouble
 from tests.stack.project import SOURCE, python, variables, write_project
 
 
 @pytest.fixture(scope="session")
 def place():
     """A folder that PostgreSQL's own user may pass through, as pytest's own folders are not."""
+    try:
+        program("initdb")
+        owner()
+    except StackTrouble as trouble:
+        pytest.skip(str(trouble))
     folder = Path(tempfile.mkdtemp(prefix="stack-"))
     folder.chmod(0o755)
     yield folder

@@ -203,6 +203,20 @@ def test_new_passwords_replace_all_old_ones_and_nothing_is_lost(other_place):
     assert "DIFFUSION_S3_SECRET_KEY" in refused.stderr
 
 
+def test_a_port_that_is_taken_while_others_look_there_is_told(other_place):
+    assert up(other_place)[0] == 0
+    home = open_home(other_place / ".stack")
+    before = read_started(other_place / ".stack/started.json")
+    before["s3"].stop()
+    with socket.create_server((HOST, home.ports["s3"])):
+        code, _, message = up(other_place)
+    assert code == 2
+    assert message.startswith(f"error: port {home.ports['s3']} of s3 has been taken by another program")
+    # The others, and their addresses, are as they were.
+    assert open_home(other_place / ".stack") == home
+    assert set(read_started(other_place / ".stack/started.json")) == set(before) - {"s3"}
+
+
 @pytest.fixture
 def without_database(other_place):
     """The second project while its stack runs but for PostgreSQL, which comes back afterwards."""
