@@ -11,6 +11,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
+# A run that takes its machine with it would come back for ever; one that could not even start has a count of 0.
+STARTS_THAT_ARE_REPEATED = ("1", "2", "3", "4")
 # Three heartbeats, whose frequency prefect.yaml sets.
 SILENCE = timedelta(seconds=90)
 
@@ -41,10 +43,10 @@ AUTOMATIONS = (
     ),
     AutomationCore(
         name="diffusion: start crashed runs again",
-        description="It goes on from its checkpoint; flows/pipeline.py says how often.",
+        description="It goes on from its checkpoint; after its fifth start it is left alone.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
-            match=_run,
+            match={**_run, "prefect.run-count": [*STARTS_THAT_ARE_REPEATED]},
             match_related=[_flow, {"prefect.resource.role": "deployment"}],
             for_each={"prefect.resource.id"},
             posture=Posture.Reactive,

@@ -1,4 +1,4 @@
-"""One run at a time in a checkout."""
+"""What a run owes the checkout that it works in: to be there alone, and to leave the parameters as they were."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from flows.failure import StageFailed
 
 LOCK = Path(".cache/pipeline.lock")
+PARAMS = Path("params.yaml")
 
 
 @contextmanager
@@ -27,3 +28,14 @@ def only_run() -> Iterator[None]:
             f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
             is_mistake=True,
         ) from None
+
+
+@contextmanager
+def params_kept() -> Iterator[None]:
+    """Put params.yaml back as it was when the block ends: overrides are of one run."""
+    before = PARAMS.read_bytes() if PARAMS.exists() else None
+    try:
+        yield
+    finally:
+        if before is not None and PARAMS.read_bytes() != before:
+            PARAMS.write_bytes(before)

@@ -59,6 +59,13 @@ def deploy(pool: str) -> str:
 
 def _check_variables(deployment: dict[str, Any]) -> None:
     wanted = sorted(set(re.findall(r"\{\{ \$(\w+) \}\}", json.dumps(deployment))))
+    for name in (*wanted, "DIFFUSION_REPOSITORY"):
+        # Prefect's database keeps what is deployed. A name alone, as in ssh://git@host, is no secret there.
+        if re.match(r"https?://[^/]*@|\w+://[^/]*:[^/]*@", os.environ.get(name, "")):
+            raise CannotDeploy(
+                f"{name} holds a user or a password, which Prefect's database would keep: leave it out, and let the"
+                " worker's git or its variables know it"
+            )
     missing = [name for name in wanted if name not in os.environ]
     if missing:
         raise CannotDeploy(

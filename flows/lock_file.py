@@ -9,17 +9,18 @@ from tempfile import TemporaryDirectory
 
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from flows.failure import StageFailed
 from flows.parameters import LockPolicy
+from flows.tasks import NETWORK_SECONDS, task_options
+from flows.transcript import without_userinfo
 
 LOCK = Path("dvc.lock")
 # What a run changes that git knows: overrides change params.yaml.
 FILES = (LOCK, Path("params.yaml"))
 
 
-@task(name="keep-lock", task_run_name="keep-lock", cache_policy=NO_CACHE, persist_result=False)
+@task(**task_options("keep-lock", timeout_seconds=NETWORK_SECONDS))
 def keep_lock(policy: LockPolicy) -> None:
     """Keep dvc.lock by a policy.
 
@@ -45,7 +46,9 @@ def _to_branch() -> str:
     files = [str(file) for file in FILES if file.exists()]
     if not _git("status", "--porcelain", "--", *files):
         return "dvc.lock has not changed"
-    branch = f"runs/{runtime.flow_run.name or 'run'}"
+    # A name may come twice in some years, and may hold what a branch's may not.
+    name = re.sub(r"[^A-Za-z0-9]+", "-", runtime.flow_run.name or "run").strip("-")
+    branch = f"runs/{name}-{str(runtime.flow_run.id)[:8]}"
     with TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         _git("read-tree", "HEAD", **index)
@@ -77,10 +80,11 @@ def _git(*arguments: str, **variables: str) -> str:
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **variables}
     git = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=False)
     if git.returncode:
-        why = re.sub(r"(?<=://)[^\s/]*@", "", " ".join(git.stderr.split()))
+        why = without_userinfo(" ".join(git.stderr.split()))
         raise StageFailed(
             f"dvc.lock cannot be kept in a branch, because `git {arguments[0]}` fails ({why}): give the worker's git"
             " the right to push to origin, or set the parameter lock to none or artifact",
             is_mistake=True,
+            may_pass=arguments[0] == "push",
         )
     return git.stdout.strip()

@@ -7,26 +7,23 @@ import signal
 import sys
 
 import httpx
-from prefect import flow, runtime
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
-from flows.checkout import only_run
+from flows.checkout import only_run, params_kept
 from flows.child import leave
 from flows.failure import StageFailed
 from flows.hooks import tell_failure
 from flows.lock_file import keep_lock
 from flows.parameters import LockPolicy, Override
-from flows.user_server import NoServer, user_server
-
-# An automation starts a run again that has crashed. One that takes its machine with it would come back for ever.
-MOST_STARTS = 5
+from flows.user_server import NoServer, reason, user_server
 
 
-@flow(name="pipeline", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(name="pipeline", persist_result=False, on_failure=[tell_failure])
 def pipeline(
     overrides: list[Override] | None = None,
     refresh_data: bool = True,
@@ -36,14 +33,12 @@ def pipeline(
     """Run every stage whose inputs have changed, then publish the model and promote it if it is good enough.
 
     Args:
-        overrides: keys of params.yaml with other values for this run, `train.seed=1` say.
+        overrides: keys of params.yaml with other values for this run, `train.seed=1` say; the file is as before then.
         refresh_data: bring in the images anew, because DVC does not watch where they come from.
         promote: let the gate decide about the alias champion; else the model is published and no more.
         lock: where the run's dvc.lock goes: none, artifact or branch.
     """
-    if runtime.flow_run.run_count > MOST_STARTS:
-        raise StageFailed(f"this run has died {MOST_STARTS} times: its log says of what")
-    with only_run():
+    with only_run(), params_kept():
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])
         tasks.prepare()
@@ -89,10 +84,9 @@ def main() -> None:
         )
         sys.exit(2)
     except (httpx.HTTPError, PrefectException) as error:
-        why = str(error).partition("\n")[0]
         print(
-            f"error: the Prefect server stopped answering ({why}): see that it runs, and its database, and start this"
-            " again; what is done stays done",
+            f"error: the Prefect server stopped answering ({reason(error)}): see that it runs, and its database, and"
+            " start this again; what is done stays done",
             file=sys.stderr,
         )
         sys.exit(2)

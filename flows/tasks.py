@@ -20,7 +20,7 @@ from flows.child import run_child
 from flows.failure import StageFailed
 from flows.hooks import tell_promotion
 from flows.parameters import Override
-from flows.transcript import Transcript
+from flows.transcript import Transcript, without_userinfo
 
 # Of a child that a server did not answer; `diffusion_core.errors.Unavailable` ends with it.
 EX_TEMPFAIL = 75
@@ -37,7 +37,8 @@ def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     return isinstance(error, StageFailed) and error.may_pass
 
 
-def _options(name: str, **more: Any) -> dict[str, Any]:
+def task_options(name: str, **more: Any) -> dict[str, Any]:
+    """Return the options of a task of that name; `more` adds to them."""
     return {
         "name": name,
         "task_run_name": name,
@@ -53,7 +54,7 @@ def _options(name: str, **more: Any) -> dict[str, Any]:
 def dvc_task(stage: str) -> Task[[], None]:
     """Return the task of one stage of dvc.yaml."""
 
-    @task(**_options(stage))
+    @task(**task_options(stage))
     def reproduce() -> None:
         # What another machine has made of the same inputs is not made again.
         run_module(stage, ["dvc", "repro", "--single-item", *(["--pull"] if has_remote() else []), stage])
@@ -64,14 +65,14 @@ def dvc_task(stage: str) -> Task[[], None]:
 def registry_task(stage: str, **options: Any) -> Task[[], None]:
     """Return the task of a stage that DVC does not know, because it changes MLflow and no file."""
 
-    @task(**_options(stage, timeout_seconds=NETWORK_SECONDS, **options))
+    @task(**task_options(stage, timeout_seconds=NETWORK_SECONDS, **options))
     def run() -> None:
         run_module(stage, ["diffusion_core", stage])
 
     return run
 
 
-@task(**_options("ingest", timeout_seconds=NETWORK_SECONDS))
+@task(**task_options("ingest", timeout_seconds=NETWORK_SECONDS))
 def ingest(refresh: bool, overrides: Sequence[Override]) -> None:
     """Bring the images in, anew if they are to be refreshed, after setting what the run wants otherwise."""
     settings = [argument for override in overrides for argument in ("--set-param", override)]
@@ -79,25 +80,45 @@ def ingest(refresh: bool, overrides: Sequence[Override]) -> None:
     run_module("ingest", ["dvc", *command, "--single-item", *(["--force"] if refresh else []), "ingest"])
 
 
-@task(**_options("pull", timeout_seconds=NETWORK_SECONDS))
+@task(**task_options("pull", timeout_seconds=NETWORK_SECONDS))
 def pull() -> None:
     """Bring what other machines have made: the outputs that dvc.lock names, and what was made of which inputs."""
     if not has_remote():
         get_run_logger().info(f"outputs are kept on this machine alone, because {REMOTE} names no other place")
         return
     run_module("pull", ["diffusion_core", "remote"])
-    run_module("pull", ["dvc", "pull", "--run-cache", "--allow-missing"])
+    if any(Path(output).exists() for output in ("data/raw", "models")):
+        # A checkout that lasts has what it made, and perhaps what a crash has kept from DVC.
+        get_run_logger().info("what lies in this checkout already stays")
+        return
+    _share("pull", ["dvc", "pull", "--run-cache", "--allow-missing"])
 
 
-@task(**_options("push", timeout_seconds=NETWORK_SECONDS))
+@task(**task_options("push", timeout_seconds=NETWORK_SECONDS))
 def push() -> None:
     """Give other machines what was made here."""
     if has_remote():
-        run_module("push", ["dvc", "push", "--run-cache"])
+        _share("push", ["dvc", "push", "--run-cache"])
+
+
+def _share(name: str, command: Sequence[str]) -> None:
+    """Run a command of DVC's that speaks to the remote; if it fails, the store is asked in our own words why.
+
+    Raises:
+        StageFailed: it failed.
+    """
+    try:
+        run_module(name, command)
+    except StageFailed:
+        run_module(name, ["diffusion_core", "remote"])
+        raise
 
 
 def has_remote() -> bool:
-    """Whether the environment names a place where machines share outputs."""
+    """Whether the environment names a place where machines share outputs.
+
+    Importing `diffusion_core.environment` would load PyTorch. The address is no secret, so it is never a mounted one.
+    """
     return bool(os.environ.get(REMOTE) or dotenv_values(".env").get(REMOTE))
 
 
@@ -119,9 +140,7 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         )
     if "is busy" in trouble or "Unable to acquire lock" in trouble:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
-    sentence = f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip()
-    # DVC does not tell trouble with the network from other trouble.
-    raise StageFailed(sentence, may_pass=stage in ("pull", "push"))
+    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip())
 
 
 def _stage_code(code: int, trouble: str) -> int:
@@ -144,15 +163,19 @@ def child_environment() -> dict[str, str]:
     return variables
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of a stage that failed, which happened in the child, and of a server that is down."""
+def _presentable(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of a stage that failed, which happened in the child, and of a server that is down.
+
+    Prefect's errors hold the server's address, and that may hold a password.
+    """
     if record.exc_info and isinstance(record.exc_info[1], StageFailed | PrefectException | httpx.HTTPError):
         record.exc_info = None
+    record.msg, record.args = without_userinfo(record.getMessage()), ()
     return True
 
 
 for _logger in ("prefect.task_runs", "prefect.flow_runs"):
-    logging.getLogger(_logger).addFilter(_without_traceback)
+    logging.getLogger(_logger).addFilter(_presentable)
 
 prepare = dvc_task("prepare")
 reference = dvc_task("reference")

@@ -12,8 +12,13 @@ SECONDS_BETWEEN_FRAMES = 10.0
 _ENDS = re.compile(r"(\r\n|\n|\r(?!$))")
 
 
+def without_userinfo(text: str) -> str:
+    """Return `text` without the users and passwords of the addresses in it."""
+    return re.sub(r"(?<=://)[^\s/@]*@", "", text)
+
+
 class Transcript:
-    """Cuts output into lines, clips long ones, and thins the frames of progress bars.
+    """Cuts output into lines, clips long ones, thins the frames of progress bars, and keeps passwords of addresses out.
 
     Args:
         tell: called with each line.
@@ -44,7 +49,7 @@ class Transcript:
         self._rest = ""
 
     def _line(self, text: str, is_frame: bool) -> None:
-        text = text.strip()
+        text = without_userinfo(text.strip())
         if not text:
             return
         if is_frame:

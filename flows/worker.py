@@ -18,16 +18,25 @@ import psutil
 STOP_SECONDS = 45.0
 
 
+def runs_still(process: psutil.Process) -> bool:
+    """Whether a process has not ended; who is dead and only waits to be counted has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
     """Tell each flow run once, also those that start meanwhile, and wait until none is left."""
     told: set[psutil.Process] = set()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        runs = {run for run in worker.children() if run.status() != psutil.STATUS_ZOMBIE}
+        runs = {run for run in worker.children() if runs_still(run)}
         if not runs:
             return
         for run in runs - told:
-            run.terminate()
+            with suppress(psutil.NoSuchProcess):
+                run.terminate()
         told |= runs
         time.sleep(0.2)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.child import signals_held
+from flows.child import GRACE_SECONDS, signals_held
 from flows.stack import services
 from flows.stack.home import HOST, Home, keep_home, open_home, with_port
 from flows.stack.passwords import renew
 from flows.stack.postgres import make_databases
-from flows.stack.processes import Service, Started, read_started, start, wait_until_ready, write_started
+from flows.stack.processes import Service, Started, read_started, start, stop, wait_until_ready, write_started
 from flows.stack.trouble import StackTrouble
 
 FOLDER = Path(".stack")
@@ -76,11 +76,17 @@ def up(folder: Path = FOLDER) -> Home:
 
 
 def _clear(runs: Path) -> None:
-    """Remove the checkouts that runs of a killed worker left behind: those in which no process works."""
-    places = {process.info["cwd"] or "" for process in psutil.process_iter(["cwd"])}
-    for checkout in runs.iterdir():
-        if not any(Path(place).is_relative_to(checkout) for place in places):
-            shutil.rmtree(checkout)
+    """Remove what runs of a killed worker left behind, but for checkouts in which somebody works."""
+    for left in runs.iterdir():
+        if not left.is_dir():
+            left.unlink()
+        elif not _workers_in(left):
+            shutil.rmtree(left)
+
+
+def _workers_in(folder: Path) -> list[psutil.Process]:
+    """Return the processes that work in a folder or below it."""
+    return [each for each in psutil.process_iter(["cwd"]) if Path(each.info["cwd"] or "/").is_relative_to(folder)]
 
 
 def down(folder: Path = FOLDER) -> list[str]:
@@ -90,6 +96,8 @@ def down(folder: Path = FOLDER) -> list[str]:
     with signals_held():
         for each in running:
             each.stop()
+        # A worker that was killed has left its run alone.
+        stop(_workers_in(file.parent / "runs"), GRACE_SECONDS)
         if file.exists():
             write_started(file, {})
     return [each.name for each in running]
@@ -116,7 +124,9 @@ def main() -> None:
             elif sys.argv[1:] == ["down"]:
                 print(f"stopped: {', '.join(down()) or 'nothing ran'}; the data stay in {FOLDER}")
             elif sys.argv[1:] == ["renew-passwords"]:
-                renew(up())
+                home = open_home(FOLDER)
+                # In the middle of it, the servers may take only what they have been told already.
+                renew(home if home.next_passwords else up())
                 down()
                 _show(up())
             else:

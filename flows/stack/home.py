@@ -6,7 +6,7 @@ import secrets
 import shlex
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from flows.stack.trouble import StackTrouble
@@ -25,11 +25,13 @@ class Home:
         folder: absolute.
         ports: where each of `SERVERS` listens.
         passwords: of each of `SERVERS`, and `cookies`, which MLflow signs its forms with.
+        next_passwords: those that are about to replace them; empty but in the middle of that.
     """
 
     folder: Path
     ports: Mapping[str, int]
     passwords: Mapping[str, str]
+    next_passwords: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def logs(self) -> Path:
@@ -67,7 +69,6 @@ class Home:
             "DIFFUSION_S3_ACCESS_KEY": ADMIN,
             "DIFFUSION_S3_SECRET_KEY": self.passwords["s3"],
             "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
-            "DIFFUSION_DVC_CACHE": str(self.folder / "cache"),
             "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
         }
 
@@ -90,8 +91,7 @@ def open_home(folder: Path) -> Home:
                 f"{file} is damaged: restore it from a backup, because without its passwords nobody reads the databases"
             ) from None
     else:
-        words = {name: secrets.token_urlsafe(24) for name in (*SERVERS, "cookies")}
-        home = Home(folder, dict.fromkeys(SERVERS, 0), words)
+        home = Home(folder, dict.fromkeys(SERVERS, 0), new_passwords())
     for each in (home.logs, folder / "runs", *(folder / "s3" / bucket for bucket in BUCKETS)):
         each.mkdir(parents=True, exist_ok=True)
     return home
@@ -127,5 +127,8 @@ def write_private(file: Path, text: str) -> None:
     """Write a file that nobody else can read, whole or not at all."""
     temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     temporary.touch(mode=0o600)
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     temporary.replace(file)

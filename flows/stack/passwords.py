@@ -12,26 +12,38 @@ from flows.stack.trouble import StackTrouble
 def renew(home: Home) -> None:
     """Give every server of a running stack another password; those that learn it at their start are to be restarted.
 
-    Each is written down as soon as it is in force, so that whatever breaks this off locks nobody out.
+    The new ones are written down before any is in force. So whatever breaks this off, the next call goes on with them.
 
     Raises:
         StackTrouble: PostgreSQL or MLflow does not take it.
     """
-    words = new_passwords()
-    known = home
+    words = home.next_passwords or new_passwords()
+    home = replace(home, next_passwords=words)
+    keep_home(home)
+    _tell_mlflow(home)
+    _tell_postgres(home)
+    keep_home(replace(home, passwords=words, next_passwords={}))
 
-    psql(known, f"ALTER ROLE {ADMIN} PASSWORD '{words['postgres']}'")
-    known = replace(known, passwords={**known.passwords, "postgres": words["postgres"]})
-    keep_home(known)
 
+def _tell_mlflow(home: Home) -> None:
+    old, new = home.passwords["mlflow"], home.next_passwords["mlflow"]
+    api = f"http://{HOST}:{home.ports['mlflow']}/api/2.0/mlflow"
+    change = {"username": ADMIN, "password": new, "current_password": old}
     try:
-        answer = httpx.patch(
-            f"http://{HOST}:{known.ports['mlflow']}/api/2.0/mlflow/users/update-password",
-            json={"username": ADMIN, "password": words["mlflow"], "current_password": known.passwords["mlflow"]},
-            auth=(ADMIN, known.passwords["mlflow"]),
-            timeout=30.0,
-        )
-        answer.raise_for_status()
+        if httpx.get(f"{api}/users/get?username={ADMIN}", auth=(ADMIN, new), timeout=30.0).is_success:
+            return
+        httpx.patch(f"{api}/users/update-password", json=change, auth=(ADMIN, old), timeout=30.0).raise_for_status()
     except httpx.HTTPError as error:
-        raise StackTrouble(f"MLflow does not take a new password ({error}): run `make stack`, and this again") from None
-    keep_home(replace(known, passwords=words))
+        raise StackTrouble(
+            f"MLflow does not take a new password ({error}): see that it runs, and do this again"
+        ) from None
+
+
+def _tell_postgres(home: Home) -> None:
+    new = home.next_passwords["postgres"]
+    statement = f"ALTER ROLE {ADMIN} PASSWORD '{new}'"
+    try:
+        psql(home, statement)
+    except StackTrouble:
+        # Perhaps it has it already.
+        psql(replace(home, passwords=home.next_passwords), statement)

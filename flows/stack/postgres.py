@@ -14,13 +14,13 @@ DATABASES = ("prefect", "mlflow", "mlflow_auth")
 DEBIAN = Path("/usr/lib/postgresql")
 
 
-def program(name: str) -> str:
-    """Return the path of one of PostgreSQL's programs, the newest there is.
+def program(name: str, version: str = "*") -> str:
+    """Return the path of one of PostgreSQL's programs, the newest there is or that of a major version.
 
     Raises:
         StackTrouble: it is not installed.
     """
-    versions = sorted(DEBIAN.glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    versions = sorted(DEBIAN.glob(f"{version}/bin/{name}"), key=lambda path: int(path.parts[-3]))
     found = str(versions[-1]) if versions else shutil.which(name)
     if found is None:
         raise StackTrouble("PostgreSQL is not installed: install it, on Debian with `apt install postgresql`")
@@ -51,31 +51,36 @@ def make_cluster(home: Home) -> Path:
     if (folder / "PG_VERSION").exists():
         return folder
     user = owner()
-    folder.mkdir(mode=0o700, exist_ok=True)
+    new = home.folder / "postgres.new"
+    shutil.rmtree(new, ignore_errors=True)  # of an attempt that was broken off
+    new.mkdir(mode=0o700)
     word = home.folder / "postgres-password"
     write_private(word, home.passwords["postgres"])
     if user is not None:
-        shutil.chown(folder, user)
+        shutil.chown(new, user)
         shutil.chown(word, user)
-    command = [program("initdb"), "--pgdata", str(folder), "--username", ADMIN, "--pwfile", str(word)]
+    command = [program("initdb"), "--pgdata", str(new), "--username", ADMIN, "--pwfile", str(word)]
     command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale"]
-    made = subprocess.run(
-        command,
-        cwd="/",
-        user=user,
-        extra_groups=None if user is None else [],
-        env={"PATH": os.defpath},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    word.unlink()
+    try:
+        made = subprocess.run(
+            command,
+            cwd="/",
+            user=user,
+            extra_groups=None if user is None else [],
+            env={"PATH": os.defpath},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        word.unlink()
     if made.returncode:
         why = (made.stderr.strip().splitlines() or ["no reason is known"])[-1]
         raise StackTrouble(
-            f"PostgreSQL cannot make its files in {folder} ({why}): see that its user"
+            f"PostgreSQL cannot make its files in {new} ({why}): see that its user"
             f" {user or 'is you and'} may pass through all folders above"
         )
+    new.rename(folder)
     return folder
 
 

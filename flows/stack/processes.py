@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from flows.stack.trouble import StackTrouble
+from flows.worker import runs_still
 
 START_SECONDS = 120.0
 
@@ -43,11 +44,14 @@ class Service:
 
 @dataclass(frozen=True)
 class Started:
-    """A server that was started: a process is told from a later one with the same number by its birth."""
+    """A server that was started.
+
+    A process is told from a later one with the same number by its command, as clocks, and so births, may be corrected.
+    """
 
     name: str
     pid: int
-    born: float
+    command: Sequence[str]
     stop_signal: int
     stop_seconds: float
 
@@ -57,7 +61,7 @@ class Started:
             process = psutil.Process(self.pid)
         except psutil.NoSuchProcess:
             return False
-        return process.create_time() == self.born and _runs(process)
+        return runs_still(process) and list(process.cmdline()) == list(self.command)
 
     def stop(self) -> None:
         """End it and all that it has started; nothing is done where it has ended already."""
@@ -75,18 +79,22 @@ class Started:
         _wait_for([process, *family], self.stop_seconds)
 
 
+def stop(processes: Sequence[psutil.Process], seconds: float) -> None:
+    """Ask processes to end by TERM, and end those by KILL that are left after `seconds`."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _wait_for(processes, seconds)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> None:
     """Wait until none runs; a zombie does not, however long its parent takes to notice."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(_runs(each) for each in processes):
+    while time.monotonic() < deadline and any(runs_still(each) for each in processes):
         time.sleep(0.05)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def start(service: Service, log: Path) -> Started:
@@ -103,8 +111,7 @@ def start(service: Service, log: Path) -> Started:
             user=service.user,
             extra_groups=None if service.user is None else [],
         )
-    born = psutil.Process(process.pid).create_time()
-    return Started(service.name, process.pid, born, service.stop_signal, service.stop_seconds)
+    return Started(service.name, process.pid, service.command, service.stop_signal, service.stop_seconds)
 
 
 def wait_until_ready(service: Service, started: Started, log: Path) -> None:
@@ -123,10 +130,19 @@ def wait_until_ready(service: Service, started: Started, log: Path) -> None:
 
 
 def read_started(file: Path) -> dict[str, Started]:
-    """Return the servers that were started and still run, in the order of their start."""
+    """Return the servers that were started and still run, in the order of their start.
+
+    Raises:
+        StackTrouble: the file is damaged.
+    """
     if not file.exists():
         return {}
-    found = [Started(**content) for content in json.loads(file.read_text(encoding="utf-8"))]
+    try:
+        found = [Started(**content) for content in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError):
+        raise StackTrouble(
+            f"{file} is damaged: stop by hand what `ps` shows of the stack, remove the file and start again"
+        ) from None
     return {each.name: each for each in found if each.lives()}
 
 

@@ -33,10 +33,13 @@ QUIET = {
 
 def postgres(home: Home) -> Service:
     """Return PostgreSQL."""
-    arguments = ["-D", str(make_cluster(home)), "-h", HOST, "-p", str(home.ports["postgres"])]
+    cluster = make_cluster(home)
+    # Newer programs do not read it.
+    version = (cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
+    arguments = ["-D", str(cluster), "-h", HOST, "-p", str(home.ports["postgres"])]
     return Service(
         "postgres",
-        [program("postgres"), *arguments, "-c", "unix_socket_directories="],
+        [program("postgres", version), *arguments, "-c", "unix_socket_directories="],
         {"PATH": os.defpath},
         Path("/"),
         lambda: is_ready(home),
@@ -132,6 +135,8 @@ def worker(home: Home) -> Service:
     variables = {
         "DIFFUSION_REPOSITORY": str(Path.cwd()),
         "DIFFUSION_REVISION": _branch(),
+        # Of the runs alone: people have a cache in their own checkout.
+        "DIFFUSION_DVC_CACHE": str(home.folder / "cache"),
         # How often it looks for runs, which people wait for.
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         # Where Prefect makes each run a checkout.
@@ -140,7 +145,7 @@ def worker(home: Home) -> Service:
     began = datetime.now().astimezone()
     return Service(
         "worker",
-        [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process", "--name", POOL],
+        [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process", "--name", POOL, "--limit", "1"],
         _own(home) | own_settings | variables | home.client_variables(),
         runs,
         lambda: _is_online(home, began),

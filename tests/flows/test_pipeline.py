@@ -167,8 +167,23 @@ def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatc
     pipeline()
     ran(project)
     pipeline(overrides=["train.seed=7"], refresh_data=False)
-    assert yaml.safe_load((project / "params.yaml").read_text()) == {"train": {"seed": 7}}
     assert [stage for stage, _ in ran(project)][:1] == ["train"]
+    # They are of that run alone: the next one has nothing to do but to bring back what was.
+    assert (project / "params.yaml").read_text() == "train: {seed: 0}\n"
+    pipeline(refresh_data=False)
+    assert [stage for stage, _ in ran(project)] == ["publish", "promote"]
+
+
+def test_a_run_with_overrides_that_fails_leaves_the_parameters_as_they_were(project):
+    (project / "params.yaml").write_text("train: {seed: 0}\n")
+    (project / "on_ingest.py").write_text(
+        "import pathlib, sys; pathlib.Path('seen').write_text(pathlib.Path('params.yaml').read_text()); sys.exit(1)"
+    )
+    commit(project)
+    with pytest.raises(StageFailed):
+        pipeline(overrides=["train.seed=7"])
+    assert "seed: 7" in (project / "seen").read_text()
+    assert (project / "params.yaml").read_text() == "train: {seed: 0}\n"
 
 
 @pytest.mark.parametrize("override", ["--help", "train.seed", "-x=1", "=1", ""])
@@ -198,6 +213,8 @@ def test_a_second_run_in_one_checkout_is_refused_while_the_first_lives_and_not_a
         for each in [other, *family]:
             each.kill()
         other.communicate()
+        # DVC takes a process for alive until its parent has counted it.
+        psutil.wait_procs(family, 10)
     (project / "on_ingest.py").unlink()
     pipeline()
 

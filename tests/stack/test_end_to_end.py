@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from contextlib import suppress
 
 import psutil
@@ -21,7 +22,7 @@ def finished(stack):
     deployed = python(stack, "flows.deploy")
     assert deployed.returncode == 0, deployed.stderr
     server = Server(stack)
-    server.shorten_silence(40)
+    server.shorten_silence(70)
     run = server.run(lock="branch")
     until(lambda: max(saved_steps(stack), default=0) > 20, 180, "no checkpoint")
     kill_worker(stack)
@@ -95,10 +96,15 @@ def test_runs_and_registry_are_in_postgresql_and_artifacts_in_s3(stack, finished
     assert not list((stack / ".stack").glob("**/*.db"))
 
 
+def branch_of(stack, run):
+    name = Server(stack).get(f"/flow_runs/{run}")["name"]
+    return f"runs/{name}-{run[:8]}"
+
+
 def test_a_clone_of_the_runs_branch_has_everything_and_nothing_is_left_to_do(stack, finished, place):
-    name = Server(stack).get(f"/flow_runs/{finished[0]}")["name"]
+    branch = branch_of(stack, finished[0])
     clone = place / "clone"
-    subprocess.run(["git", "clone", "--quiet", "--branch", f"runs/{name}", str(stack), str(clone)], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--branch", branch, str(stack), str(clone)], check=True)
     known = variables(stack) | {"DIFFUSION_DVC_CACHE": ""}
     for command in (["diffusion_core", "remote"], ["dvc", "pull"]):
         done = python(clone, *command, env=known)
@@ -110,8 +116,8 @@ def test_a_clone_of_the_runs_branch_has_everything_and_nothing_is_left_to_do(sta
 
 def test_a_second_run_from_a_new_clone_computes_nothing(stack, finished, monkeypatch):
     server = Server(stack)
-    name = server.get(f"/flow_runs/{finished[0]}")["name"]
-    subprocess.run(["git", "merge", "--quiet", "--ff-only", f"runs/{name}"], cwd=stack, check=True)
+    merge = ["git", "merge", "--quiet", "--ff-only", branch_of(stack, finished[0])]
+    subprocess.run(merge, cwd=stack, check=True)
     run = server.run()
     assert server.wait(run, {"COMPLETED", "FAILED", "CRASHED"}, 180)["state_type"] == "COMPLETED", server.log(run)
     log = server.log(run)
@@ -122,6 +128,23 @@ def test_a_second_run_from_a_new_clone_computes_nothing(stack, finished, monkeyp
     assert {each["key"] for each in shown} == {"dvc-lock", "metrics", "samples", "mlflow-run", "promotion"}
     (version,) = tracking(stack, monkeypatch).search_model_versions("name = 'diffusion'")
     assert version.version == "1"
+
+
+def test_a_run_that_cannot_start_is_left_alone(stack, finished):
+    server = Server(stack)
+    deployment = server.get("/deployments/name/pipeline/nightly")
+    nowhere = [{"prefect.deployments.steps.git_clone": {"repository": "/nowhere"}}]
+    path = f"/deployments/{deployment['id']}"
+    server.client.patch(path, json={"pull_steps": nowhere}).raise_for_status()
+    try:
+        run = server.run()
+        assert server.wait(run, {"CRASHED", "FAILED", "COMPLETED"}, 90)["state_type"] == "CRASHED"
+        # The automation took less than a second for the run that had died.
+        time.sleep(10)
+        found = server.get(f"/flow_runs/{run}")
+        assert (found["state_type"], found["run_count"]) == ("CRASHED", 0)
+    finally:
+        server.client.patch(path, json={"pull_steps": deployment["pull_steps"]}).raise_for_status()
 
 
 def dump(stack):

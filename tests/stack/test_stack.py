@@ -1,10 +1,13 @@
 """`make stack` and `make stack-down`: who may speak to the servers, and what is told when something is in the way."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import httpx
 import psutil
@@ -12,7 +15,8 @@ import psycopg2
 import pytest
 from filelock import FileLock
 
-from flows.stack.home import HOST, open_home
+from flows.stack.home import HOST, keep_home, new_passwords, open_home
+from flows.stack.postgres import psql
 from flows.stack.processes import read_started
 from tests.flows.repository import CHECKOUT, ran, write_repository
 from tests.registry.projects import write_project as write_published
@@ -215,6 +219,48 @@ def test_a_port_that_is_taken_while_others_look_there_is_told(other_place):
     # The others, and their addresses, are as they were.
     assert open_home(other_place / ".stack") == home
     assert set(read_started(other_place / ".stack/started.json")) == set(before) - {"s3"}
+
+
+def test_a_renewal_that_was_broken_off_goes_on(other_place):
+    assert up(other_place)[0] == 0
+    old = open_home(other_place / ".stack")
+    half = replace(old, next_passwords=new_passwords())
+    keep_home(half)
+    psql(old, f"ALTER ROLE admin PASSWORD '{half.next_passwords['postgres']}'")
+    done = python(other_place, "flows.stack", "renew-passwords")
+    assert done.returncode == 0, done.stderr
+    new = open_home(other_place / ".stack")
+    assert new.passwords == half.next_passwords
+    assert new.next_passwords == {}
+
+
+def test_what_a_killed_worker_has_left_is_ended_by_down_and_cleared_away_by_up(other_place):
+    assert up(other_place)[0] == 0
+    runs = other_place / ".stack/runs"
+    (runs / "checkout").mkdir()
+    (runs / "stray").touch()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], cwd=runs / "checkout") as orphan:
+        read_started(other_place / ".stack/started.json")["worker"].stop()
+        assert up(other_place)[0] == 0
+        # While somebody works there, it stays.
+        assert (runs / "checkout").exists()
+        assert not (runs / "stray").exists()
+        assert python(other_place, "flows.stack", "down").returncode == 0
+        assert orphan.wait(10) == -signal.SIGTERM
+    assert up(other_place)[0] == 0
+    assert not (runs / "checkout").exists()
+
+
+def test_files_that_are_damaged_are_told(other_place, tmp_path):
+    folder = tmp_path / ".stack"
+    folder.mkdir()
+    for name in ("started.json", "home.json"):
+        (folder / name).write_text("[{")
+        for command in ("up", "down") if name == "started.json" else ("up",):
+            done = python(tmp_path, "flows.stack", command, env=dict(os.environ))
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+            assert f"{name} is damaged" in done.stderr
+        (folder / name).unlink()
 
 
 @pytest.fixture
