@@ -146,7 +146,7 @@ def test_a_server_that_is_down_is_tried_again_and_a_mistake_is_not(project, monk
 def test_a_stage_that_hangs_is_ended_with_all_that_it_has_started(project_after_a_run, monkeypatch):
     monkeypatch.setattr(tasks.publish, "timeout_seconds", 3.0)
     (project_after_a_run / "on_publish.py").write_text(SLOW_STAGE)
-    with pytest.raises(TimeoutError, match="exceeded timeout of 3.0 second"):
+    with pytest.raises(TimeoutError, match="timed out after 3.0 second"):
         pipeline(refresh_data=False)
     stage, _, grandchild = (project_after_a_run / "pids").read_text().split()
     assert not psutil.pid_exists(int(stage))
