@@ -5,7 +5,9 @@ stays.
 """
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 _defaults = {
     "DO_NOT_TRACK": "1",
@@ -21,3 +23,9 @@ _users = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 if not any(os.environ.get(name) for name in _users) and not Path("~/.prefect/profiles.toml").expanduser().exists():
     # Without settings of the user's own, the runs are kept in the project's folder.
     os.environ["PREFECT_HOME"] = str(Path(".prefect").absolute())
+
+# Prefect writes the address into its errors and its log. A login in it does the same apart from it.
+_login = re.match(r"(https?://)([^/@:]+:[^/@]+)@(.+)", os.environ.get("PREFECT_API_URL", ""))
+if _login:
+    os.environ["PREFECT_API_URL"] = _login[1] + _login[3]
+    os.environ.setdefault("PREFECT_API_AUTH_STRING", unquote(_login[2]))

@@ -257,6 +257,23 @@ def test_all_missing_variables_are_told_at_once():
     )
 
 
+@pytest.mark.parametrize(
+    "address", ["https://canary@host/team/it.git", "https://me:canary@host/it.git", "ssh://me:canary@host/it.git"]
+)
+def test_a_secret_in_the_repositorys_address_is_not_deployed(address):
+    told = sentence(run_deploy("machine", DIFFUSION_REPOSITORY=address))
+    assert told.startswith("DIFFUSION_REPOSITORY holds a user or a password, which Prefect's database would keep:")
+    assert "canary" not in told
+
+
+@pytest.mark.parametrize(
+    "address", ["ssh://git@host/team/it.git", "git@host:team/it.git", "https://host/it@1.git", "/a@b"]
+)
+def test_an_address_without_a_secret_is_none(address, tmp_path):
+    told = sentence(run_deploy("machine", DIFFUSION_REPOSITORY=address, PREFECT_HOME=str(tmp_path)))
+    assert told.startswith("there is no Prefect server")
+
+
 def test_without_a_server_it_says_how_to_get_one(tmp_path):
     told = sentence(run_deploy("machine", PREFECT_HOME=str(tmp_path)))
     assert told == "there is no Prefect server to deploy to: set PREFECT_API_URL, `make stack` starts one"
@@ -354,9 +371,12 @@ def means_what_we_wrote(silent, crashed):
         StateType.SCHEDULED,
         "AwaitingRetry",
     )
-    for automation in (silent, crashed):
-        assert automation.enabled
-        assert automation.trigger.match.root == {"prefect.resource.id": "prefect.flow-run.*"}
+    assert silent.enabled
+    assert crashed.enabled
+    run = {"prefect.resource.id": "prefect.flow-run.*"}
+    assert silent.trigger.match.root == run
+    # What could not start (0) would fail again at once, and what has died five times has a reason.
+    assert crashed.trigger.match.root == run | {"prefect.run-count": ["1", "2", "3", "4"]}
 
 
 @pytest.mark.parametrize("pool", DEPLOYMENTS)

@@ -305,7 +305,9 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     project = tmp_path / "project"
     write_repository(project)
     (project / "on_prepare.py").write_text(WAITS)
-    known = quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""}
+    word = open_home(other_place / ".stack").passwords["prefect"]
+    api = variables(other_place)["PREFECT_API_URL"].replace("//", f"//admin:{word}@")
+    known = quick(other_place) | {"DIFFUSION_DVC_REMOTE": "", "PREFECT_API_URL": api}
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline"],
         cwd=project,
@@ -324,6 +326,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     # Prefect tells of lines of its log that it could not send, before and after.
     assert message.count("\nerror: the Prefect server stopped answering") == 1
     assert "Traceback" not in message
+    assert word not in message
     assert up(other_place)[0] == 0
     ran(project)
     again = python(project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""})
