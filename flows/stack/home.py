@@ -69,6 +69,7 @@ class Home:
             "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
             "DIFFUSION_DVC_CACHE": str(self.folder / "cache"),
             "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
+            "DIFFUSION_DOWNLOADS": str(self.folder / "downloads"),
         }
 
 
