@@ -65,7 +65,10 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> Use
         if is_full
         else _refused(code, status, place, store)
     )
-    return Unavailable(sentence) if passes else UserError(sentence)
+    if passes:
+        return Unavailable(sentence)
+    forbids = status == 403 and not is_full and code not in WRONG_KEYS | EXPIRED
+    return Forbidden(sentence) if forbids else UserError(sentence)
 
 
 def _refused(code: str, status: int, place: str, store: str) -> str:
