@@ -48,6 +48,9 @@ class Environment(BaseSettings):
     checkpoints: Path = Field(
         default=Path(".checkpoints"), description="a folder that outlives the checkout, where each run has a new one"
     )
+    downloads: Path | None = Field(
+        default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
+    )
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
     s3_region: str | None = None
     s3_access_key: SecretStr | None = Field(

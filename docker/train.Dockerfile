@@ -32,7 +32,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home diffusion \
     && install --directory --owner=diffusion --group=diffusion \
-        /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints
+        /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints /var/lib/diffusion/downloads
 
 COPY --from=build /opt/diffusion /opt/diffusion
 COPY docker/healthy.py /opt/diffusion/
@@ -46,6 +46,7 @@ ENV PATH=/opt/diffusion/bin:$PATH \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     PREFECT_WORKER_WEBSERVER_HOST=127.0.0.1 \
     DIFFUSION_CHECKPOINTS=/var/lib/diffusion/checkpoints \
+    DIFFUSION_DOWNLOADS=/var/lib/diffusion/downloads \
     DIFFUSION_DVC_CACHE=/var/lib/diffusion/cache \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

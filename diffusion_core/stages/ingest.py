@@ -1,5 +1,7 @@
 """Bring the images, as they are, into data/raw."""
 
+import shutil
+
 from diffusion_core.environment import Environment
 from diffusion_core.settings import IngestSettings
 from diffusion_core.stages.output import replaced
@@ -12,6 +14,10 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     Raises:
         UserError: the source cannot be read or has no image; `data/raw` is then as it was.
     """
+    parts = environment.downloads.expanduser() if environment.downloads else RAW.with_name(".raw.parts")
     with replaced(RAW) as folder:
-        count = ingest.source.fetch(folder, before=RAW, environment=environment)
+        count = ingest.source.fetch(folder, before=RAW, parts=parts, environment=environment)
+    # Only now that they are in place: what was fetched survives any error before.
+    if environment.downloads is None and parts.exists():
+        shutil.rmtree(parts)
     print(f"ingest: {count} images in {RAW}")

@@ -70,6 +70,7 @@ class Home:
             "DIFFUSION_S3_SECRET_KEY": self.passwords["s3"],
             "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
             "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
+            "DIFFUSION_DOWNLOADS": str(self.folder / "downloads"),
         }
 
 

@@ -110,3 +110,4 @@ def test_the_workers_variables_are_values_that_our_settings_take(monkeypatch):
     (volume,) = (Path(volume.partition(":")[2]) for volume in SERVICES["worker"]["volumes"])
     assert volume in settings.checkpoints.parents
     assert volume in settings.dvc_cache.parents
+    assert volume in settings.downloads.parents

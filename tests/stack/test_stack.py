@@ -28,6 +28,12 @@ def home(stack):
     return open_home(stack / ".stack")
 
 
+def test_what_outlives_a_run_lies_in_the_stacks_own_folder(tmp_path):
+    variables = open_home(tmp_path / "stack").client_variables()
+    folders = {variables[f"DIFFUSION_{name}"] for name in ("CHECKPOINTS", "DOWNLOADS", "DVC_CACHE")}
+    assert folders == {str(tmp_path / "stack" / name) for name in ("checkpoints", "downloads", "cache")}
+
+
 @pytest.mark.parametrize(
     "path",
     [

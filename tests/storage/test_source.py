@@ -237,7 +237,7 @@ def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetc
     assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
 
 
-def ingest_process(project, environment, url):
+def ingest_process(project, environment, url, **more):
     params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
     params["ingest"]["source"] = {"kind": "s3", "url": url}
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -246,6 +246,7 @@ def ingest_process(project, environment, url):
         "DIFFUSION_S3_ACCESS_KEY": ACCESS,
         "DIFFUSION_S3_SECRET_KEY": SECRET,
         "PYTHONPATH": str(CHECKOUT),
+        **more,
     }
     return subprocess.Popen(
         [sys.executable, "-m", "diffusion_core", "ingest"],
@@ -255,6 +256,11 @@ def ingest_process(project, environment, url):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def whole_files(parts):
+    """What has arrived: the files that have their sha256 as suffix."""
+    return [file for file in parts.rglob("*") if len(file.suffix) == 65]
 
 
 def wait_for(condition):
@@ -272,17 +278,14 @@ def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, 
     process = ingest_process(project, environment, f"s3://{bucket}/pictures")
     parts = project / "data/.raw.parts"
     with process:
-        wait_for(
-            lambda: parts.is_dir() and sum(bool(each.suffix) and each.name[0] != "." for each in parts.iterdir()) == 99
-        )
+        wait_for(lambda: len(whole_files(parts)) == 99)
         process.send_signal(signal.SIGKILL)
     assert not RAW.exists()
     if not staged:
         shutil.rmtree(parts)
     else:
         # What rotted meanwhile is not taken.
-        rotten = next(each for each in parts.iterdir() if each.suffix and each.name[0] != ".")
-        rotten.write_bytes(b"rot")
+        whole_files(parts)[0].write_bytes(b"rot")
     proxy.requests.clear()
     assert fetch() == images
     assert proxy.count("GET") == (2 if staged else 100)

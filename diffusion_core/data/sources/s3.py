@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.data.bucket_index import Entry, read_index, write_index
+from diffusion_core.data.downloads import HASHING_THREADS, arrived, held, keep_only, link, sha256_of
 from diffusion_core.data.formats import image_suffixes
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 # Bytes that a name may have on Linux.
 LONGEST_NAME = 255
-HASHING_THREADS = 4
 
 
 def _checked(url: str) -> str:
@@ -38,14 +36,14 @@ class S3(Kind):
     """Fetches the image objects below `url` (`s3://bucket/prefix`); their keys below it are their paths.
 
     Only what is new or was replaced is fetched. What was fetched last is known by the index that lies with it, and is
-    linked: the bytes are those that DVC has already. An interrupted fetch goes on where it was: what has arrived waits
-    in a folder beside data/raw.
+    linked: the bytes are those that DVC has already. What has arrived before, in an interrupted fetch or for another
+    checkout, lies in `parts` and is linked too.
     """
 
     url: Annotated[str, AfterValidator(_checked)]
     kind: Literal["s3"] = "s3"
 
-    def fetch(self, folder: Path, *, before: Path, environment: Environment) -> int:
+    def fetch(self, folder: Path, *, before: Path, parts: Path, environment: Environment) -> int:
         """Bring the images into `folder`, with the index, and return how many there are.
 
         Raises:
@@ -58,10 +56,20 @@ class S3(Kind):
         store = open_store(environment)
         images = _images(store.objects(address.bucket, address.prefix), address)
         entries = _take_over(images, before, read_index(before, self.url), folder)
-        missing = {path: image for path, image in images.items() if path not in entries}
-        print(f"ingest: {len(missing)} of {len(images)} images are new", flush=True)
-        if missing:
-            entries |= _download(store, address, missing, before.with_name(f".{before.name}.parts"), folder)
+        staged = {path: _digest(address.bucket, image) for path, image in images.items()}
+        # One address removes nothing of another's.
+        place = parts / hashlib.sha256(str(address).encode()).hexdigest()[:16]
+        with held(place):
+            here = arrived(place, {staged[path] for path in images.keys() - entries.keys()})
+            hashes = {path: here[digest] for path, digest in staged.items() if digest in here}
+            missing = {path: image for path, image in images.items() if path not in entries and path not in hashes}
+            print(f"ingest: {len(missing)} of {len(images)} images are new", flush=True)
+            if missing:
+                hashes |= _download(store, address.bucket, missing, {path: place / staged[path] for path in missing})
+            for path, sha256 in hashes.items():
+                link(place / f"{staged[path]}.{sha256}", folder / path)
+                entries[path] = Entry(images[path].etag, images[path].size, sha256)
+            keep_only(place, {f"{staged[path]}.{entry.sha256}" for path, entry in entries.items()})
         write_index(folder, self.url, entries)
         return len(images)
 
@@ -110,43 +118,26 @@ def _take_over(
     for path, is_whole in zip(same, whole, strict=True):
         if is_whole:
             entries[path] = known[path]
-            copy = folder / path
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                # DVC may have put a link to its cache there.
-                os.link((before / path).resolve(), copy)
-            except OSError:
-                shutil.copyfile(before / path, copy)
+            link(before / path, folder / path)
     return entries
 
 
 def _download(
-    store: "Store", address: S3Address, missing: Mapping[str, "Object"], parts: Path, folder: Path
-) -> dict[str, Entry]:
-    """Fetch objects by way of `parts`, where what arrives outlives this process, and return their entries.
-
-    A file there is called by a digest of the object and, when it has all arrived, by its own sha256.
-    """
+    store: "Store", bucket: str, missing: Mapping[str, "Object"], files: Mapping[str, Path]
+) -> dict[str, str]:
+    """Fetch objects, each into its file with its sha256 as suffix, and return the hashes; all by the objects' paths."""
     from diffusion_core.storage import download_all
 
-    parts.mkdir(exist_ok=True)
-    staged = {image.key: parts / _digest(address.bucket, image) for image in missing.values()}
-    names = {image.key: image for image in missing.values()}
-    arrived = _arrived(parts)
-    hashes = {key: arrived[file.name] for key, file in staged.items() if file.name in arrived}
-    wanted = [(image, staged[key]) for key, image in names.items() if key not in hashes]
-    total = sum(image.size for image in names.values())
+    paths = {file: path for path, file in files.items()}
+    hashes = {}
+    total = sum(image.size for image in missing.values())
     with tqdm(desc="ingest", total=total, unit="B", unit_scale=True, disable=None) as progress:
-        progress.update(sum(names[key].size for key in hashes))
-        for image, file, sha256 in download_all(store, address.bucket, wanted):
+        wanted = [(image, files[path]) for path, image in missing.items()]
+        for image, file, sha256 in download_all(store, bucket, wanted):
             file.rename(file.with_suffix(f".{sha256}"))
-            hashes[image.key] = sha256
+            hashes[paths[file]] = sha256
             progress.update(image.size)
-    for path, image in missing.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        staged[image.key].with_suffix(f".{hashes[image.key]}").rename(folder / path)
-    shutil.rmtree(parts)
-    return {path: Entry(image.etag, image.size, hashes[image.key]) for path, image in missing.items()}
+    return hashes
 
 
 def _digest(bucket: str, image: "Object") -> str:
@@ -154,17 +145,5 @@ def _digest(bucket: str, image: "Object") -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _arrived(parts: Path) -> dict[str, str]:
-    """Return the sha256 of each file in `parts` that has arrived and is still whole, by the digest of its object."""
-    files = [file for file in parts.iterdir() if file.suffix and not file.name.startswith(".")]
-    whole = in_parallel(lambda file: _sha256(file) == file.suffix[1:], files, HASHING_THREADS)
-    return {file.stem: file.suffix[1:] for file, is_whole in zip(files, whole, strict=True) if is_whole}
-
-
 def _is_whole(file: Path, entry: Entry) -> bool:
-    return file.is_file() and file.stat().st_size == entry.size and _sha256(file) == entry.sha256
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file.is_file() and file.stat().st_size == entry.size and sha256_of(file) == entry.sha256
