@@ -2,6 +2,8 @@
 
 from urllib.parse import urlsplit
 
+from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
+
 from diffusion_core.address import without_userinfo
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
@@ -34,13 +36,22 @@ def shown_endpoint(endpoint: str | None) -> str:
     """
     if endpoint is None:
         return "of Amazon"
-    parts = urlsplit(endpoint)
     shown = without_userinfo(endpoint)
+    try:
+        parts = urlsplit(endpoint)
+        # Whatever urllib or botocore would raise a ValueError for, later and without the variable's name.
+        is_address = (
+            parts.scheme in ("http", "https")
+            and parts.port != 0
+            and (is_valid_endpoint_url(endpoint) or is_valid_ipv6_endpoint_url(endpoint))
+        )
+    except ValueError:
+        parts, is_address = urlsplit(""), False
     if parts.username is not None or parts.password is not None:
         raise UserError(
             f"DIFFUSION_S3_ENDPOINT ({shown}) holds a user or a password: set DIFFUSION_S3_ACCESS_KEY and"
             " DIFFUSION_S3_SECRET_KEY instead"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not is_address:
         raise UserError(f"DIFFUSION_S3_ENDPOINT is {shown}, which is no address: write http://host:port or https://")
     return shown

@@ -34,7 +34,7 @@ ON_THE_WAY = {
     "NoCredentialsError": "there are no credentials for the store {store}: set {keys}",
     "PartialCredentialsError": "half of the credentials for the store {store} are missing: set {keys}",
     "CredentialRetrievalError": "the credentials for the store {store} cannot be fetched: set {keys}",
-    "ProfileNotFound": "AWS_PROFILE names no profile of ~/.aws: correct it, or set {keys}",
+    "ProfileNotFound": "AWS_PROFILE or AWS_DEFAULT_PROFILE names no profile of ~/.aws: correct or unset it",
 }
 
 # Those of them that pass by themselves, when the server or the network is well again.

@@ -45,6 +45,19 @@ def test_a_store_that_is_well_is_asked_once(store, bucket, proxy):
         ({"s3_endpoint": "http://nowhere.invalid"}, "does not answer .its name is not known.*DIFFUSION_S3_ENDPOINT"),
         ({"s3_endpoint": "nowhere:9000"}, "DIFFUSION_S3_ENDPOINT is nowhere:9000, which is no address: write http://"),
         ({"s3_endpoint": "ftp://nowhere"}, "DIFFUSION_S3_ENDPOINT is ftp://nowhere, which is no address"),
+        ({"s3_endpoint": "http://[::1"}, r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is no address: write http://"),
+        ({"s3_endpoint": "http://me:canary@[::1"}, r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is no address"),
+        (
+            {"s3_endpoint": "http://local host:9000"},
+            "DIFFUSION_S3_ENDPOINT is http://local host:9000, which is no addr",
+        ),
+        ({"s3_endpoint": "http://localhost:90x0"}, "DIFFUSION_S3_ENDPOINT is http://localhost:90x0, which is no addr"),
+        (
+            {"s3_endpoint": "http://localhost:99999"},
+            "DIFFUSION_S3_ENDPOINT is http://localhost:99999, which is no addr",
+        ),
+        ({"s3_endpoint": "http://my_store:9000"}, "DIFFUSION_S3_ENDPOINT is http://my_store:9000, which is no address"),
+        ({"s3_endpoint": "http://"}, "DIFFUSION_S3_ENDPOINT is http://, which is no address"),
         ({"s3_endpoint": "http://me:canary@host"}, r"DIFFUSION_S3_ENDPOINT \(http://host\) holds a user or a password"),
     ],
 )
@@ -104,6 +117,15 @@ def test_credentials_may_come_from_where_boto3_finds_them(monkeypatch, proxy, bu
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     open_store(Environment(s3_endpoint=proxy.url)).check(bucket)
+
+
+@pytest.mark.parametrize("name", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])
+@pytest.mark.parametrize("keys", [{"s3_access_key": ACCESS, "s3_secret_key": SECRET}, {}])
+def test_a_profile_that_does_not_exist_is_told_whatever_else_is_set(monkeypatch, server, name, keys):
+    """With both keys set too: botocore looks at the profile first."""
+    monkeypatch.setenv(name, "nobody")
+    message = problem("bucket", s3_endpoint=server, **keys)
+    assert message == "AWS_PROFILE or AWS_DEFAULT_PROFILE names no profile of ~/.aws: correct or unset it"
 
 
 def test_a_name_is_asked_for_the_bucket_by_its_path(environment, bucket, proxy):
