@@ -29,6 +29,8 @@ RETRY_SECONDS = [10.0, 60.0]
 NETWORK_SECONDS = timedelta(hours=12).total_seconds()
 
 REMOTE = "DIFFUSION_DVC_REMOTE"
+# What `python -m diffusion_core remote` writes for a store that is not Amazon's.
+AWS_SETTINGS = Path(".dvc/aws.local")
 
 
 def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
@@ -108,7 +110,9 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         StageFailed: the module ended with another code than 0.
     """
     transcript = Transcript(get_run_logger().info)
-    code = run_child([sys.executable, "-m", *module], child_environment(), transcript.feed)
+    # `ingest` asks the user's own bucket, by the user's own file, and DVC shares nothing meanwhile.
+    shares = module[0] == "dvc" and stage != "ingest"
+    code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed)
     transcript.close()
     if code == 0:
         return
@@ -130,8 +134,8 @@ def _stage_code(code: int, trouble: str) -> int:
     return int(told[1]) if told else code
 
 
-def child_environment() -> dict[str, str]:
-    """Return the variables of a stage's process."""
+def child_environment(shares: bool) -> dict[str, str]:
+    """Return the variables of a stage's process; `shares` where it is a DVC that may speak to the remote."""
     interpreter = str(Path(sys.executable).parent)
     variables = {
         **os.environ,
@@ -141,6 +145,9 @@ def child_environment() -> dict[str, str]:
     }
     if runtime.flow_run.id is not None:
         variables["PREFECT__FLOW_RUN_ID"] = str(runtime.flow_run.id)
+    if shares and AWS_SETTINGS.exists():
+        # DVC would take this file by itself, unless the user has exported the variable.
+        variables["AWS_CONFIG_FILE"] = str(AWS_SETTINGS.absolute())
     return variables
 
 

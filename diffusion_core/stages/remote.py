@@ -1,6 +1,7 @@
 """Tell DVC of the store that machines share, in its local configuration, which Git does not see."""
 
 import os
+import shlex
 from pathlib import Path
 
 from configobj import ConfigObj, ConfigObjError
@@ -17,19 +18,20 @@ MODE = 0o600
 
 # DVC has no option for these, but reads a file of Amazon's form.
 PROFILE = DVC / "aws.local"
-PROFILE_TEXT = """\
-[default]
+# The settings of one profile in it.
+SETTINGS = """\
 request_checksum_calculation = when_required
 response_checksum_validation = when_required
 s3 =
     addressing_style = path
 """
+AWS_CONFIG = "AWS_CONFIG_FILE"
 
 
 def run(environment: Environment) -> None:
     """Write `.dvc/config.local` for DIFFUSION_DVC_REMOTE, after a look whether the store and its bucket can be used.
 
-    What else stands in the file stays.
+    What else stands in the file stays. Who may only read is told so, and can pull.
 
     Raises:
         UserError: the variable is missing or no address, this is no DVC project, or the store cannot be used.
@@ -42,17 +44,44 @@ def run(environment: Environment) -> None:
         raise UserError(f"DIFFUSION_DVC_REMOTE: {error}") from None
     if not DVC.is_dir():
         raise UserError(f"{DVC} is missing: run the command from the project's folder, or `dvc init` there")
-    open_store(environment).check(address.bucket)
+    store = open_store(environment)
+    store.check(address.bucket)
+    if not store.may_write(address.bucket, address.prefix):
+        print(f"remote: these credentials can read {address} and not write to it, so that nothing can be pushed")
     config = _read()
     config.setdefault("core", {})["remote"] = "store"
     config['remote "store"'] = _remote(str(address), environment)
     if environment.dvc_cache:
         config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.expanduser().absolute())
     if environment.s3_endpoint:
-        _write(PROFILE, PROFILE_TEXT.encode())
+        _write(PROFILE, _profiles().encode())
+        _tell_of_another_file()
+    else:
+        # A flow gives it to DVC wherever it is there.
+        PROFILE.unlink(missing_ok=True)
     lines: list[bytes] = config.write()
     _write(CONFIG, b"\n".join(lines) + b"\n")
     print(f"remote: DVC shares outputs by {address} from now on, as {CONFIG} says")
+
+
+def _profiles() -> str:
+    """Return the settings for the default profile and for the one that the user has chosen, which must be there too."""
+    # The order is botocore's.
+    chosen = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
+    names = ["default"]
+    if chosen and chosen != "default":
+        names.append(f"profile {shlex.quote(chosen)}")
+    return "".join(f"[{name}]\n{SETTINGS}" for name in names)
+
+
+def _tell_of_another_file() -> None:
+    """Say so where DVC will read another file than ours: the variable goes before its configuration."""
+    other = os.environ.get(AWS_CONFIG)
+    if other and Path(other).absolute() != PROFILE.absolute():
+        print(
+            f"remote: {AWS_CONFIG} is {other}, which DVC reads instead of {PROFILE}: unset it where you call dvc"
+            " yourself, or set it to that file"
+        )
 
 
 def _read() -> ConfigObj:

@@ -1,7 +1,7 @@
 """The client of an object store: its settings, its listing, and its errors as one sentence each."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from urllib3.exceptions import HTTPError
 
 from diffusion_core.environment import Environment
 from diffusion_core.storage.access import credentials, shown_endpoint
-from diffusion_core.storage.errors import interruption, refusal
+from diffusion_core.storage.errors import Forbidden, interruption, refusal
 
 # Requests at a time. Python makes about a thousand small ones a second, however many threads it has.
 PARALLEL = 16
@@ -20,6 +20,8 @@ PARALLEL = 16
 STREAMS = 4
 # How often a request is tried, or a body begun.
 ATTEMPTS = 5
+# What is put where it has to be known whether anything may be.
+PROBE = ".writable"
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 
@@ -47,6 +49,19 @@ class Store:
         """Find out whether the store answers, takes the credentials and lets them list the bucket."""
         with self.telling(bucket):
             self.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+
+    def may_write(self, bucket: str, prefix: str) -> bool:
+        """Whether the credentials may put an object there; a tiny one is put and deleted."""
+        key = f"{prefix}{PROBE}"
+        try:
+            with self.telling(bucket, key):
+                self.client.put_object(Bucket=bucket, Key=key, Body=b"1")
+        except Forbidden:
+            return False
+        # Who may add and not delete can share outputs too; always the same key, so that one object stays at most.
+        with suppress(Forbidden), self.telling(bucket, key):
+            self.client.delete_object(Bucket=bucket, Key=key)
+        return True
 
     def objects(self, bucket: str, prefix: str) -> list[Object]:
         """Return the objects whose keys begin with `prefix`, by one request a thousand."""

@@ -6,10 +6,16 @@ is `Unavailable`: it is worth trying again.
 
 from diffusion_core.errors import Unavailable, UserError
 
+
+class Forbidden(UserError):
+    """The store knows whose the credentials are, and that they have no right to this."""
+
+
 ENDPOINT = "DIFFUSION_S3_ENDPOINT"
 KEYS = "DIFFUSION_S3_ACCESS_KEY and DIFFUSION_S3_SECRET_KEY"
 
 WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
+WRONG_KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
 BUSY = {"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "ThrottlingException", "503", "429"}
 FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
@@ -65,7 +71,10 @@ def refusal(code: str, status: int, message: str, place: str, store: str) -> Use
         if is_full
         else _refused(code, status, place, store)
     )
-    return Unavailable(sentence) if passes else UserError(sentence)
+    if passes:
+        return Unavailable(sentence)
+    forbids = status == 403 and not is_full and code not in WRONG_KEYS | EXPIRED
+    return Forbidden(sentence) if forbids else UserError(sentence)
 
 
 def _refused(code: str, status: int, place: str, store: str) -> str:

@@ -1,5 +1,6 @@
 """The commands `upload` and `remote`, and DVC with the remote that was set up."""
 
+import logging
 import os
 import shutil
 import stat
@@ -8,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.configloader import load_config
 from configobj import ConfigObj
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.stages import remote, upload
+from flows import tasks
+from flows.tasks import child_environment
 from tests.flows.repository import ran, write_repository
 from tests.storage.conftest import ACCESS, SECRET
 from tests.storage.proxy import refuse, reset
@@ -142,6 +146,94 @@ def test_a_remote_that_cannot_be_used_is_told_and_not_written(environment, updat
     assert not CONFIG.exists()
 
 
+@pytest.mark.usefixtures("project")
+def test_who_may_only_read_is_told_and_has_the_remote(environment, bucket, proxy, capsys):
+    proxy.trouble(refuse(403, "AccessDenied"), method="PUT")
+    remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs/"}))
+    told = capsys.readouterr().out
+    sentence = f"remote: these credentials can read s3://{bucket}/outputs and not write to it, so that nothing can be"
+    assert f"{sentence} pushed\n" in told
+    assert "remote: DVC shares outputs by" in told
+    assert CONFIG.exists()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("denied", [False, True])
+def test_who_may_write_leaves_one_object_at_most(environment, bucket, admin, proxy, capsys, denied):
+    if denied:
+        proxy.trouble(refuse(403, "AccessDenied"), method="DELETE")
+    for _ in range(2):
+        remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"}))
+    assert "nothing can be pushed" not in capsys.readouterr().out
+    assert (proxy.count("PUT", "outputs/.writable"), proxy.count("DELETE", "outputs/.writable")) == (2, 2)
+    keys = [each["Key"] for each in admin.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    assert keys == (["outputs/.writable"] if denied else [])
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (refuse(507, "InsufficientStorage"), r"has no room for s3://bucket-\d+/outputs/\.writable: free some"),
+        # As Ceph says it.
+        (refuse(403, "QuotaExceeded"), "has no room for s3://"),
+        (refuse(403, "SignatureDoesNotMatch"), "correct DIFFUSION_S3_SECRET_KEY"),
+        (reset, "the connection to the store .* broke"),
+    ],
+)
+def test_a_store_that_takes_nothing_is_told_before_it_is_written_down(environment, bucket, proxy, act, sentence):
+    proxy.trouble(act, method="PUT")
+    with pytest.raises(UserError, match=sentence):
+        remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"}))
+    assert not CONFIG.exists()
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("variables", "profiles"),
+    [
+        ({}, {"default"}),
+        ({"AWS_PROFILE": "default"}, {"default"}),
+        ({"AWS_PROFILE": "at work"}, {"default", "at work"}),
+        ({"AWS_PROFILE": "other", "AWS_DEFAULT_PROFILE": "work"}, {"default", "work"}),
+    ],
+)
+def test_the_chosen_profile_has_the_same_settings(environment, bucket, monkeypatch, tmp_path, variables, profiles):
+    config = tmp_path / "config"
+    config.write_text("[default]\n[profile work]\nregion = us-east-1\n[profile 'at work']\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"}))
+    found = load_config(".dvc/aws.local")["profiles"]
+    assert set(found) == profiles
+    assert all(each == found["default"] for each in found.values())
+    assert found["default"]["s3"] == {"addressing_style": "path"}
+
+
+@pytest.mark.usefixtures("project")
+def test_a_file_that_goes_before_ours_is_told(environment, bucket, monkeypatch, capsys):
+    given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"})
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/home/me/aws")
+    remote.run(given)
+    sentence = "remote: AWS_CONFIG_FILE is /home/me/aws, which DVC reads instead of .dvc/aws.local: unset it where you"
+    assert sentence in capsys.readouterr().out
+    for name in ("", str(Path(".dvc/aws.local").absolute())):
+        monkeypatch.setenv("AWS_CONFIG_FILE", name)
+        remote.run(given)
+        assert "AWS_CONFIG_FILE" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("project")
+def test_what_was_for_another_store_goes_with_it(environment, bucket, monkeypatch):
+    given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"})
+    remote.run(given)
+    assert Path(".dvc/aws.local").exists()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", given.s3_endpoint)
+    remote.run(given.model_copy(update={"s3_endpoint": None}))
+    assert not Path(".dvc/aws.local").exists()
+
+
 def test_outside_of_a_project_it_is_told(environment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"\.dvc is missing: run the command from the project's folder"):
@@ -156,8 +248,8 @@ def run(folder, *command, **variables):
     )
 
 
-def dvc(folder, *arguments, fails=False):
-    done = run(folder, sys.executable, "-m", "dvc", *arguments)
+def dvc(folder, *arguments, fails=False, **variables):
+    done = run(folder, sys.executable, "-m", "dvc", *arguments, **variables)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     assert SECRET not in done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -227,6 +319,65 @@ def test_without_its_file_dvc_would_send_amazons_checksums(machine, proxy):
     (machine / ".dvc/aws.local").write_text("[default]\n")
     run(machine, sys.executable, "-m", "dvc", "push")
     assert [name for each in proxy.requests for name in each.headers if "checksum" in name.lower()]
+
+
+def checksums(proxy):
+    return [name for each in proxy.requests for name in each.headers if "checksum" in name.lower()]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_profile_of_the_users_own_does_not_keep_dvc_from_the_store(
+    machine, environment, bucket, monkeypatch, tmp_path, known, proxy
+):
+    """DVC reads our file instead of the user's, so that the profile must be there."""
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text("[profile work]\nregion = us-east-1\n")
+    if known:
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_PROFILE", "work")
+            patch.setenv("AWS_CONFIG_FILE", str(tmp_path / ".aws/config"))
+            given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}/outputs"})
+            set_up(machine, given, patch)
+    told = dvc(machine, "push", fails=not known, HOME=str(tmp_path), AWS_PROFILE="work")
+    assert known or "work) could not be found" in told
+    assert not checksums(proxy)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_flows_dvc_reads_our_file_whatever_the_user_has_exported(machine, monkeypatch, tmp_path, proxy, shares):
+    config = tmp_path / "config"
+    config.write_text("[default]\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.chdir(machine)
+    variables = child_environment(shares)
+    assert variables["AWS_CONFIG_FILE"] == str(machine / ".dvc/aws.local" if shares else config)
+    dvc(machine, "push", AWS_CONFIG_FILE=variables["AWS_CONFIG_FILE"])
+    assert bool(checksums(proxy)) != shares
+
+
+def test_where_there_is_no_file_of_ours_a_flow_leaves_the_users(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/home/me/aws")
+    assert child_environment(shares=True)["AWS_CONFIG_FILE"] == "/home/me/aws"
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "shares"),
+    [
+        ("pull", ["dvc", "pull"], True),
+        ("train", ["dvc", "repro", "train"], True),
+        ("pull", ["diffusion_core", "remote"], False),
+        # The user's bucket, by the user's settings.
+        ("ingest", ["dvc", "repro", "ingest"], False),
+    ],
+)
+def test_only_a_dvc_that_may_share_is_given_it(monkeypatch, stage, module, shares):
+    given = []
+    monkeypatch.setattr(tasks, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(tasks, "child_environment", lambda shares: given.append(shares) or {})
+    monkeypatch.setattr(tasks, "run_child", lambda *arguments: 0)
+    tasks.run_module(stage, module)
+    assert given == [shares]
 
 
 def test_an_interrupted_push_is_completed_by_the_next(machine, clone, admin, bucket, proxy):
