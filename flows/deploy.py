@@ -44,7 +44,10 @@ def deploy(pool: str) -> str:
     name = next(each["name"] for each in content["deployments"] if each["work_pool"]["name"] == pool)
     _check_variables(next(each for each in content["deployments"] if each["name"] == name))
     if user_server() is None:
-        raise NoServer("there is no Prefect server to deploy to: set PREFECT_API_URL, `make stack` starts one")
+        raise NoServer(
+            "there is no Prefect server to deploy to: set PREFECT_API_URL; that of `make stack` is set by"
+            " `set -a; . .stack/env; set +a`"
+        )
     try:
         with get_client(sync_client=True) as client:
             _put_pool(client, pool)
@@ -69,7 +72,13 @@ def _check_variables(deployment: dict[str, Any]) -> None:
     missing = [name for name in wanted if name not in os.environ]
     if missing:
         raise CannotDeploy(
-            f"{deployment['name']} needs {', '.join(missing)}: set each, to nothing where there is nothing to name"
+            f"{deployment['name']} needs {', '.join(missing)}: set each, to nothing where there is nothing to name;"
+            " docs/operate.md says what they are"
+        )
+    near = [name for name in wanted if re.search(r"//(127\.|localhost|\[::1\])", os.environ[name])]
+    if near:
+        raise CannotDeploy(
+            f"{near[0]} is an address of this machine alone, which a container does not reach: set it to another"
         )
 
 

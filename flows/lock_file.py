@@ -58,7 +58,8 @@ def _to_branch() -> str:
     commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, **_identity())
     # The branch is this run's own: a run that is tried again replaces what its first attempt pushed.
     _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
-    return f"dvc.lock is in the branch {branch}: merge it, and `dvc pull`"
+    overridden = ", and params.yaml with its overrides" if _git("diff", "--name-only", "--", "params.yaml") else ""
+    return f"dvc.lock is in the branch {branch}{overridden}: merge it, and `dvc pull`"
 
 
 def _identity() -> dict[str, str]:

@@ -19,7 +19,7 @@ from flows.child import leave
 from flows.failure import StageFailed
 from flows.hooks import tell_failure
 from flows.lock_file import keep_lock
-from flows.parameters import LockPolicy, Override
+from flows.parameters import LockPolicy, Override, check_overrides
 from flows.user_server import NoServer, reason, user_server
 
 
@@ -38,6 +38,7 @@ def pipeline(
         promote: let the gate decide about the alias champion; else the model is published and no more.
         lock: where the run's dvc.lock goes: none, artifact or branch.
     """
+    check_overrides(overrides or [])
     with only_run(), params_kept():
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])

@@ -40,9 +40,11 @@ def user_server() -> str | None:
         ):
             client.read_flows(limit=1)
     except (httpx.HTTPError, httpx.InvalidURL, PrefectException, ValueError) as error:
+        remedy = "start it, or change PREFECT_API_URL, which `prefect config view` shows"
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED:
+            remedy = "correct PREFECT_API_AUTH_STRING (that of `make stack` is in .stack/env)"
         raise NoServer(
-            f"the Prefect server at {_shown(settings.api.url)} cannot be used ({reason(error)}): start it, or change"
-            " PREFECT_API_URL, which `prefect config view` shows"
+            f"the Prefect server at {_shown(settings.api.url)} cannot be used ({reason(error)}): {remedy}"
         ) from None
     return _shown(settings.ui_url or settings.api.url)
 

@@ -37,7 +37,10 @@ def run(environment: Environment) -> None:
         UserError: the variable is missing or no address, this is no DVC project, or the store cannot be used.
     """
     if not environment.dvc_remote:
-        raise UserError("DIFFUSION_DVC_REMOTE is not set: set it to s3://bucket/prefix, where machines share outputs")
+        raise UserError(
+            "DIFFUSION_DVC_REMOTE is not set: set it to s3://bucket/prefix, where machines share outputs; that of `make"
+            " stack` is set by `set -a; . .stack/env; set +a`"
+        )
     try:
         address = parse_s3(environment.dvc_remote)
     except ValueError as error:

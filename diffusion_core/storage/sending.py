@@ -11,7 +11,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from diffusion_core.errors import UserError
 from diffusion_core.storage.client import PARALLEL, STREAMS, Object, Store
-from diffusion_core.storage.hashes import content_md5, told_sha256
+from diffusion_core.storage.hashes import content_md5, hashes, told_sha256
 from diffusion_core.threads import in_parallel
 
 # Bytes; a larger file goes in parts.
@@ -31,7 +31,7 @@ def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | Non
         size = file.stat().st_size
         with file.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        if listed is not None and listed.size == size and _holds(store, bucket, key, size, sha256):
+        if listed is not None and listed.size == size and _holds(store, bucket, key, file, size, sha256):
             return False
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         about = {"Bucket": bucket, "Key": key, "ContentType": kind, "Metadata": {"sha256": sha256}}
@@ -41,7 +41,7 @@ def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | Non
             store.client.put_object(**about, Body=body, ContentMD5=content_md5(body))
         else:
             _upload_parts(store, about, file, size)
-        if not _holds(store, bucket, key, size, sha256):
+        if not _holds(store, bucket, key, file, size, sha256):
             raise UserError(
                 f"the store {store.name} does not have s3://{bucket}/{key} as it was sent: send it again, or look"
                 " after the store before DIFFUSION_S3_ENDPOINT"
@@ -83,9 +83,18 @@ def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int)
         raise
 
 
-def _holds(store: Store, bucket: str, key: str, size: int, sha256: str) -> bool:
+def _holds(store: Store, bucket: str, key: str, file: Path, size: int, sha256: str) -> bool:
+    """Whether the bucket has the file's bytes under the key."""
     answer = store.client.head_object(Bucket=bucket, Key=key)
-    return bool(answer["ContentLength"] == size and told_sha256(answer) == sha256)
+    if answer["ContentLength"] != size:
+        return False
+    told, etag = told_sha256(answer), answer["ETag"].strip('"')
+    if told is None and "md5" in hashes(etag, answer):
+        # Others have uploaded it, or the store has forgotten what was told with it, as rclone's does at a restart.
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+        return digest.hexdigest() == str(etag)
+    return told == sha256
 
 
 def _check_unchanged(file: Path, same: bool) -> None:

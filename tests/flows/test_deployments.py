@@ -254,7 +254,8 @@ def test_all_missing_variables_are_told_at_once():
     there = {"DIFFUSION_REPOSITORY": "", "DIFFUSION_IMAGE": "x"}
     assert sentence(run_deploy("kubernetes", **there)) == (
         "nightly-kubernetes needs DIFFUSION_DVC_REMOTE, DIFFUSION_NAMESPACE, DIFFUSION_REVISION,"
-        " DIFFUSION_S3_ENDPOINT: set each, to nothing where there is nothing to name"
+        " DIFFUSION_S3_ENDPOINT: set each, to nothing where there is nothing to name;"
+        " docs/operate.md says what they are"
     )
 
 
@@ -277,7 +278,15 @@ def test_an_address_without_a_secret_is_none(address, tmp_path):
 
 def test_without_a_server_it_says_how_to_get_one(tmp_path):
     told = sentence(run_deploy("machine", PREFECT_HOME=str(tmp_path)))
-    assert told == "there is no Prefect server to deploy to: set PREFECT_API_URL, `make stack` starts one"
+    assert told.startswith("there is no Prefect server to deploy to: set PREFECT_API_URL")
+
+
+def test_an_address_that_a_container_does_not_reach_is_told():
+    names = ("DVC_REMOTE", "IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
+    there = {f"DIFFUSION_{name}": "x" for name in names}
+    for address in ("http://127.0.0.1:9000", "http://localhost:9000"):
+        told = sentence(run_deploy("docker", **there, DIFFUSION_S3_ENDPOINT=address))
+        assert told.startswith("DIFFUSION_S3_ENDPOINT is an address of this machine alone")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ TEXT = (CHECKOUT / "docs/operate.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh run\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 # The folder where the stack's fixture has put the digits.
-SMALL = {"PICTURES=~/pictures": "PICTURES=../digits", "train.images=20000": "train.images=1280"}
+SMALL = {"PICTURES=~/pictures": "PICTURES=../digits"}
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def project(place, stack, monkeypatch):
     folder = place / "operated"
     write_project(folder)
     params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("s3://images/digits", "s3://images/pictures"))
+    text = params.read_text().replace("s3://images/digits", "s3://images/pictures")
+    params.write_text(text.replace("images: 12800", "images: 1280"))
     (folder / ".venv").symlink_to(CHECKOUT / ".venv")
     # `make` would renew an environment that is older than the lock.
     os.utime(folder / "requirements.lock", (0, 0))

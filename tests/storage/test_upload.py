@@ -109,7 +109,11 @@ def test_a_file_that_changes_meanwhile_is_told(monkeypatch, admin, store, bucket
 
 def test_what_did_not_arrive_as_it_was_sent_is_told(monkeypatch, admin, store, bucket, file):
     put = store.client.put_object
-    monkeypatch.setattr(store.client, "put_object", lambda **about: put(**about | {"Metadata": {}}))
+
+    def other_bytes(ContentMD5, Body, Metadata, **about):
+        return put(**about, Body=bytes(reversed(Body)))
+
+    monkeypatch.setattr(store.client, "put_object", other_bytes)
     with pytest.raises(UserError, match=r"does not have s3://.*/p/a.png as it was sent: send it again"):
         storage.upload(store, bucket, file, "p/a.png")
 
@@ -158,3 +162,13 @@ def test_a_body_that_is_changed_on_its_way_is_refused_by_the_store(monkeypatch, 
     with pytest.raises(UserError, match="BadDigest|InvalidDigest"):
         storage.upload(store, bucket, file, "p/a.png")
     assert store.objects(bucket, "p/") == []
+
+
+def test_what_others_have_uploaded_is_known_by_its_etag(admin, store, bucket, file, proxy):
+    admin.put_object(Bucket=bucket, Key="p/a.png", Body=file.read_bytes())
+    (listed,) = store.objects(bucket, "p/")
+    assert storage.upload(store, bucket, file, "p/a.png", listed) is False
+    assert proxy.count("PUT") == 0
+    # Another file of the same size is sent.
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    assert storage.upload(store, bucket, file, "p/a.png", listed) is True
