@@ -69,8 +69,6 @@ class Home:
             "DIFFUSION_S3_ACCESS_KEY": ADMIN,
             "DIFFUSION_S3_SECRET_KEY": self.passwords["s3"],
             "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
-            "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
-            "DIFFUSION_DOWNLOADS": str(self.folder / "downloads"),
         }
 
 

@@ -135,7 +135,9 @@ def worker(home: Home) -> Service:
     variables = {
         "DIFFUSION_REPOSITORY": str(Path.cwd()),
         "DIFFUSION_REVISION": _branch(),
-        # Of the runs alone: people have a cache in their own checkout.
+        # What outlives a run's checkout; people have these in their own.
+        "DIFFUSION_CHECKPOINTS": str(home.folder / "checkpoints"),
+        "DIFFUSION_DOWNLOADS": str(home.folder / "downloads"),
         "DIFFUSION_DVC_CACHE": str(home.folder / "cache"),
         # How often it looks for runs, which people wait for.
         "PREFECT_WORKER_QUERY_SECONDS": "3",

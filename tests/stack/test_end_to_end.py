@@ -22,7 +22,7 @@ def finished(stack):
     deployed = python(stack, "flows.deploy")
     assert deployed.returncode == 0, deployed.stderr
     server = Server(stack)
-    server.shorten_silence(70)
+    server.shorten_silence(60)
     run = server.run(lock="branch")
     until(lambda: max(saved_steps(stack), default=0) > 20, 180, "no checkpoint")
     kill_worker(stack)
@@ -107,7 +107,7 @@ def test_a_clone_of_the_runs_branch_has_everything_and_nothing_is_left_to_do(sta
     branch = branch_of(stack, finished[0])
     clone = place / "clone"
     subprocess.run(["git", "clone", "--quiet", "--branch", branch, str(stack), str(clone)], check=True)
-    known = variables(stack) | {"DIFFUSION_DVC_CACHE": ""}
+    known = variables(stack)
     for command in (["diffusion_core", "remote"], ["dvc", "pull"]):
         done = python(clone, *command, env=known)
         assert done.returncode == 0, done.stdout + done.stderr

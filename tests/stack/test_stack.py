@@ -18,6 +18,7 @@ from filelock import FileLock
 from flows.stack.home import HOST, keep_home, new_passwords, open_home
 from flows.stack.postgres import psql
 from flows.stack.processes import read_started
+from flows.stack.services import worker
 from tests.flows.repository import CHECKOUT, ran, write_repository
 from tests.registry.projects import write_project as write_published
 from tests.stack.project import python, until, variables, write_project
@@ -28,10 +29,14 @@ def home(stack):
     return open_home(stack / ".stack")
 
 
-def test_what_outlives_a_run_lies_in_the_stacks_own_folder(tmp_path):
-    variables = open_home(tmp_path / "stack").client_variables()
-    folders = {variables[f"DIFFUSION_{name}"] for name in ("CHECKPOINTS", "DOWNLOADS", "DVC_CACHE")}
-    assert folders == {str(tmp_path / "stack" / name) for name in ("checkpoints", "downloads", "cache")}
+def test_what_outlives_a_run_lies_in_the_stacks_own_folder_and_is_not_for_people(tmp_path):
+    home = open_home(tmp_path / "stack")
+    names = {"DIFFUSION_CHECKPOINTS": "checkpoints", "DIFFUSION_DOWNLOADS": "downloads", "DIFFUSION_DVC_CACHE": "cache"}
+    environment = worker(home).environment
+    assert {name: environment[name] for name in names} == {
+        name: str(tmp_path / "stack" / folder) for name, folder in names.items()
+    }
+    assert not set(names) & set(home.client_variables())
 
 
 @pytest.mark.parametrize(
