@@ -78,6 +78,17 @@ def store(environment):
     return open_store(environment)
 
 
+@pytest.fixture
+def put(admin, bucket):
+    """Puts objects below the prefix `pictures`."""
+
+    def put(objects):
+        for key, body in objects.items():
+            admin.put_object(Bucket=bucket, Key=f"pictures/{key}", Body=body)
+
+    return put
+
+
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     """Nothing of the developer's own accounts, and retries that are few and wait for nothing."""

@@ -23,15 +23,6 @@ from tests.storage.test_source import IMAGES, RAW, contents, ingest_process, wai
 
 
 @pytest.fixture
-def put(admin, bucket):
-    def put(objects):
-        for key, body in objects.items():
-            admin.put_object(Bucket=bucket, Key=f"pictures/{key}", Body=body)
-
-    return put
-
-
-@pytest.fixture
 def downloads(tmp_path):
     return tmp_path / "outlives/downloads"
 

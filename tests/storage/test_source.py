@@ -34,17 +34,6 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def put(admin, bucket):
-    """Puts objects below the prefix."""
-
-    def put(objects):
-        for key, body in objects.items():
-            admin.put_object(Bucket=bucket, Key=f"pictures/{key}", Body=body)
-
-    return put
-
-
-@pytest.fixture
 def fetch(bucket, environment):
     def fetch():
         ingest.run(
