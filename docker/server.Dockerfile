@@ -9,7 +9,7 @@ RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
     && useradd --uid 10001 --create-home server
 
 COPY --chmod=755 docker/guard.sh /usr/local/bin/guard
-COPY docker/buckets.py docker/healthy.py docker/mlflow-accounts.ini /opt/servers/
+COPY docker/buckets.py docker/healthy.py docker/mlflow-accounts.ini /srv/servers/
 
 # Nobody is told that we run.
 ENV PYTHONUNBUFFERED=1 \
@@ -22,4 +22,4 @@ ENV PYTHONUNBUFFERED=1 \
 USER 10001
 WORKDIR /tmp
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=6 \
-    CMD ["python", "/opt/servers/healthy.py", "http://127.0.0.1:4200/api/health", "http://127.0.0.1:5000/health"]
+    CMD ["python", "/srv/servers/healthy.py", "http://127.0.0.1:4200/api/health", "http://127.0.0.1:5000/health"]

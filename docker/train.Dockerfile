@@ -8,17 +8,17 @@ FROM python:3.11.15-slim-trixie AS build
 WORKDIR /project
 RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
     pip install --no-cache-dir --disable-pip-version-check --constraint /tmp/requirements.lock uv \
-    && python -m venv --without-pip /opt/diffusion
+    && python -m venv --without-pip /srv/diffusion
 
 # Gigabytes, and in a layer of their own: a change of the code leaves it as it is.
 COPY pyproject.toml requirements.lock ./
-RUN uv pip install --no-cache --compile-bytecode --python /opt/diffusion/bin/python --constraint requirements.lock \
+RUN uv pip install --no-cache --compile-bytecode --python /srv/diffusion/bin/python --constraint requirements.lock \
         --extra pipeline --extra docker --extra kubernetes -r pyproject.toml
 
 COPY LICENSE README.md ./
 COPY diffusion_core diffusion_core
 COPY flows flows
-RUN uv pip install --no-cache --compile-bytecode --python /opt/diffusion/bin/python --no-deps \
+RUN uv pip install --no-cache --compile-bytecode --python /srv/diffusion/bin/python --no-deps \
         --build-constraint requirements.lock .
 
 
@@ -34,11 +34,11 @@ RUN apt-get update \
     && install --directory --owner=diffusion --group=diffusion \
         /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints /var/lib/diffusion/downloads
 
-COPY --from=build /opt/diffusion /opt/diffusion
-COPY docker/healthy.py /opt/diffusion/
+COPY --from=build /srv/diffusion /srv/diffusion
+COPY docker/healthy.py /srv/diffusion/
 
 # The project that is installed here is for whoever has no clone; Python looks in the folder of a clone first.
-ENV PATH=/opt/diffusion/bin:$PATH \
+ENV PATH=/srv/diffusion/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     DO_NOT_TRACK=1 \
     DVC_NO_ANALYTICS=1 \

@@ -118,15 +118,6 @@ def end_group(leader: int, seconds: float) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def end_children(parent: int, seconds: float) -> None:
-    """Ask the children of a process to end by TERM, and give them `seconds` to do so."""
-    with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(parent).children()
-        for child in children:
-            child.terminate()
-        psutil.wait_procs(children, seconds)
-
-
 def _lives(group: int) -> bool:
     """Whether anybody of a process group is left; who is dead and only waits to be counted is not."""
     for process in psutil.process_iter(["status"]):

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from flows.automations import put_automations
 from flows.schedule import DEPLOYMENTS
+from flows.transcript import without_userinfo
 from flows.user_server import NoServer, reason, user_server
 
 POOL_TYPES = {"machine": "process", "docker": "docker", "kubernetes": "kubernetes"}
@@ -102,7 +103,7 @@ def _run_prefect(*arguments: str) -> None:
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
         # An error of Prefect's may hold the server's address, and that a password.
-        why = re.sub(r"//[^/@\s]*@", "//", lines[-1].strip())
+        why = without_userinfo(lines[-1].strip())
         raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): mend that and deploy again")
 
 

@@ -16,7 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.child import GRACE_SECONDS, end_children, leave, signals_held, started
+import psutil
+
+from flows.child import GRACE_SECONDS, leave, signals_held, started
+from flows.worker import stop_flow_runs
 
 LOGS = Path(".cache")
 HOST = "127.0.0.1"
@@ -91,7 +94,8 @@ def scheduling(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[byte
         finally:
             with signals_held():
                 # The runner itself would kill its flow runs; so each gives its stage time to save its work.
-                end_children(process.pid, GRACE_SECONDS + STOP_SECONDS)
+                with suppress(psutil.NoSuchProcess):
+                    stop_flow_runs(psutil.Process(process.pid), GRACE_SECONDS + STOP_SECONDS)
                 # Prefect's runner leaves in good order on INT and not on TERM.
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):

@@ -89,7 +89,7 @@ def pull() -> None:
         get_run_logger().info(f"outputs are kept on this machine alone, because {REMOTE} names no other place")
         return
     run_module("pull", ["diffusion_core", "remote"])
-    if any(Path(output).exists() for output in ("data/raw", "models")):
+    if any(Path(output).exists() for output in ("data/raw", "models/model.safetensors")):
         # A checkout that lasts has what it made, and perhaps what a crash has kept from DVC.
         get_run_logger().info("what lies in this checkout already stays")
         return

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -188,9 +187,13 @@ def _answers(url: str) -> bool:
 
 def _is_online(home: Home, since: datetime) -> bool:
     """Whether the worker has told Prefect of itself since then."""
-    login: Callable[[], httpx.BasicAuth] = lambda: httpx.BasicAuth(ADMIN, home.passwords["prefect"])  # noqa: E731
     try:
-        answer = httpx.post(f"{home.prefect_api}/work_pools/{POOL}/workers/filter", json={}, auth=login(), timeout=5.0)
+        answer = httpx.post(
+            f"{home.prefect_api}/work_pools/{POOL}/workers/filter",
+            json={},
+            auth=(ADMIN, home.passwords["prefect"]),
+            timeout=5.0,
+        )
         answer.raise_for_status()
     except httpx.HTTPError:
         return False

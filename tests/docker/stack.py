@@ -113,7 +113,7 @@ class Stack:
     def command(self, service):
         """Return the command of a service with this machine's files and ports."""
         here = {
-            "/opt/servers/buckets.py": str((FOLDER / "buckets.py").absolute()),
+            "/srv/servers/buckets.py": str((FOLDER / "buckets.py").absolute()),
             "0.0.0.0": "127.0.0.1",
             "4200": str(self.ports["prefect-server"]),
             "--host=0.0.0.0": "--host=127.0.0.1",

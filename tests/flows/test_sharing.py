@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect import flow
 
 from flows import tasks
 from flows.failure import StageFailed
@@ -44,6 +45,29 @@ def test_what_one_checkout_has_made_another_does_not_make_again(project, remote,
     assert [stage for stage, _ in ran(other)] == ["ingest", "publish", "promote"]
     assert (other / "models/model.safetensors").read_bytes() == (one / "models/model.safetensors").read_bytes()
     assert yaml.safe_load((other / "dvc.lock").read_text()) == yaml.safe_load((one / "dvc.lock").read_text())
+
+
+@flow(name="only-pull")
+def only_pull():
+    tasks.pull()
+
+
+def test_a_clone_with_a_lock_file_pulls_what_it_names_and_a_checkout_that_lasts_keeps_its_own(
+    project, remote, monkeypatch
+):
+    commit(project)
+    one = clone(project, "one", monkeypatch)
+    pipeline()
+    commit(one)
+    other = clone(one, "other", monkeypatch)
+    # A clone has these folders, with what git keeps in them.
+    assert (other / "models/.gitignore").exists()
+    only_pull()
+    assert (other / "data/raw/content").exists()
+    assert (other / "models/model.safetensors").exists()
+    (other / "models/model.safetensors").write_text("made here, and not yet known to DVC")
+    only_pull()
+    assert (other / "models/model.safetensors").read_text() == "made here, and not yet known to DVC"
 
 
 def test_without_the_remote_everything_would_be_made_again(project, remote, monkeypatch):
