@@ -1,5 +1,7 @@
 """Attention between the pixels of an image, with learned memory: keys and values that belong to no pixel.
 
+Both layers add what they compute to their input, (B, C, H, W), and so keep its shape.
+
 Parameter names are those of denoising-diffusion-pytorch, so that its weights fit.
 """
 
@@ -8,8 +10,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diffusion_core.networks.norm import RMSNorm, image, pixels
+from diffusion_core.networks import eager_cpu
+from diffusion_core.networks.norm import RMSNorm
+
+# cuDNN's attention is left out: over a few hundred pixels it gains nothing, and it is the youngest of the four.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -20,15 +27,15 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.attend = F.scaled_dot_product_attention if fused else _plain_attention
+        self.attend = _fused_attention if fused else _plain_attention
         self.norm = RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, num_mem_kv, dim_head))
         self.to_qkv = nn.Conv2d(dim, heads * dim_head * 3, 1, bias=False)
         self.to_out = nn.Conv2d(heads * dim_head, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = pixels(self.to_qkv(self.norm(x))).unflatten(2, (3, self.heads, -1))
-        if x.device.type == "cpu":
+        qkv = _pixels(self.to_qkv(self.norm(x))).unflatten(2, (3, self.heads, -1))
+        if eager_cpu.pays(x):
             # PyTorch's fused attention is slower in bfloat16 than in float32 on a CPU, several times with few pixels.
             qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
         q, k, v = qkv.transpose(1, 3).unbind(2)
@@ -36,7 +43,7 @@ class Attention(nn.Module):
         k, v = torch.cat((mem_k, k), dim=-2), torch.cat((mem_v, v), dim=-2)
         with torch.autocast(x.device.type, enabled=False):
             out = self.attend(q, k, v)
-        return self.to_out(image(out.transpose(1, 2).flatten(2).to(x.dtype), x))  # type: ignore[no-any-return]
+        return self.to_out(_image(out.transpose(1, 2).flatten(2).to(x.dtype), x)) + x  # type: ignore[no-any-return]
 
 
 class LinearAttention(nn.Module):
@@ -57,10 +64,10 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Conv2d(heads * dim_head, dim, 1), RMSNorm(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = pixels(self.norm(x))
+        rows = _pixels(self.norm(x))
         with torch.autocast(x.device.type, enabled=False):
             attended = self._attend(rows)
-        return self.to_out[1](image(attended, x))  # type: ignore[no-any-return]
+        return self.to_out[1](_image(attended, x)) + x  # type: ignore[no-any-return]
 
     def _attend(self, x: Tensor) -> Tensor:
         """Return what the pixels, (B, N, C), get of one another, (B, N, C)."""
@@ -80,6 +87,22 @@ class LinearAttention(nn.Module):
         mixed = context.transpose(2, 3) @ out.weight.flatten(1).to(x.dtype).t().unflatten(0, by_head)
         q = F.linear(x, w_q).unflatten(2, by_head).softmax(dim=-1).flatten(2)
         return torch.baddbmm(out.bias.to(x.dtype), q, mixed.flatten(1, 2))
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """Return images, (B, C, H, W), as rows of pixels, (B, H W, C): a view where memory is laid out channels last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _image(rows: Tensor, like: Tensor) -> Tensor:
+    """Return rows of pixels, (B, H W, C), as images of the height and width of `like`, laid out channels last."""
+    images: Tensor = rows.transpose(1, 2).unflatten(2, like.shape[2:])
+    return images
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(BACKENDS):
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

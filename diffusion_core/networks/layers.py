@@ -4,9 +4,9 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_core.networks import eager_cpu
 from diffusion_core.networks.norm import RMSNorm
 
 
@@ -51,39 +51,37 @@ class ResnetBlock(nn.Module):
         self.block2 = Block(dim_out, dim_out)
         self.res_conv = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
-    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
-        h = self.block2(self.block1(x, *self.mlp(time_emb).chunk(2, dim=1)))
+    def forward(self, x: Tensor, time_emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Return the block's output; `skip`, of a skip connection, is further channels of its input."""
+        if skip is not None:
+            x = torch.cat((x, skip), dim=1)
+        scale, shift = self.mlp(time_emb).chunk(2, dim=1)
+        h = self.block2(self.block1(x, scale, shift))
         out: Tensor = h + self.res_conv(x)
         return out
 
 
 class Downsample(nn.Sequential):
-    """Halve height and width: 2x2 pixels into channels, then a 1x1 convolution, which is one of stride 2."""
+    """Halve height and width: 2x2 pixels into channels, then a 1x1 convolution."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(dim * 4, dim_out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = cast(nn.Conv2d, self[1])
-        return F.conv2d(x, convolution.weight.view(-1, x.shape[1], 2, 2), convolution.bias, stride=2)
+        if eager_cpu.pays(x):
+            convolution = cast(nn.Conv2d, self[1])
+            return eager_cpu.halved(x, convolution.weight, convolution.bias)
+        return cast(Tensor, self[1](self[0](x)))
 
 
 class Upsample(nn.Sequential):
-    """Double height and width: nearest neighbour, then a 3x3 convolution.
-
-    Which is one transposed convolution of stride 2 whose 4x4 kernel is the 3x3 one, summed where its taps meet the same
-    pixel: 16 products a pixel that comes in where the two steps take 36.
-    """
-
-    sums: Tensor
+    """Double height and width: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(dim, dim_out, 3, padding=1))
-        sums = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-        self.register_buffer("sums", sums, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = cast(nn.Conv2d, self[1])
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = torch.einsum("ia,jb,ocab->coij", self.sums, self.sums, convolution.weight)
-        return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)
+        if eager_cpu.pays(x):
+            convolution = cast(nn.Conv2d, self[1])
+            return eager_cpu.doubled(x, convolution.weight, convolution.bias)
+        return cast(Tensor, self[1](self[0](x)))

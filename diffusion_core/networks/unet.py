@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020 as denoising-diffusion-pytorch builds it, with optional class conditioning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -107,7 +107,7 @@ class Unet(nn.Module):
         def attention(dim_in: int, level: int) -> nn.Module:
             if full[level]:
                 return Attention(dim_in, heads[level], dim_heads[level], fused=flash_attn)
-            return LinearAttention(dim_in, heads[level], dim_heads[level]) if linear_attn else Nothing()
+            return LinearAttention(dim_in, heads[level], dim_heads[level]) if linear_attn else nn.Identity()
 
         dims = [init_dim, *(dim * mult for mult in dim_mults)]
         plan = list(enumerate(pairwise(dims)))
@@ -173,20 +173,24 @@ class Unet(nn.Module):
             x = run(block1, x, t)
             skips.append(x)
             x = run(block2, x, t)
-            x = run(attend, x) + x
+            x = run(attend, x)
             skips.append(x)
             x = down(x)
         x = run(self.mid_block1, x, t)
-        x = run(self.mid_attn, x) + x
+        x = run(self.mid_attn, x)
         x = run(self.mid_block2, x, t)
         for level in self.ups:
             block1, block2, attend, up = level.children()
-            x = run(block1, torch.cat((x, skips.pop()), dim=1), t)
-            x = run(block2, torch.cat((x, skips.pop()), dim=1), t)
-            x = run(attend, x) + x
+            x = run(block1, x, t, skips.pop())
+            x = run(block2, x, t, skips.pop())
+            x = run(attend, x)
             x = up(x)
-        x = run(self.final_res_block, torch.cat((x, first), dim=1), t)
+        x = run(self.final_res_block, x, t, first)
         return self.final_conv(x).contiguous()  # type: ignore[no-any-return]
+
+    def regions(self) -> Iterator[nn.Module]:
+        """Yield the parts worth compiling, each by itself: those of one shape are then compiled once."""
+        return (part for part in self.modules() if isinstance(part, ResnetBlock | Attention | LinearAttention))
 
 
 def _run(block: nn.Module, *inputs: Tensor) -> Tensor:
@@ -204,9 +208,3 @@ def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> l
         raise ValueError(f"{argument} has {len(values)} values; it must have one for each of {levels} levels")
     return values
 
-
-class Nothing(nn.Module):
-    """Adds nothing, where a level has no attention."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)

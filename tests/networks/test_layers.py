@@ -1,4 +1,4 @@
-"""The layers compute in another order than they are written down; these tests write them down."""
+"""Each layer against its formula, in both of the ways that layers are written; see networks/eager_cpu.py."""
 
 import pytest
 import torch
@@ -6,9 +6,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_core import Unet
+from diffusion_core.networks import eager_cpu
 from diffusion_core.networks.attention import LinearAttention
 from diffusion_core.networks.layers import Downsample, Upsample
 from diffusion_core.networks.norm import RMSNorm
+
+
+@pytest.fixture(params=["hand-ordered", "plain"], autouse=True)
+def way(request, monkeypatch):
+    """How layers are written, wherever the test runs."""
+    monkeypatch.setattr(eager_cpu, "pays", lambda _: request.param == "hand-ordered")
+    return request.param
 
 
 def randomised(layer):
@@ -30,7 +38,7 @@ def test_normalisation_and_its_gradients_are_those_of_the_formula(modulated, lay
     scale, shift = torch.randn(2, 3, 6, dtype=torch.float64).requires_grad_() if modulated else (None, None)
 
     def formula():
-        y = F.normalize(x, dim=1) * norm.g * 6**0.5
+        y = F.normalize(x, dim=1) * norm.g[:, None, None] * 6**0.5
         return y * (scale[:, :, None, None] + 1) + shift[:, :, None, None] if modulated else y
 
     inputs = [x, norm.g, *((scale, shift) if modulated else ())]
@@ -96,7 +104,7 @@ def test_a_network_may_be_made_half_as_precise(dtype):
 
 
 def test_under_autocast_nothing_between_the_layers_goes_back_to_float32():
-    """Going to and fro took half of a training step."""
+    """Going to and fro took half of a training step on a CPU."""
     network = Unet(16, dim_mults=(1, 2), channels=1)
     kinds = set()
     for layer in network.modules():

@@ -81,7 +81,7 @@ def test_attention_is_softmax_over_pixels_and_memory():
             keys = torch.cat((layer.mem_kv[0, head], k[b, rows].reshape(4, 15).T))
             values = torch.cat((layer.mem_kv[1, head], v[b, rows].reshape(4, 15).T))
             out[b, rows] = (F.softmax(queries @ keys.T / 2.0, dim=-1) @ values).T
-    torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)))
+    torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)) + x)
 
 
 def test_the_plain_formula_of_attention_is_the_fused_kernels():
@@ -112,7 +112,7 @@ def test_linear_attention_weighs_a_context_of_softmaxed_keys():
             queries = F.softmax(q[b, rows].reshape(4, 15), dim=0) / 2.0
             for pixel in range(15):
                 out[b, rows, pixel] = (keys @ values.T).T @ queries[:, pixel]
-    torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)))
+    torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)) + x)
 
 
 @pytest.mark.parametrize(

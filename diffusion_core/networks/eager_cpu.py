@@ -1,0 +1,91 @@
+"""The order of operations that pays on a CPU without a compiler, where each operation is a pass over memory.
+
+The layers are written plainly, as a compiler wants them: it fuses what stands between two convolutions. PyTorch alone
+does not, so here normalisation has its own backward pass, and halving and doubling are single convolutions. Each is the
+same function of the same weights (tests/networks/test_eager_cpu.py). `pays` is the one switch between the two.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pays(x: Tensor) -> bool:
+    """Whether layers take this order for `x`: on a CPU, unless torch.compile is at work."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def rms_norm(x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Return what `RMSNorm` is written as, with the backward pass below."""
+    gain = g.reshape(1, 1, -1)
+    if scale is not None:
+        gain = gain * (scale.unsqueeze(1) + 1.0)
+    offset = None if shift is None else shift.unsqueeze(1).to(x.dtype)
+    rows = x.flatten(2).transpose(1, 2)
+    normalised: Tensor = _RMSNorm.apply(rows, gain.to(x.dtype), offset)  # type: ignore[no-untyped-call]
+    images: Tensor = normalised.transpose(1, 2).unflatten(2, x.shape[2:])
+    return images
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y of x, (B, N, C), a and b, (B or 1, 1, C); b may be None. Can be differentiated twice.
+
+        n = x r,  r = 1 / rms(x),  y = n a + b
+        dx = r (w - n mean(w n)),  w = dy a               with means over the channels of a pixel
+        da = sum(dy n),  db = sum(dy)                     over the pixels of an image
+
+    An activation is kept once for the backward pass and not once an operation, and leaves in the precision it comes in:
+    in bfloat16, half of a training step went into copies from one type to another.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor | None) -> Tensor:
+        inverse = _inverse_rms(x)
+        ctx.save_for_backward(x, a, inverse)
+        ctx.has_offset = b is not None
+        n = x * inverse
+        return n.mul_(a) if b is None else torch.addcmul(b, n, a, out=n)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        (dy,) = gradients
+        x, a, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Someone differentiates this gradient, for which r must be known as a function of x.
+            inverse = _inverse_rms(x)
+        scaled = dy * inverse
+        product = scaled * x  # dy n
+        da = product.sum(1 if a.shape[0] == x.shape[0] else (0, 1), keepdim=True)
+        db = dy.sum(1, keepdim=True) if ctx.has_offset else None
+        along = product @ a.transpose(1, 2) * inverse.square()
+        dx = torch.addcmul(scaled * a, x, along, value=-1.0 / x.shape[-1])
+        return dx, da, db
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    if x.dtype == torch.bfloat16:
+        # A product of matrices adds up in float32, and takes half the time of a sum.
+        squares = (x.square() @ x.new_ones(x.shape[-1], 1)).float()
+    else:
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1, keepdim=True)
+    inverse: Tensor = squares.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5
+    return inverse.to(x.dtype)
+
+
+def halved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return 2x2 pixels moved into channels, then a 1x1 convolution: together a convolution of stride 2."""
+    return F.conv2d(x, weight.view(-1, x.shape[1], 2, 2), bias, stride=2)
+
+
+def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x enlarged by nearest neighbour, then a 3x3 convolution: together a transposed convolution of stride 2.
+
+    Its 4x4 kernel is the 3x3 one, summed where its taps meet the same pixel: 16 products a pixel that comes in where
+    the two steps take 36.
+    """
+    taps = weight.new_tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    with torch.autocast(x.device.type, enabled=False):
+        kernel = torch.einsum("ia,jb,ocab->coij", taps, taps, weight)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
