@@ -32,6 +32,12 @@ class Environment(BaseSettings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="the network's kernels by torch.compile; auto: on a CUDA GPU"
     )
+    compile_cache: Path = Field(
+        default=Path(".cache/compile"), description="a folder for compiled kernels, kept for the next process"
+    )
+    threads: Literal["auto"] | PositiveInt = Field(
+        default="auto", description="of the processor that training uses; auto: as many as are fastest"
+    )
     processes: Literal["auto"] | PositiveInt = Field(
         default=1, description="that share a stage's work on this machine; auto: one a GPU"
     )

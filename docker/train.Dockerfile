@@ -32,7 +32,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home diffusion \
     && install --directory --owner=diffusion --group=diffusion \
-        /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints /var/lib/diffusion/downloads
+        /var/lib/diffusion /var/lib/diffusion/cache /var/lib/diffusion/checkpoints /var/lib/diffusion/compiled \
+        /var/lib/diffusion/downloads
 
 COPY --from=build /srv/diffusion /srv/diffusion
 COPY docker/healthy.py /srv/diffusion/
@@ -46,6 +47,7 @@ ENV PATH=/srv/diffusion/bin:$PATH \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     PREFECT_WORKER_WEBSERVER_HOST=127.0.0.1 \
     DIFFUSION_CHECKPOINTS=/var/lib/diffusion/checkpoints \
+    DIFFUSION_COMPILE_CACHE=/var/lib/diffusion/compiled \
     DIFFUSION_DOWNLOADS=/var/lib/diffusion/downloads \
     DIFFUSION_DVC_CACHE=/var/lib/diffusion/cache \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -139,7 +139,8 @@ class GaussianDiffusion(GenerativeProcess):
             offset_noise_strength: overrides the process's own.
             loss_reduction: "mean" for a scalar, "none" for the loss of each image, (B,).
             classes: labels, (B,), for a class-conditional network, of which it drops a share.
-            guessed: which images get an x0-hat, bool (B,) on the host; `random_half` if not given.
+            guessed: which images get an x0-hat, bool (B,) on the host, or their indices, int64; `random_half` if not
+                given.
             unlabelled: which labels are dropped, bool (B,); drawn by the network if not given.
             generator: source of all draws made here; torch's global one if not given.
 
@@ -171,10 +172,11 @@ class GaussianDiffusion(GenerativeProcess):
 
     @torch.no_grad()
     def _first_guess(self, x_t: Tensor, t: Tensor, classes: Tensor | None, guessed: Tensor) -> Tensor:
-        """Return x0-hat for the images of `guessed`, bool (B,) on the host, and zeros for the rest."""
+        """Return x0-hat for the images of `guessed`, and zeros for the rest."""
         guess = torch.zeros_like(x_t)
-        # On the host, because the device would have to be waited for to learn how many there are.
-        chosen = moved(guessed.cpu().nonzero().squeeze(1), x_t.device)
+        # A mask is looked at on the host: the device would have to be waited for to learn how many there are.
+        chosen = guessed if guessed.dtype == torch.long else guessed.cpu().nonzero().squeeze(1)
+        chosen = moved(chosen, x_t.device)
         if len(chosen):
             some = None if classes is None else classes[chosen]
             guess.index_copy_(0, chosen, self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start)
@@ -217,7 +219,7 @@ class GaussianDiffusion(GenerativeProcess):
         """
         self._check_images(img)
         if kwargs.get("classes") is not None:
-            kwargs["classes"] = self._checked_classes(kwargs["classes"], len(img))
+            kwargs["classes"] = self.checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times
         # mypy lets *args reach as far as the arguments that are given by name.
         return self.p_losses(  # type: ignore[misc]

@@ -77,7 +77,7 @@ class GenerativeProcess(ReverseProcess):
         """
         if isinstance(sampler, str | type):
             raise ValueError(f"sampler is {sampler!r}; it must be one that was made, DDIM(steps=50) say")
-        classes = self._checked_classes(classes, batch_size)
+        classes = self.checked_classes(classes, batch_size)
         x_t = self._start(batch_size, noise, draw)
         walk = sample_loop(self, sampler or self.sampler, x_t, draw=draw, classes=classes, guidance=guidance)
         return self._finish(x_t, walk, return_all_timesteps)
@@ -126,7 +126,7 @@ class GenerativeProcess(ReverseProcess):
             raise ValueError(
                 f"mask has values between {float(mask.min())} and {float(mask.max())}; each must be 0 or 1"
             )
-        classes = self._checked_classes(classes, len(images))
+        classes = self.checked_classes(classes, len(images))
         x_t = self._start(len(images), noise, draw)
         walk = inpaint_loop(
             self,
@@ -166,7 +166,7 @@ class GenerativeProcess(ReverseProcess):
         self._check_images(x1)
         if not 0 <= t < self.num_timesteps:
             raise ValueError(f"t is {t}; it must lie in 0 .. {self.num_timesteps - 1}")
-        classes = self._checked_classes(classes, len(x1))
+        classes = self.checked_classes(classes, len(x1))
         times = torch.full((len(x1),), t, device=x1.device, dtype=torch.long)
         x_t = (1.0 - lam) * self.q_sample(x1, times) + lam * self.q_sample(x2, times)
         x0: Tensor | None = None
@@ -215,7 +215,12 @@ class GenerativeProcess(ReverseProcess):
         if not images.is_floating_point():
             raise ValueError(f"the images are {images.dtype}; they must be floating point, in [0, 1]")
 
-    def _checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
+    def checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
+        """Return labels, int64 (B,), on the process's device.
+
+        Raises:
+            ValueError: the network takes none, they are no such tensor, or one that lies on the host is out of range.
+        """
         if classes is None:
             return None
         if self.num_classes is None:

@@ -5,9 +5,10 @@ from torch import Tensor
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; the host waits for no CUDA GPU.
+    """Return the tensor on the device; the host does not wait for a CUDA GPU.
 
-    On Apple's GPUs it does wait: there the source of a copy that nobody waits for may be freed before it is read
-    (PyTorch issue 139550).
+    Such a copy is asynchronous from pinned memory alone, which PyTorch keeps until the copy is done.
     """
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

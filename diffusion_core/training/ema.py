@@ -43,11 +43,14 @@ class EMA(Generic[Module]):
             skipped: 1 where the step was none and the average is to stay, else 0: a scalar on the device, for which
                 the host does not wait.
         """
+        share = moved(torch.tensor(1.0 - self.decay(images, batch_size)), next(self.module.parameters()).device)
+        self.approach(module, share if skipped is None else share * (1.0 - skipped))
+
+    @torch.no_grad()
+    def approach(self, module: nn.Module, share: Tensor) -> None:
+        """Move the average towards the parameters of `module` by `share`, in [0, 1], a scalar on the device."""
         averages: list[Tensor] = [*self.module.parameters()]
         weights: list[Tensor] = [*module.parameters()]
-        share = moved(torch.tensor(1.0 - self.decay(images, batch_size)), averages[0].device)
-        if skipped is not None:
-            share = share * (1.0 - skipped)
         if share.device.type == "cpu":
             torch._foreach_lerp_(averages, weights, [share] * len(averages))
         else:

@@ -1,26 +1,36 @@
 """The gradient of a batch, in as many parts as memory asks for."""
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.transfer import moved
-from diffusion_core.randomness import derive_seed
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class OutOfMemory(RuntimeError):
     """The device's memory is too small, however the batch is cut."""
 
 
+class DoesNotFit(RuntimeError):
+    """The gradient needs more memory than the device has; a smaller part at a time may do."""
+
+
 class Gradient:
-    """Adds the gradient of a process's part of a batch to the parameters.
+    """Gives the parameters the gradient of a process's part of a batch.
+
+    `inputs` looks at what must be known on the host; `compute` is a function of tensors on the device alone, so that a
+    CUDA graph can hold it.
 
     Args:
         diffusion: what is trained.
@@ -40,67 +50,117 @@ class Gradient:
         self.ranks = ranks
         self.forward = ranks.wrapped(diffusion)
 
-    def add(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws, seed: int) -> Tensor:
-        """Add the gradient of the mean loss of the images; return that loss.
+    def inputs(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws) -> tuple[Tensor | None, ...]:
+        """Return what `compute` takes, on the device.
 
         Args:
             images: uint8 (B, C, H, W), on the device.
             labels: int64 (B,), on the host, or None.
             draws: of these images.
-            seed: of the network's dropout.
+
+        Raises:
+            ValueError: a label is out of range.
+        """
+        device = self.diffusion.device
+        classes = None if self.diffusion.num_classes is None else self.diffusion.checked_classes(labels, len(images))
+        return (
+            images,
+            classes,
+            moved(draws.times, device),
+            draws.noise,
+            None if classes is None else moved(draws.unlabelled, device),
+            moved(draws.flipped, device) if self.horizontal_flip else None,
+            *(
+                moved(draws.part(micro).guessed.nonzero().squeeze(1), device) if self.diffusion.self_condition else None
+                for micro in self.micro_batches(len(images))
+            ),
+        )
+
+    def attempt(
+        self,
+        run: Callable[..., Result],
+        images: Tensor,
+        labels: Tensor | None,
+        draws: TrainingDraws,
+    ) -> Result:
+        """Return what `run` makes of the inputs, which are cut into ever smaller parts until they fit.
 
         Raises:
             OutOfMemory: the device cannot hold a single image's activations, or several processes train.
         """
         while True:
+            inputs = self.inputs(images, labels, draws)
             try:
-                return self._accumulated(images, labels, draws, seed)
-            except torch.OutOfMemoryError as error:
-                trouble = str(error)
+                return run(*inputs)
+            except DoesNotFit as error:
+                problem = str(error)
             # Only now, when the error no longer holds the tensors of the frames it passed.
-            self.diffusion.zero_grad(set_to_none=True)
-            self._save_memory(len(images), trouble)
+            self._save_memory(len(images), problem)
 
-    def _accumulated(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws, seed: int) -> Tensor:
-        """Add up the gradients of micro-batches; return their mean loss."""
+    def compute(
+        self,
+        images: Tensor,
+        classes: Tensor | None,
+        times: Tensor,
+        noise: Tensor,
+        unlabelled: Tensor | None,
+        flipped: Tensor | None,
+        *guessed: Tensor | None,
+    ) -> Tensor:
+        """Set the parameters' gradients to those of the mean loss of the images; return that loss.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            classes: int64 (B,), or None.
+            times: int64 (B,).
+            noise: (B, C, H, W).
+            unlabelled: which labels are dropped, bool (B,).
+            flipped: which images are mirrored, bool (B,).
+            guessed: for each micro-batch, the indices within it of the images that get a first guess.
+
+        Raises:
+            DoesNotFit: the device's memory is too small.
+        """
+        self.diffusion.zero_grad(set_to_none=True)
+        if flipped is not None:
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         total = torch.zeros((), device=self.diffusion.device)
-        size = len(images) // self.accumulate
-        for start in range(0, len(images), size):
-            micro = range(start, start + size)
-            last = micro.stop == len(images)
-            # Processes exchange their gradients once a step.
-            quiet = nullcontext() if last or self.ranks.count == 1 else self.forward.no_sync()  # type: ignore[operator]
-            with quiet:
-                some = None if labels is None else labels[micro.start : micro.stop]
-                loss = self._loss(images[micro.start : micro.stop], some, draws.part(micro), seed) / self.accumulate
-                loss.backward()
-            total += loss.detach()
+        try:
+            for micro, chosen in zip(self.micro_batches(len(images)), guessed, strict=True):
+                part = slice(micro.start, micro.stop)
+                # Processes exchange their gradients once a step.
+                alone = self.ranks.count == 1 or micro.stop == len(images)
+                with nullcontext() if alone else self.forward.no_sync():  # type: ignore[operator]
+                    loss = self._loss(
+                        images[part],
+                        times=times[part],
+                        noise=noise[part],
+                        classes=None if classes is None else classes[part],
+                        unlabelled=None if unlabelled is None else unlabelled[part],
+                        guessed=chosen,
+                    )
+                    loss = loss / self.accumulate
+                    loss.backward()
+                total += loss.detach()
+        except torch.OutOfMemoryError as error:
+            raise DoesNotFit(str(error)) from None
         return total
 
-    def _loss(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws, seed: int) -> Tensor:
-        device = self.diffusion.device
-        if self.horizontal_flip:
-            flipped = moved(draws.flipped, device)[:, None, None, None]
-            images = torch.where(flipped, images.flip(-1), images)
-        pixels = images.float() / 255.0
-        torch.manual_seed(derive_seed(seed, draws.start))
+    def micro_batches(self, count: int) -> list[range]:
+        """Return which of `count` images each micro-batch has."""
+        size = count // self.accumulate
+        return [range(start, start + size) for start in range(0, count, size)]
+
+    def _loss(self, images: Tensor, **inputs: Tensor | None) -> Tensor:
         # Without a cache of casts: those that the first guess makes, without gradient, would serve the second pass, and
         # the weights would learn nothing (PyTorch issue 158232).
         low = self.dtype != torch.float32
-        with torch.autocast(device.type, self.dtype, enabled=low, cache_enabled=False):
-            loss: Tensor = self.forward(
-                pixels,
-                times=moved(draws.times, device),
-                noise=draws.noise,
-                offset_noise_strength=0.0,  # the noise has it
-                # Still on the host, where the process can look at them without waiting for the device.
-                classes=None if self.diffusion.num_classes is None else labels,
-                guessed=draws.guessed,
-                unlabelled=draws.unlabelled,
-            )
+        with torch.autocast(images.device.type, self.dtype, enabled=low, cache_enabled=False):
+            # The noise has its offset already.
+            loss: Tensor = self.forward(images.float() / 255.0, offset_noise_strength=0.0, **inputs)
         return loss
 
-    def _save_memory(self, images: int, trouble: str) -> None:
+    def _save_memory(self, images: int, problem: str) -> None:
         """Let the next attempt at a step need less memory.
 
         Raises:
@@ -115,9 +175,10 @@ class Gradient:
             remedy = "activations are now computed again in the backward pass"
         else:
             raise OutOfMemory(
-                f"the device's memory is too small for {images // self.accumulate} images at a time ({trouble}): take"
+                f"the device's memory is too small for {images // self.accumulate} images at a time ({problem}): take"
                 " smaller images or a smaller network, or raise train.accumulate where several processes train"
             )
         logger.warning("a step did not fit into the device's memory; %s", remedy)
+        self.diffusion.zero_grad(set_to_none=True)
         if self.diffusion.device.type == "cuda":
             torch.cuda.empty_cache()

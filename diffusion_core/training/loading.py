@@ -39,8 +39,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the images, uint8 (B, C, H, W) on the device, and labels, int64 (B,) on the host, of each step.
 
-    While a GPU works on a batch, a thread reads the next, into pinned memory where that speeds up the copy. On a CPU it
-    would only take cores away from the training.
+    While a GPU works on a batch, a thread reads the next into pinned memory; it does nothing on the device. On a CPU it
+    would only take cores away from the training, and there is nothing to read where the images lie on the device.
 
     Args:
         data: the images.
@@ -54,7 +54,8 @@ def batches(
         return (images.pin_memory() if device.type == "cuda" and images.device.type == "cpu" else images), labels
 
     loaded = map(load, steps)
-    for images, labels in loaded if device.type == "cpu" else ahead(loaded):
+    there = device.type == "cpu" or (isinstance(data, TensorData) and data.images.device == device)
+    for images, labels in loaded if there else ahead(loaded):
         yield moved(images, device), labels
 
 

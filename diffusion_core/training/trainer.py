@@ -1,13 +1,18 @@
 """The training loop, a generator of step reports: whoever iterates decides when to log, save and stop."""
 
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.transfer import moved
 from diffusion_core.randomness import derive_seed
+from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
+from diffusion_core.runtime.recording import Replayed
 from diffusion_core.training.data import TrainingData
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -15,9 +20,12 @@ from diffusion_core.training.ema import EMA
 from diffusion_core.training.gradient import Gradient
 from diffusion_core.training.loading import batches, resident
 from diffusion_core.training.order import batch_indices
-from diffusion_core.training.precision import choose_precision
+from diffusion_core.training.precision import Precision, choose_precision
 from diffusion_core.training.report import StepReport
+from diffusion_core.training.self_check import Verdict, check_training
 from diffusion_core.training.update import Update
+
+logger = logging.getLogger(__name__)
 
 # Steps in a row whose gradient is not finite, after which training has diverged.
 MAX_BAD_STEPS = 10
@@ -53,8 +61,12 @@ class Trainer:
         ema_halflife_images: see `EMA`.
         horizontal_flip: mirror every other image, at random.
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
-        compiled: let torch.compile build the network's kernels.
+        compiled: let torch.compile build the network's kernels; on a CUDA device a whole step is then one CUDA graph,
+            where one process trains. What cannot be compiled or recorded runs without, after a warning.
         ranks: the processes that share each batch.
+
+    Attributes:
+        verdicts: what the self-check before the first step found; see `training/self_check.py`.
 
     Raises:
         ValueError: a number is below 1, the processes and micro-batches do not divide `batch_size`, there is no data,
@@ -110,9 +122,29 @@ class Trainer:
             max_grad_norm=max_grad_norm,
         )
         self.step = 0
-        if compiled:
-            diffusion.model.compile()
         self.gradient = Gradient(diffusion, self.precision.dtype, accumulate, horizontal_flip, ranks)
+        self.verdicts: list[Verdict] = []
+        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
+        self._compiled = compiled and self._compile()
+        self._replayed = compiled and self._can_be_replayed()
+
+    def _compile(self) -> bool:
+        """Compile the network; return whether that was possible."""
+        problem = compiler_problem(self.diffusion.device)
+        if problem is not None:
+            logger.warning("the network is not compiled (%s): training is slower", problem)
+            return False
+        compile_network(self.diffusion.model)
+        return True
+
+    def _can_be_replayed(self) -> bool:
+        """Return whether a CUDA graph may hold a whole step."""
+        if self.diffusion.device.type != "cuda" or self.ranks.count > 1:
+            return False
+        if self.diffusion.immiscible:
+            logger.warning("steps are not replayed as a CUDA graph (immiscible noise is assigned on the host)")
+            return False
+        return True
 
     @property
     def images(self) -> int:
@@ -134,23 +166,61 @@ class Trainer:
             return whole[share.start : share.stop]
 
         remaining = range(self.step, self.total_steps)
+        unchecked = self._compiled or self._replayed or self.precision.dtype != torch.float32
         for images, labels in batches(self.data, indices, remaining, self.diffusion.device):
+            if unchecked:
+                self._check(images, labels)
+                unchecked = False
             yield self._train_step(images, labels)
+
+    def _check(self, images: Tensor, labels: Tensor | None) -> None:
+        """Compare ways of running a step with eager float32, and go on in the fastest that is right."""
+        ways = {"compiled": self._compiled, "replayed": self._replayed}
+        self.verdicts = [*check_training(self.gradient, images, labels, self._draws(), **ways)]
+        sound = len(self.verdicts) - (not self.verdicts[-1].passed)
+        # All processes take the slowest way that any of them needs.
+        sound = -self.ranks.most(-sound)
+        if not self.verdicts[-1].passed:
+            logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
+        if sound == 0:
+            self.precision = Precision(torch.float32, f"{self.verdicts[0]}")
+            self.gradient.dtype = torch.float32
+        if self._compiled and sound < 2:
+            forget_compilation(self.diffusion.model)
+        if self._replayed and sound == 1 + self._compiled + self._replayed:
+            self._run = Replayed(self._computed_step, "a training step")
 
     def _train_step(self, images: Tensor, labels: Tensor | None) -> StepReport:
         began = time.monotonic()
         rate = self._rate()
-        loss = self.ranks.mean(self._backward(images, labels))
-        self.step += 1
-        grad_norm, skipped = self.update.step(rate, self.images, self.batch_size)
-        self._stop_if_diverged()
-        return StepReport(self.step, self.images, self.batch_size, loss, grad_norm, rate, skipped, began)
+        share = 1.0 - self.ema.decay(self.images + self.batch_size, self.batch_size)
+        scalars = moved(torch.tensor([rate, share]), self.diffusion.device).unbind()
 
-    def _backward(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        """Add up the gradients of this process's part of the batch; return its mean loss."""
+        draws = self._draws()
+
+        def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            # Dropout's masks, if any.
+            torch.manual_seed(derive_seed(self.seed, self.step, "network", draws.start))
+            return self._run(*scalars, *inputs)
+
+        loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, draws)
+        self.step += 1
+        self._stop_if_diverged()
+        # Copies, because the next step may overwrite what a recorded one returns.
+        figures = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
+        return StepReport(self.step, self.images, self.batch_size, *figures, began)
+
+    def _computed_step(
+        self, learning_rate: Tensor, ema_share: Tensor, *inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take a step with the inputs of `Gradient.compute`; return loss, norm of the gradient, and whether skipped."""
+        loss = self.ranks.mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
+        return (loss, *self.update.step(learning_rate, ema_share))
+
+    def _draws(self) -> TrainingDraws:
+        """Return this process's draws of the step to come."""
         draws = TrainingDraws.of(self.diffusion, self.batch_size, self.seed, self.step)
-        part = draws.part(self.ranks.share(self.batch_size))
-        return self.gradient.add(images, labels, part, derive_seed(self.seed, self.step, "network"))
+        return draws.part(self.ranks.share(self.batch_size))
 
     def _stop_if_diverged(self) -> None:
         # To read the count is to wait for a GPU, so there it is read now and then, and at the end.

@@ -1,4 +1,4 @@
-"""What a step does with its gradients, without the host waiting for the device."""
+"""What a step does with its gradients, without the host waiting for the device: all it needs is in tensors."""
 
 import torch
 from torch import Tensor
@@ -39,19 +39,27 @@ class Update:
         self.ema = ema
         self.max_grad_norm = max_grad_norm
         self.parameters = list(module.parameters())
+        device = self.parameters[0].device
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+            self.parameters,
+            lr=learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
+            fused=True,
+            # So that a CUDA graph may hold its steps; alone, it changes nothing of a fused one.
+            capturable=device.type == "cuda",
         )
-        self.bad_steps = torch.zeros((), device=self.parameters[0].device)
+        # It would warn of each step that is not recorded, as the first is.
+        self.optimizer._warned_capturable_if_run_uncaptured = True
+        self.bad_steps = torch.zeros((), device=device)
         self.most_bad_steps = self.bad_steps.clone()
 
-    def step(self, learning_rate: float, images: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Apply the gradients and forget them.
+    def step(self, learning_rate: Tensor, ema_share: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the gradients, which stay until the next ones take their place.
 
         Args:
-            learning_rate: of this step.
-            images: seen, with this step's.
-            batch_size: images of this step.
+            learning_rate: of this step, a scalar on the device.
+            ema_share: by which the average moves towards the weights, likewise.
 
         Returns:
             The norm of the gradient before clipping, and 1 where the step was skipped, else 0: scalars on the device.
@@ -61,10 +69,10 @@ class Update:
         norm = get_total_norm([each.grad for each in self.parameters if each.grad is not None])
         skipped = (~torch.isfinite(norm)).float()
         self._apply((norm / self.max_grad_norm).clamp(min=1.0), skipped)
-        self.ema.update(self.module, images, batch_size, skipped)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.bad_steps = (self.bad_steps + 1.0) * skipped
-        self.most_bad_steps = torch.maximum(self.most_bad_steps, self.bad_steps)
+        self.ema.approach(self.module, ema_share * (1.0 - skipped))
+        # In place, so that a recorded step counts on.
+        self.bad_steps.add_(1.0).mul_(skipped)
+        self.most_bad_steps.copy_(torch.maximum(self.most_bad_steps, self.bad_steps))
         return norm, skipped
 
     def _apply(self, divisor: Tensor, skipped: Tensor) -> None:
@@ -98,8 +106,9 @@ class Update:
             index, name = key.split(".", 1)
             # Laid out in memory as the parameter is, which is what the fused AdamW takes for granted.
             parameter = self.parameters[int(index)]
-            laid_out = torch.empty_like(parameter.detach()).copy_(value) if value.ndim else value
-            state.setdefault(int(index), {})[name] = laid_out
+            if value.ndim:
+                value = torch.empty_like(parameter.detach()).copy_(value.reshape(parameter.shape))
+            state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.bad_steps = counts["bad_steps"].to(self.bad_steps)
         self.most_bad_steps = counts["most_bad_steps"].to(self.most_bad_steps)

@@ -136,6 +136,7 @@ def worker(home: Home) -> Service:
         "DIFFUSION_REVISION": _branch(),
         # What outlives a run's checkout; people have these in their own.
         "DIFFUSION_CHECKPOINTS": str(home.folder / "checkpoints"),
+        "DIFFUSION_COMPILE_CACHE": str(home.folder / "compiled"),
         "DIFFUSION_DOWNLOADS": str(home.folder / "downloads"),
         "DIFFUSION_DVC_CACHE": str(home.folder / "cache"),
         # How often it looks for runs, which people wait for.

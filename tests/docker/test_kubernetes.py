@@ -150,7 +150,8 @@ def test_whatever_is_written_to_is_mounted_and_what_is_mounted_exists(name):
 
 def test_runs_write_to_the_volume_as_another_user_than_its_root():
     assert pod(JOB)["securityContext"]["fsGroup"] == USER
-    for variable in ("DIFFUSION_CHECKPOINTS", "DIFFUSION_DOWNLOADS", "DIFFUSION_DVC_CACHE"):
+    folders = ("DIFFUSION_CHECKPOINTS", "DIFFUSION_COMPILE_CACHE", "DIFFUSION_DOWNLOADS", "DIFFUSION_DVC_CACHE")
+    for variable in folders:
         assert image_environment("train.Dockerfile")[variable].startswith(f"{STATE}/")
 
 

@@ -172,6 +172,7 @@ def test_a_container_of_docker_has_a_gpu_the_volume_the_secrets_and_the_network(
     assert host["NetworkMode"] == "diffusion_servers"
     assert list(sent["networking_config"]) == ["diffusion_servers"]
     assert sent["environment"]["DIFFUSION_CHECKPOINTS"] == "/var/lib/diffusion/checkpoints"
+    assert sent["environment"]["DIFFUSION_COMPILE_CACHE"] == "/var/lib/diffusion/compiled"
     assert sent["environment"]["DIFFUSION_DOWNLOADS"] == "/var/lib/diffusion/downloads"
 
 

@@ -31,7 +31,12 @@ def home(stack):
 
 def test_what_outlives_a_run_lies_in_the_stacks_own_folder_and_is_not_for_people(tmp_path):
     home = open_home(tmp_path / "stack")
-    names = {"DIFFUSION_CHECKPOINTS": "checkpoints", "DIFFUSION_DOWNLOADS": "downloads", "DIFFUSION_DVC_CACHE": "cache"}
+    names = {
+        "DIFFUSION_CHECKPOINTS": "checkpoints",
+        "DIFFUSION_COMPILE_CACHE": "compiled",
+        "DIFFUSION_DOWNLOADS": "downloads",
+        "DIFFUSION_DVC_CACHE": "cache",
+    }
     environment = worker(home).environment
     assert {name: environment[name] for name in names} == {
         name: str(tmp_path / "stack" / folder) for name, folder in names.items()

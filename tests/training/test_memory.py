@@ -31,7 +31,8 @@ def build(room, **options):
 
 
 def first_step(trainer):
-    loss = trainer._backward(*trainer.data.batch(batch_indices(0, 0, 16, 30)[: 16 // trainer.ranks.count]))
+    batch = trainer.data.batch(batch_indices(0, 0, 16, 30)[: 16 // trainer.ranks.count])
+    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._draws())
     return loss, torch.cat([each.grad.flatten() for each in trainer.diffusion.parameters()])
 
 

@@ -71,8 +71,9 @@ def test_a_run_restored_without_a_part_of_its_state_does_not_equal_it(lost, unbr
 
 def gradients(trainer):
     """The loss and the gradients of the trainer's first step."""
-    indices = batch_indices(trainer.seed, 0, trainer.batch_size, len(trainer.data))
-    loss = trainer._backward(*trainer.data.batch(indices))
+    batch = trainer.data.batch(batch_indices(trainer.seed, 0, trainer.batch_size, len(trainer.data)))
+    torch.manual_seed(0)  # of dropout
+    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._draws())
     return loss, [each.grad.clone() for each in trainer.diffusion.parameters()]
 
 

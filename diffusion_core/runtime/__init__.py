@@ -1,0 +1,1 @@
+"""What the work runs on: threads, memory and compiled kernels."""
