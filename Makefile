@@ -46,11 +46,14 @@ lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lo
 	grep -vE '^(nvidia-|cuda-|triton)' .requirements.tmp > requirements.lock
 	rm .requirements.tmp
 
-# An interpreter that has the three libraries already, on a GPU machine say: make bench BENCH_PYTHON=python3
+# Without BENCH_PYTHON the peers get an environment of their own. With it nothing is installed, and the interpreter needs
+# PyTorch alone; a peer that it lacks is left out. On a GPU machine say: make bench BENCH_PYTHON=python3 PARTS=training
 BENCH_PYTHON ?= .bench/bin/python
+PARTS ?=
+OWN_BENCH := $(filter .bench/%,$(BENCH_PYTHON))
 
-bench: setup $(filter .bench/%,$(BENCH_PYTHON)) ## Measure this project beside its peers
-	$(BIN)/python -m benchmarks.compare --python $(BENCH_PYTHON)
+bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its peers (with an interpreter as it is: make bench BENCH_PYTHON=python3 PARTS=training)
+	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON)
 
 .bench/bin/python: benchmarks/requirements.txt
 	test -x $@ || $(PYTHON) -m venv .bench

@@ -1,146 +1,76 @@
-"""This project beside denoising-diffusion-pytorch and diffusers: `make bench`.
+"""This project beside denoising-diffusion-pytorch and diffusers: `python -m benchmarks.compare [PART ...]`.
 
 Every library is a process of its own on the same PyTorch; they take turns, and figures are medians of the ratios of
-neighbours in time, because machines are shared and their speed drifts. Writes benchmarks/compare-<device>.json and .md.
+neighbours in time, because machines are shared and their speed drifts. Each part adds its figures to those of the
+others in benchmarks/compare-<cpu|gpu>.json, and the table beside it is written anew. Imports PyTorch alone, so that it
+runs on a bare GPU machine; a library that is not installed there is left out.
 """
 
 import argparse
 import json
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from benchmarks.digits import frechet_distance, training_digits
-from benchmarks.machine import describe
+from benchmarks.parts import amp, first_step, peak, sampling, self_conditioned, training
+from benchmarks.quality import quality
 from benchmarks.report import write
+from benchmarks.turns import Part, Plan
 
-PEERS = ("ours", "lucidrains", "huggingface")
-# The usual network of the two libraries' examples, on a CPU and on a GPU.
-CPU = {"size": 32, "dim": 64, "dim_mults": [1, 2, 4], "batch": 32}
-GPU = {"size": 64, "dim": 128, "dim_mults": [1, 2, 4], "batch": 128}
-REPEATS = 7
-STEPS = 50
-# By images at a time: how many of the 50 steps are timed, and how often.
-SAMPLING = {16: (50, 3), 250: (10, 1)}
-QUALITY_SIZE = 16
-QUALITY = {"size": QUALITY_SIZE, "channels": 1, "dim": 32, "dim_mults": [1, 2], "batch": 64, "learning_rate": 1e-3}
-QUALITY_SECONDS = 120.0
-QUALITY_SAMPLES = 2000
-
-
-class Worker:
-    """A library at work; see `benchmarks.worker`."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        self.start = self._answer()
-
-    def __call__(self, *order: object) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line.startswith("{"):
-            raise RuntimeError(f"a benchmark's worker ended or said {line!r}")
-        content: dict[str, Any] = json.loads(line)
-        return content
+PARTS: dict[str, Callable[[Part], dict[str, Any]]] = {
+    "training": training,
+    "self_conditioned": self_conditioned,
+    "amp": amp,
+    "sampling": sampling,
+    "first_step": first_step,
+    "peak": peak,
+    "quality": quality,
+}
+GPU_ONLY = ("amp", "peak")
+# A part is to end within ten minutes. Repeats that would not fit are dropped, but what has begun is finished.
+SECONDS = 480.0
 
 
-@contextmanager
-def working(python: str, peer: str, setting: dict[str, Any]) -> Iterator[Worker]:
-    """Start a library and end it with the block."""
-    command = [python, "-m", "benchmarks.worker", peer, json.dumps(setting)]
-    began = time.perf_counter()
-    # Their bars are not of interest.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        worker = Worker(process)
-        worker.start["first_step"] = time.perf_counter() - began
-        yield worker
-        assert process.stdin is not None
-        process.stdin.close()
+def make_plan(python: str, gpu: bool, images: Path | None = None) -> Plan:
+    """Return what is measured: the usual networks of such libraries' examples."""
+    if gpu:
+        small = {"size": 32, "dim": 128, "dim_mults": [1, 2, 2, 2], "batch": 128}
+        large = {"size": 64, "dim": 128, "dim_mults": [1, 2, 4], "batch": 128}
+        return Plan(python, (small, large), 20, 7, {16: (50, 5), 250: (50, 3)}, gpu=True, images=images)
+    network = {"size": 32, "dim": 64, "dim_mults": [1, 2, 4], "batch": 32}
+    return Plan(python, (network,), 2, 7, {16: (50, 3), 250: (10, 1)}, images=images)
 
 
-def in_turns(workers: dict[str, Worker], *order: object) -> dict[str, list[float]]:
-    """Return the seconds that each worker took in each round."""
-    rounds = [{name: float(worker(*order)["seconds"]) for name, worker in workers.items()} for _ in range(REPEATS)]
-    return {name: [each[name] for each in rounds] for name in workers}
-
-
-def compared(python: str, setting: dict[str, Any], peers: Sequence[str] = PEERS) -> dict[str, Any]:
-    """Return what each library does with one setting; the order of starting is that of `peers`."""
-    result: dict[str, Any] = {"setting": setting}
-    with ExitStack() as stack:
-        workers = {peer: stack.enter_context(working(python, peer, setting)) for peer in peers}
-        result["first_step_seconds"] = {name: worker.start["first_step"] for name, worker in workers.items()}
-        result["torch"] = workers["ours"].start["torch"]
-        for worker in workers.values():
-            worker("train", 1)
-        result["train_seconds"] = in_turns(workers, "train", 2)
-        result["peak_megabytes"] = {name: worker("peak")["megabytes"] for name, worker in workers.items()}
-    return result
-
-
-def sampled(python: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """Return the seconds of DDIM in 50 steps for so many images at a time; each step costs the same."""
-    result: dict[str, Any] = {}
-    with ExitStack() as stack:
-        workers = {peer: stack.enter_context(working(python, peer, setting)) for peer in PEERS}
-        for count, (steps, repeats) in SAMPLING.items():
-            rounds = [
-                {name: STEPS * float(each("sample", count, steps)["seconds"]) for name, each in workers.items()}
-                for _ in range(repeats)
-            ]
-            result[str(count)] = {name: [each[name] for each in rounds] for name in workers}
-    return result
-
-
-def quality(python: str) -> dict[str, Any]:
-    """Return the Fréchet distance that each library reaches in the same time on the digits."""
-    images, reference = training_digits(QUALITY_SIZE)
-    distances: dict[str, Any] = {"setting": QUALITY, "seconds": QUALITY_SECONDS, "samples": QUALITY_SAMPLES}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), f"{folder}/images.pt")
-        for peer in PEERS:
-            with working(python, peer, {**QUALITY, "images": f"{folder}/images.pt"}) as worker:
-                steps = worker("train_for", QUALITY_SECONDS)["steps"]
-                worker("draw", QUALITY_SAMPLES, 50, STEPS, f"{folder}/{peer}")
-            drawn = np.fromfile(f"{folder}/{peer}", np.uint8).reshape(-1, 1, *images.shape[1:3])
-            distance, floor = frechet_distance(drawn.transpose(0, 2, 3, 1), reference)
-            distances[peer] = {"steps": steps, "frechet": distance}
-            distances["floor"] = floor
-            print(f"quality: {peer} {distance:.3f} after {steps} steps (floor {floor:.3f})", flush=True)
-    return distances
+def measure(name: str, plan: Plan, seconds: float, results: Path) -> None:
+    """Add a part's figures to those of the other parts in a file, and write the table beside it."""
+    part = Part(plan, seconds)
+    figures = PARTS[name](part)
+    # Read only now, so that nothing is lost that another part wrote meanwhile.
+    content = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    content[name] = {**part.notes(), **figures}
+    write(content, results)
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", required=True, help="the interpreter that has all three libraries")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"all if none is named: {', '.join(PARTS)}")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has the libraries")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time of each part (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="a folder of photographs to measure quality on")
     arguments = parser.parse_args()
-    gpu = torch.cuda.is_available()
-    setting = GPU if gpu else CPU
-    content: dict[str, Any] = {"machine": describe()}
-    content["training"] = compared(arguments.python, setting)
-    content["self_conditioned"] = compared(
-        arguments.python, {**setting, "self_condition": True}, ("ours", "lucidrains")
-    )
-    if gpu:
-        content["amp"] = compared(arguments.python, {**setting, "amp": True}, ("ours", "lucidrains"))
-    content["sampling"] = sampled(arguments.python, setting)
-    content["quality"] = quality(arguments.python)
-    write(content, Path(f"benchmarks/compare-{'gpu' if gpu else 'cpu'}"))
+    if unknown := [name for name in arguments.parts if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}: name some of {', '.join(PARTS)}")
+    # Of that interpreter, whose PyTorch may be another than this one's.
+    asked = [arguments.python, "-c", "import torch; print(torch.cuda.is_available())"]
+    gpu = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout.strip() == "True"
+    if not gpu and (impossible := [name for name in arguments.parts if name in GPU_ONLY]):
+        parser.error(f"{impossible[0]} needs a GPU, which {arguments.python} does not find")
+    plan = make_plan(arguments.python, gpu, arguments.images)
+    for name in arguments.parts or [name for name in PARTS if gpu or name not in GPU_ONLY]:
+        measure(name, plan, arguments.seconds, Path(f"benchmarks/compare-{'gpu' if gpu else 'cpu'}.json"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What machine a figure was measured on."""
 
+import os
 import platform
 from pathlib import Path
 
 import torch
-
-from diffusion_core.device import cores
 
 
 def describe() -> dict[str, str | int]:
@@ -15,4 +14,6 @@ def describe() -> dict[str, str | int]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
-    return {"device": device, "cores": cores(), "python": platform.python_version(), "torch": torch.__version__}
+    # Not by the library's own function: what it imports is not on every GPU machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"device": device, "cores": cores, "python": platform.python_version(), "torch": torch.__version__}

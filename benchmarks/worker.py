@@ -1,32 +1,42 @@
 """One library at work in a process of its own: `python -m benchmarks.worker <peer> <setting as JSON>`.
 
 Reads one order a line, does it and answers with a line of JSON; so several libraries take turns on one machine while
-each has its own memory.
+each has its own memory. The first answer, before any order, says what machine it is, or what is not installed.
 """
 
 import json
+import logging
 import resource
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.machine import describe
+from benchmarks.peak import matrix_rate
 from benchmarks.peers import Setting
 
 
 def main() -> None:
     """Answer orders until there are no more."""
+    # A library that warns may be measured on a slower way than it usually takes.
+    logging.basicConfig(format="warning: %(message)s")
     peer, options = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        module = import_module(f"benchmarks.peers.{peer}")
+    except ImportError as error:
+        # This project is always there: whatever it lacks is an error.
+        if peer == "ours":
+            raise
+        answer({"missing": str(error)})
+        return
     if "images" in options:
         options["images"] = torch.load(options["images"], weights_only=True)
-    task = import_module(f"benchmarks.peers.{peer}").Task(Setting(**options))
-    task.train_step()
-    wait()
-    answer({"torch": torch.__version__})
+    task = module.Task(Setting(**options))
+    answer({"machine": describe()})
     for line in sys.stdin:
         order, *arguments = json.loads(line)
         answer(ORDERS[order](task, *arguments))
@@ -48,7 +58,7 @@ def train_for(task: Any, seconds: float) -> dict[str, float]:
         task.train_step()
         steps += 1
     wait()
-    return {"steps": steps}
+    return {"steps": steps, "seconds": time.perf_counter() - began}
 
 
 def sample(task: Any, count: int, steps: int) -> dict[str, float]:
@@ -58,14 +68,37 @@ def sample(task: Any, count: int, steps: int) -> dict[str, float]:
     return {"seconds": (time.perf_counter() - began) / steps}
 
 
-def draw(task: Any, count: int, batch: int, steps: int, file: str) -> dict[str, float]:
-    """Write images to a file."""
+def sample_to(task: Any, file: str, count: int, batch: int, steps: int) -> dict[str, float]:
+    """Write images, uint8 (count, C, H, W), to a file."""
     images = torch.cat([task.sample(min(batch, count - start), steps) for start in range(0, count, batch)])
-    Path(file).write_bytes(images.numpy().tobytes())
+    torch.save(images, file)
     return {"images": len(images)}
 
 
-def peak(_: Any) -> dict[str, float]:
+def noise_error(task: Any, file: str, batch: int) -> dict[str, float]:
+    """Return the mean squared error of the noise predicted for a file's images, at timesteps spread over all evenly."""
+    images = torch.load(file, weights_only=True)
+    times = torch.arange(len(images)) * task.timesteps // len(images)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for parts in zip(images.split(batch), times.split(batch), noise.split(batch), strict=True):
+        pixels, t, added = (part.to(task.setting.device) for part in parts)
+        predicted = task.predict_noise(pixels.float() / 255.0, t, added)
+        total += float((predicted - added).square().flatten(1).mean(1).double().sum())
+    return {"error": total / len(images)}
+
+
+def flop(task: Any) -> dict[str, float]:
+    """Return the floating-point operations of a training step for each of its images."""
+    return {"flop_per_image": task.flop_per_image()}
+
+
+def rate(task: Any, size: int) -> dict[str, float]:
+    """Return the floating-point operations a second in products of matrices."""
+    return {"flop_per_second": matrix_rate(size, task.setting.device)}
+
+
+def peak_memory(_: Any) -> dict[str, float]:
     """Return the most memory that there was so far, in MB: of the GPU, or of the process."""
     if torch.cuda.is_available():
         return {"megabytes": torch.cuda.max_memory_allocated() / 2**20}
@@ -87,8 +120,11 @@ ORDERS: dict[str, Callable[..., dict[str, float]]] = {
     "train": train,
     "train_for": train_for,
     "sample": sample,
-    "draw": draw,
-    "peak": peak,
+    "sample_to": sample_to,
+    "noise_error": noise_error,
+    "flop": flop,
+    "matrix_rate": rate,
+    "peak_memory": peak_memory,
 }
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The same work in this project and in its peers, each written as its own documentation does it.
 
 Each module has `Task`, made of a `Setting`: a network and a process with `train_step()`, which takes one step of
-training, and `sample(count, steps)`, which returns images by DDIM, uint8 (N, C, H, W).
+training, and `sample(count, steps)`, which returns images by DDIM, uint8 (N, C, H, W). Those with the schedule of this
+project have `predict_noise(images, t, noise)` too.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ class Setting:
         learning_rate: of all libraries alike, or each one's own where it is 0.
         amp: denoising-diffusion-pytorch trains with its own mixed precision; this project always chooses itself.
         images: uint8 (N, C, H, W) to train on; random ones if None.
+        process: options of this project's `GaussianDiffusion`.
+        ema_halflife_images: of this project's EMA.
     """
 
     size: int = 32
@@ -36,6 +40,8 @@ class Setting:
     learning_rate: float = 0.0
     amp: bool = False
     images: Tensor | None = None
+    process: Mapping[str, Any] = field(default_factory=dict)
+    ema_halflife_images: float = 50_000
 
     @property
     def network(self) -> dict[str, Any]:

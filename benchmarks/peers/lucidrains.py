@@ -18,6 +18,7 @@ class Task:
             setting.device
         )
         self.setting = setting
+        self.timesteps = self.diffusion.num_timesteps
         self.optimizer = torch.optim.Adam(
             self.diffusion.parameters(), lr=setting.learning_rate or 1e-4, betas=(0.9, 0.99)
         )
@@ -47,3 +48,10 @@ class Task:
         self.ema.ema_model.sampling_timesteps = steps
         with torch.inference_mode():
             return to_uint8(self.ema.ema_model.sample(batch_size=count))
+
+    @torch.inference_mode()
+    def predict_noise(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return the noise that the EMA predicts for images in [0, 1] with so much noise."""
+        diffusion = self.ema.ema_model.eval()
+        x_t = diffusion.q_sample(diffusion.normalize(images), t, noise)
+        return diffusion.model_predictions(x_t, t).pred_noise

@@ -1,0 +1,42 @@
+"""How many operations a training step has, and how many a second the device has in a product of matrices."""
+
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PRODUCTS = 20
+REPEATS = 5
+
+
+def step_flop(loss: nn.Module, images: Tensor) -> int:
+    """Return the floating-point operations of a loss and its gradient, in products of matrices and convolutions.
+
+    Element-wise operations are not counted, and nor are the optimizer's, which has no others.
+    """
+    with FlopCounterMode(display=False) as counter:
+        loss(images).backward()
+    return int(counter.get_total_flops())
+
+
+def matrix_rate(size: int, device: torch.device) -> float:
+    """Return the floating-point operations a second of bfloat16 products of square matrices."""
+    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    product = left @ right
+    seconds = []
+    # The first repeat warms up.
+    for _ in range(1 + REPEATS):
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(PRODUCTS):
+            torch.mm(left, right, out=product)
+        _wait(device)
+        seconds.append((time.perf_counter() - began) / PRODUCTS)
+    return 2.0 * size**3 / statistics.median(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
