@@ -1,14 +1,13 @@
 """Which devices the work runs on, and how many processes share it."""
 
 import os
-from importlib.util import find_spec
 
 import torch
-from torch import nn
 
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.training.distributed import local_count, local_rank
+from diffusion_core.runtime.cpu_threads import ThreadChoice, candidates
+from diffusion_core.training.distributed import Ranks, local_count, local_rank
 from diffusion_core.training.precision import Precision, choose_precision
 
 
@@ -64,22 +63,22 @@ def choose_dtype(environment: Environment, device: torch.device) -> Precision:
 
 
 def choose_compiled(environment: Environment, device: torch.device) -> bool:
-    """Return whether the network is compiled: "auto" does it where there are a CUDA GPU and Triton.
+    """Return whether the network is compiled: "auto" does it on a CUDA GPU.
 
     On two CPU cores compiling took 82 s and made a training step no faster.
     """
     if environment.compile == "auto":
-        return device.type == "cuda" and find_spec("triton") is not None
+        return device.type == "cuda"
     return environment.compile == "on"
 
 
-def compile_for_sampling(network: nn.Module, environment: Environment, device: torch.device) -> None:
-    """Compile a network in place where `choose_compiled` says so: on CUDA into graphs, which are replayed each step.
-
-    What a graph's replay returns is overwritten by the next; a process makes new tensors of it first.
-    """
-    if choose_compiled(environment, device):
-        network.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
+def choose_threads(environment: Environment, device: torch.device, ranks: Ranks) -> ThreadChoice | None:
+    """Return what chooses the threads of each training step: on a CPU, where one process trains."""
+    if device.type != "cpu" or ranks.count > 1:
+        return None
+    if environment.threads != "auto":
+        return ThreadChoice((environment.threads,))
+    return ThreadChoice(candidates(torch.get_num_threads()))
 
 
 def cores() -> int:

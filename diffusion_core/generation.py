@@ -49,10 +49,13 @@ def generate(
     """
     classes = _classes(diffusion, count, labels)
     share = ranks.share(count)
-    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    size = even_size(len(share), batch_size)
     images = [np.empty((0, *diffusion.image_size, diffusion.channels), np.uint8)]
     with tqdm(total=len(share), unit="image", desc="sample", disable=None if progress and ranks.first else True) as bar:
-        for indices in batches:
+        for start in range(0, len(share), size or 1):
+            # All batches have one size, because each further one would be compiled by itself: the last makes some
+            # images again, which are the same.
+            indices = share[-size:] if start + size > len(share) else share[start : start + size]
             here = None if classes is None else classes[indices.start : indices.stop]
             with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
                 drawn = diffusion.sample(
@@ -62,13 +65,19 @@ def generate(
                     classes=here,
                     guidance=guidance,
                 )
-            images.append(to_uint8(drawn))
-            bar.update(len(indices))
+            new = share[start : start + size]
+            images.append(to_uint8(drawn[-len(new) :]))
+            bar.update(len(new))
     own = np.concatenate(images)
     gathered = ranks.gather(torch.from_numpy(own), count)
     if gathered is None:
         return own, None if classes is None else classes[share.start : share.stop].numpy()
     return gathered.numpy(), None if classes is None else classes.numpy()
+
+
+def even_size(count: int, most: int) -> int:
+    """Return the size of the fewest equal batches, of at most `most` each, that hold `count` images."""
+    return -(-count // -(-count // most)) if count else 0
 
 
 def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:

@@ -5,6 +5,7 @@ from diffusion_core import device
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.training import precision
+from diffusion_core.training.distributed import Ranks
 
 
 @pytest.fixture
@@ -47,15 +48,21 @@ def test_on_a_cpu_there_are_as_many_processes_as_cores_at_most():
 
 def test_a_network_is_compiled_on_request_and_by_itself_on_cuda_alone(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(device, "find_spec", lambda name: object())
     chosen = {
         (wanted, each.type): device.choose_compiled(Environment(compile=wanted), each)
         for wanted in ("auto", "on", "off")
         for each in (cpu, cuda)
     }
     assert [key for key, compiled in chosen.items() if compiled] == [("auto", "cuda"), ("on", "cpu"), ("on", "cuda")]
-    monkeypatch.setattr(device, "find_spec", lambda name: None)
-    assert not device.choose_compiled(Environment(), cuda)
+
+
+def test_threads_are_chosen_on_a_cpu_for_one_process_alone(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    cpu = torch.device("cpu")
+    assert device.choose_threads(Environment(), cpu, Ranks()).candidates == (4, 2, 1)
+    assert device.choose_threads(Environment(threads=3), cpu, Ranks()).candidates == (3,)
+    assert device.choose_threads(Environment(), cpu, Ranks(0, 2)) is None
+    assert device.choose_threads(Environment(), torch.device("cuda"), Ranks()) is None
 
 
 def test_a_precision_that_the_device_lacks_is_refused_by_its_variable(monkeypatch):

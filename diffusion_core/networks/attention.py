@@ -10,13 +10,9 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusion_core.networks import eager_cpu
 from diffusion_core.networks.norm import RMSNorm
-
-# cuDNN's attention is left out: over a few hundred pixels it gains nothing, and it is the youngest of the four.
-BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -27,7 +23,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
-        self.attend = _fused_attention if fused else _plain_attention
+        self.attend = F.scaled_dot_product_attention if fused else _plain_attention
         self.norm = RMSNorm(dim)
         self.mem_kv = nn.Parameter(torch.randn(2, heads, num_mem_kv, dim_head))
         self.to_qkv = nn.Conv2d(dim, heads * dim_head * 3, 1, bias=False)
@@ -41,7 +37,7 @@ class Attention(nn.Module):
         q, k, v = qkv.transpose(1, 3).unbind(2)
         mem_k, mem_v = self.mem_kv.to(q.dtype).unsqueeze(1).expand(-1, len(x), -1, -1, -1)
         k, v = torch.cat((mem_k, k), dim=-2), torch.cat((mem_v, v), dim=-2)
-        with torch.autocast(x.device.type, enabled=False):
+        with eager_cpu.without_autocast(x):
             out = self.attend(q, k, v)
         return self.to_out(_image(out.transpose(1, 2).flatten(2).to(x.dtype), x)) + x  # type: ignore[no-any-return]
 
@@ -65,7 +61,7 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = _pixels(self.norm(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with eager_cpu.without_autocast(x):
             attended = self._attend(rows)
         return self.to_out[1](_image(attended, x)) + x  # type: ignore[no-any-return]
 
@@ -98,11 +94,6 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
     """Return rows of pixels, (B, H W, C), as images of the height and width of `like`, laid out channels last."""
     images: Tensor = rows.transpose(1, 2).unflatten(2, like.shape[2:])
     return images
-
-
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(BACKENDS):
-        return F.scaled_dot_product_attention(q, k, v)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ does not, so here normalisation has its own backward pass, and halving and doubl
 same function of the same weights (tests/networks/test_eager_cpu.py). `pays` is the one switch between the two.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from torch import Tensor
 def pays(x: Tensor) -> bool:
     """Whether layers take this order for `x`: on a CPU, unless torch.compile is at work."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Keep the types that layers choose themselves, where this order does; a compiler could not cache such a block."""
+    return torch.autocast(x.device.type, enabled=False) if pays(x) else nullcontext()
 
 
 def rms_norm(x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:

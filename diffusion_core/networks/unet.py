@@ -207,4 +207,3 @@ def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> l
     if len(values) != levels:
         raise ValueError(f"{argument} has {len(values)} values; it must have one for each of {levels} levels")
     return values
-

@@ -60,6 +60,11 @@ class Run:
         self._unsent.append(lambda: self._client.log_image(self.id, image, key=key, step=step))
         self._send()
 
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag."""
+        self._unsent.append(lambda: self._client.set_tag(self.id, key, value))
+        self._send()
+
     def finish(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED.
 

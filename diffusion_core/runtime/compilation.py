@@ -6,6 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from diffusion_core.runtime.recording import ReplayedPasses
+
 # Inductor's fusion of a sum over rows with one over columns, on by default since PyTorch 2.10, gives wrong gradients of
 # normalisation on CUDA: parts of a concatenated one, as of scale and shift, are never written (PyTorch issue 193061),
 # and others have another shape than their parameter (issue 178080).
@@ -36,10 +38,19 @@ def compile_network(network: nn.Module) -> None:
     A network that names its `regions()` is compiled one by one: regions of equal shapes share their kernels, and what
     lies between them stays as it is. Any other is compiled whole.
     """
+    # cuDNN's attention is the youngest of PyTorch's four, and over a few hundred pixels it gains nothing.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     regions: Iterable[nn.Module] = network.regions() if hasattr(network, "regions") else [network]  # type: ignore[operator]
     for region in regions:
         region.compile(dynamic=False, options=OPTIONS)
+
+
+def compile_for_sampling(network: nn.Module) -> None:
+    """Compile a network in place for passes without gradient, which a CUDA device then replays as graphs."""
+    compile_network(network)
+    if next(network.parameters()).device.type == "cuda":
+        network.forward = ReplayedPasses(network)
 
 
 def forget_compilation(network: nn.Module) -> None:

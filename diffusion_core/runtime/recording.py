@@ -5,12 +5,15 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Inputs = tuple[Tensor | None, ...]
+
+# Recordings of one function; each keeps memory of its own.
+MOST = 4
 
 
 class Recording(Generic[Result]):
@@ -44,8 +47,8 @@ class Recording(Generic[Result]):
 class Replayed(Generic[Result]):
     """A function that runs once as it is, which compiles and chooses kernels, and is replayed from then on.
 
-    Inputs of other shapes or types than the recorded ones, and what cannot be recorded, run as they are, after a
-    warning.
+    Each combination of shapes and types has a recording of its own, of which there are at most `MOST`. What is beyond
+    that, or cannot be recorded, runs as it is, after a warning.
 
     Args:
         function: of tensors on one CUDA device, some of which may be None; see `Recording`.
@@ -55,25 +58,23 @@ class Replayed(Generic[Result]):
     def __init__(self, function: Callable[..., Result], name: str) -> None:
         self._function: Callable[..., Result] = function
         self._name = name
+        self._recordings: dict[object, Recording[Result] | None] = {}
         self._warm: set[object] = set()
-        self._recorded: tuple[object, Recording[Result] | None] | None = None
         self._warned = False
 
     def __call__(self, *inputs: Tensor | None) -> Result:
-        signature = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
-        if self._recorded is None and signature in self._warm:
-            self._recorded = (signature, self._record(inputs))
+        shapes = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
+        signature = (shapes, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+        if signature in self._warm and signature not in self._recordings:
+            self._recordings[signature] = self._record(inputs)
         self._warm.add(signature)
-        if self._recorded is None:
-            return self._function(*inputs)
-        recorded, recording = self._recorded
-        if recording is None or recorded != signature:
-            if recording is not None:
-                self._warn(f"inputs of other shapes than those recorded: {_shapes(inputs)}")
-            return self._function(*inputs)
-        return recording(*inputs)
+        recording = self._recordings.get(signature)
+        return self._function(*inputs) if recording is None else recording(*inputs)
 
     def _record(self, inputs: Inputs) -> Recording[Result] | None:
+        if len(self._recordings) >= MOST:
+            self._warn(f"its inputs have more than {MOST} combinations of shapes")
+            return None
         try:
             return Recording(self._function, inputs)
         except RuntimeError as error:
@@ -86,5 +87,22 @@ class Replayed(Generic[Result]):
             logger.warning("%s is not replayed as a CUDA graph (%s): slower where images are small", self._name, reason)
 
 
-def _shapes(inputs: Inputs) -> str:
-    return ", ".join("none" if each is None else str(tuple(each.shape)) for each in inputs)
+class ReplayedPasses:
+    """The forward pass of a denoising network, replayed where no gradient is asked for.
+
+    Takes the place of the network's own `forward`. Results are new tensors.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._forward: Callable[..., Tensor] = network.forward
+        self._replayed = Replayed(self._forward, "a pass of the network")
+        self._self_condition: bool = getattr(network, "self_condition", False)
+
+    def __call__(self, x: Tensor, t: Tensor, *conditions: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled():
+            return self._forward(x, t, *conditions)
+        if self._self_condition and (not conditions or conditions[0] is None):
+            # What the network itself takes for none, so that the first step of sampling needs no recording of its own.
+            conditions = (torch.zeros_like(x), *conditions[1:])
+        output: Tensor = self._replayed(x, t, *conditions)
+        return output.clone()

@@ -1,15 +1,21 @@
 """Draw images from the trained model: models/ to samples/."""
 
+import logging
+from copy import deepcopy
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion_core.device import choose_device, choose_dtype, compile_for_sampling
+from diffusion_core.device import choose_compiled, choose_device, choose_dtype
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.generation import generate, to_uint8
+from diffusion_core.generation import even_size, generate, to_uint8
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
+from diffusion_core.runtime.compilation import compile_for_sampling, compiler_problem
+from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
@@ -17,6 +23,9 @@ from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
 from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.distributed import Ranks
+from diffusion_core.training.self_check import check_sampling
+
+logger = logging.getLogger(__name__)
 
 GRID_IMAGES = 100
 DENOISING_ROWS = 8
@@ -40,9 +49,8 @@ def run(
     dtype = choose_dtype(environment, device).dtype
     keep_freed_memory()
     model = load_model(MODELS, device)
-    compile_for_sampling(model.diffusion.model, environment, device)
     try:
-        images, labels = draw(model, sample, environment, ranks)
+        images, labels = draw(_fast(model, sample, environment, ranks), sample, environment, ranks)
     except ValueError as error:
         raise UserError(
             f"{MODELS} cannot be sampled as params.yaml says ({error}): change the section sample, or train again with"
@@ -63,6 +71,26 @@ def run(
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
     print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
+
+
+def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment, ranks: Ranks) -> TrainedModel:
+    """Return the model compiled for sampling, if that is chosen, possible, and right by the self-check."""
+    device = model.diffusion.device
+    if not choose_compiled(environment, device):
+        return model
+    if (problem := compiler_problem(device)) is not None:
+        logger.warning("the network is not compiled (%s): sampling is slower", problem)
+        return model
+    use_compile_cache(environment.compile_cache, device)
+    fast = replace(model, diffusion=deepcopy(model.diffusion))
+    compile_for_sampling(fast.diffusion.model)
+    size = even_size(len(ranks.share(sample.count)), environment.sample_batch_size)
+    verdict = check_sampling(model.diffusion, fast.diffusion, choose_dtype(environment, device).dtype, size)
+    if not verdict.passed:
+        logger.warning("self-check: %s; sampling goes on without", verdict)
+        return model
+    print(f"sample: self-check: {verdict}", flush=True)
+    return fast
 
 
 def draw(

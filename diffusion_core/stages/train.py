@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_compiled, choose_device, choose_dtype
+from diffusion_core.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
@@ -22,6 +22,7 @@ from diffusion_core.randomness import derive_seed
 from diffusion_core.registry.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.tracking import Run, training_run
+from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.settings import TrainSettings
@@ -123,6 +124,9 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
 def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:
     device = choose_device(environment)
     choose_dtype(environment, device)  # so that a precision the device lacks is told by its variable
+    compiled = choose_compiled(environment, device)
+    if compiled:
+        use_compile_cache(environment.compile_cache, device)
     keep_freed_memory()
     torch.manual_seed(derive_seed(train.seed, "weights"))
     try:
@@ -130,7 +134,8 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
             build_model(plan.network, plan.process).to(device),
             ShardData(plan.dataset),
             precision=environment.precision,
-            compiled=choose_compiled(environment, device),
+            compiled=compiled,
+            threads=choose_threads(environment, device, ranks),
             ranks=ranks,
             **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
         )
@@ -149,6 +154,8 @@ def _described(device: torch.device, ranks: Ranks) -> str:
 def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     try:
         trainer.restore(checkpoint.step, checkpoint.tensors)
+        if trainer.threads is not None and "threads" in checkpoint.state:
+            trainer.threads.restore(checkpoint.state["threads"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
             f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
@@ -170,18 +177,22 @@ def _steps(
 
     def save() -> None:
         state = {"run_id": tracked.id, "history": history.state()}
+        if trainer.threads is not None:
+            state["threads"] = trainer.threads.state()
         save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
 
     saved = time.monotonic()
     with stop_on_signal() as request, mistakes():
         try:
-            for report in trainer.steps():
+            for number, report in enumerate(trainer.steps()):
                 # Read once: a signal that comes after this line waits for the next step and its checkpoint. Before
                 # anything that waits for the device, which may wait in vain where another process has died.
                 stop = asked_to_stop(request, trainer.ranks)
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
+                if number == 0:
+                    _tell_self_check(trainer, tracked)
                 preview = last or report.reaches(train.preview_every_images)
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
                 # time, and whatever fails from here on, the training itself is not lost.
@@ -201,6 +212,12 @@ def _steps(
                     tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
         finally:
             progress.close()
+
+
+def _tell_self_check(trainer: Trainer, tracked: Run) -> None:
+    told = "; ".join(map(str, trainer.verdicts)) or "float32, eager: nothing to compare"
+    print(f"train: self-check: {told}", flush=True)
+    tracked.tag("self_check", told)
 
 
 def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArray[np.uint8]:

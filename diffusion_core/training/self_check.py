@@ -5,20 +5,26 @@ will run (compiled, and replayed as a CUDA graph). The second tells how much the
 is wrong, whoever's fault it is: a compiler's, a driver's, or this project's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.transfer import moved
 from diffusion_core.runtime.compilation import forget_compilation
 from diffusion_core.runtime.recording import Recording
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
 from diffusion_core.training.gradient import Gradient
+
+# Values of a step by name: the loss, the network's output, and each parameter's gradient.
+Values = dict[str, Tensor]
+GRADIENT = "the gradient of "
 
 # How many times the error of eager steps in the same precision may be exceeded, plus a share of the value itself.
 FACTOR = 3.0
@@ -29,14 +35,6 @@ PRECISION_LIMIT = 0.3
 PIXELS_AT_A_TIME = 16 * 64 * 64
 
 
-class Computed(NamedTuple):
-    """What one step computed: the loss, the gradients by parameter, and the network's last output where it is known."""
-
-    loss: Tensor
-    gradients: Mapping[str, Tensor]
-    output: Tensor | None
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What came of comparing one way of running a step with eager float32.
@@ -44,7 +42,7 @@ class Verdict:
     Attributes:
         way: how the step was run.
         passed: whether its error is explained by the precision.
-        worst: the value whose error is largest beside what is allowed: output, loss, or a parameter's name.
+        worst: the value whose error is largest beside what is allowed: output, loss, or a parameter's gradient.
         error: of that value, relative to its norm.
         allowed: the error that precision explains.
         problem: why the step could not be run at all, or "".
@@ -64,65 +62,61 @@ class Verdict:
         return f"{self.way}: {verdict}, {self.worst} is off by {self.error:.2g} where {self.allowed:.2g} is allowed"
 
 
-def compare(way: str, reference: Computed, eager: Computed, run: Computed, tolerance: float) -> Verdict:
-    """Return whether `run` is as near to the reference as its precision, which `eager` has too, lets it be."""
-    ratios = {
-        name: (error, FACTOR * explained + tolerance)
-        for (name, error), (_, explained) in zip(
-            _errors(reference, run, output=run.output is not None),
-            _errors(reference, eager, output=run.output is not None),
-            strict=True,
-        )
-    }
-    # A value that is no number is worse than any.
-    worst = max(ratios, key=lambda name: ratios[name][0] / ratios[name][1] if ratios[name][0] >= 0.0 else float("inf"))
-    error, allowed = ratios[worst]
-    return Verdict(way, error <= allowed, worst, error, allowed)
+def compare(way: str, reference: Values, eager: Values, run: Values, tolerance: float) -> Verdict:
+    """Return whether each value of `run` is as near to the reference as precision, which `eager` shows, lets it be."""
+    least = _least(reference)
+    errors = {name: _error(reference[name], run[name], least) for name in run}
+    allowed = {name: FACTOR * _error(reference[name], eager[name], least) + tolerance for name in run}
+    worst = max(errors, key=lambda name: errors[name] / allowed[name])
+    return Verdict(way, errors[worst] <= allowed[worst], worst, errors[worst], allowed[worst])
 
 
-def judge_precision(way: str, reference: Computed, eager: Computed) -> Verdict:
-    """Return whether a precision computes the step at all: its whole gradient, its output and its loss."""
-    whole = {
-        "the gradient": tuple(torch.cat([g.flatten() for g in each.gradients.values()]) for each in (reference, eager)),
-        "the loss": (reference.loss, eager.loss),
-    }
-    if reference.output is not None and eager.output is not None:
-        whole["the output"] = (reference.output, eager.output)
-    errors = {name: _error(true, value, 0.0) for name, (true, value) in whole.items()}
-    worst = max(errors, key=lambda name: errors[name] if errors[name] >= 0.0 else float("inf"))
+def judge_precision(way: str, reference: Values, eager: Values) -> Verdict:
+    """Return whether a precision computes the step at all: its loss, its output and its whole gradient."""
+
+    def whole(values: Values) -> Values:
+        gradients = [each.flatten() for name, each in values.items() if name.startswith(GRADIENT)]
+        others = {name: each for name, each in values.items() if not name.startswith(GRADIENT)}
+        return others | ({"the gradient": torch.cat(gradients)} if gradients else {})
+
+    true, value = whole(reference), whole(eager)
+    errors = {name: _error(true[name], value[name], 0.0) for name in true}
+    worst = max(errors, key=lambda name: errors[name])
     return Verdict(way, errors[worst] <= PRECISION_LIMIT, worst, errors[worst], PRECISION_LIMIT)
 
 
-def _errors(reference: Computed, other: Computed, output: bool) -> list[tuple[str, float]]:
-    norms = torch.stack([each.norm() for each in reference.gradients.values()])
-    # Of a gradient that is exactly zero, as of labels that the batch has not, nothing is a share.
-    least = 1e-7 * float(norms.norm())
-    errors = [("loss", _error(reference.loss, other.loss, 0.0))]
-    if output and reference.output is not None and other.output is not None:
-        errors.append(("output", _error(reference.output, other.output, 0.0)))
-    return errors + [
-        (f"the gradient of {name}", _error(true, other.gradients[name], least))
-        for name, true in reference.gradients.items()
-    ]
+def _least(reference: Values) -> float:
+    """Return the norm below which a gradient counts as zero, as of labels that the batch has not."""
+    norms = [float(each.norm()) for name, each in reference.items() if name.startswith(GRADIENT)]
+    return 1e-7 * math.hypot(*norms)
 
 
 def _error(true: Tensor, value: Tensor, least: float) -> float:
-    return float((value.float() - true.float()).norm() / true.float().norm().clamp(min=max(least, 1e-30)))
+    """Return the distance as a share of the true value's norm; infinite where it is no number."""
+    error = float((value.float() - true.float()).norm() / true.float().norm().clamp(min=max(least, 1e-30)))
+    return math.inf if math.isnan(error) else error
 
 
-def computed(gradient: Gradient, run: Callable[[], Tensor]) -> Computed:
+def _values(gradient: Gradient, run: Callable[[], Tensor]) -> Values:
     """Return what `run`, which sets the gradients of `gradient`'s parameters and returns the loss, computes."""
     outputs: list[Tensor] = []
-    hook = gradient.diffusion.model.register_forward_hook(lambda *call: outputs.append(call[-1].detach()))
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> None:
+        if output.requires_grad:  # the first guess of self-conditioning does not
+            outputs.append(output.detach())
+
+    hook = gradient.diffusion.model.register_forward_hook(keep)
     try:
         with _without_dropout(gradient.diffusion):
-            loss = run().detach().clone()
+            values = {"the loss": run().detach().clone()}
     finally:
         hook.remove()
-    named = gradient.diffusion.named_parameters()
-    gradients = {name: each.grad.detach().clone() for name, each in named if each.grad is not None}
+    values["the output"] = torch.cat(outputs).float()
+    for name, each in gradient.diffusion.named_parameters():
+        if each.grad is not None:
+            values[GRADIENT + name] = each.grad.detach().clone()
     gradient.diffusion.zero_grad(set_to_none=True)
-    return Computed(loss, gradients, torch.cat(outputs[-1:]).float() if outputs else None)
+    return values
 
 
 def check_training(
@@ -151,11 +145,11 @@ def check_training(
 
     def check(way: str, run: Callable[..., Tensor]) -> Verdict:
         try:
-            done = computed(alone, lambda: alone.attempt(run, images, labels, draws))
+            values = _values(alone, lambda: alone.attempt(run, images, labels, draws))
         # What compilers raise, what a full disk does, and what graphs cannot hold.
         except (RuntimeError, OSError) as error:
             return Verdict(f"{precision}, {way}", False, problem=" ".join(str(error).split())[:500])
-        return compare(f"{precision}, {way}", reference, eager, done, TOLERANCE[gradient.dtype])
+        return compare(f"{precision}, {way}", reference, eager, values, TOLERANCE[gradient.dtype])
 
     if compiled and verdict.passed:
         verdict = check("compiled", alone.compute)
@@ -167,16 +161,51 @@ def check_training(
         )
 
 
+def check_sampling(plain: GaussianDiffusion, fast: GaussianDiffusion, dtype: torch.dtype, count: int) -> Verdict:
+    """Return whether the network of `fast` gives what that of `plain`, the same weights run eagerly, does.
+
+    Args:
+        plain: in eval mode.
+        fast: compiled for sampling.
+        dtype: of the networks' products.
+        count: images at a time, as sampling will have them.
+    """
+    device, source = plain.device, torch.Generator().manual_seed(0)
+    shape = (2, count, plain.channels, *plain.image_size)
+    x, guess = (moved(each, device) for each in torch.randn(shape, generator=source))
+    times = torch.randint(plain.num_timesteps, (count,), generator=source)
+    inputs = [x, moved(times, device), guess if plain.self_condition else None]
+    if plain.num_classes is not None:
+        inputs.append(moved(torch.arange(count) % (plain.num_classes + 1), device))
+
+    @torch.inference_mode()
+    def values(network: nn.Module, dtype: torch.dtype) -> Values:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return {"the output": network(*inputs).float()}
+
+    with _exact_float32():
+        reference = values(plain.model, torch.float32)
+    eager = values(plain.model, dtype)
+    way = f"{str(dtype).removeprefix('torch.')}, compiled for sampling"
+    try:
+        # At first kernels are compiled, then recorded as graphs, then replayed.
+        runs = [values(fast.model, dtype) for _ in range(3)]
+    except (RuntimeError, OSError) as error:
+        return Verdict(way, False, problem=" ".join(str(error).split())[:500])
+    verdicts = [compare(way, reference, eager, run, TOLERANCE[dtype]) for run in runs]
+    return max(verdicts, key=lambda verdict: verdict.error / verdict.allowed)
+
+
 def _check_precision(
     gradient: Gradient, images: Tensor, labels: Tensor | None, draws: TrainingDraws
-) -> tuple[Computed, Computed, Verdict]:
+) -> tuple[Values, Values, Verdict]:
     """Run a step eager in float32 and in the chosen precision; return both, and whether the latter is sound."""
     plain = deepcopy(gradient.diffusion)
     forget_compilation(plain.model)
 
-    def step(dtype: torch.dtype) -> Computed:
+    def step(dtype: torch.dtype) -> Values:
         eager = Gradient(plain, dtype, _parts(images), gradient.horizontal_flip, Ranks())
-        return computed(eager, lambda: eager.attempt(eager.compute, images, labels, draws))
+        return _values(eager, lambda: eager.attempt(eager.compute, images, labels, draws))
 
     with _exact_float32():
         reference = step(torch.float32)

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.transfer import moved
 from diffusion_core.randomness import derive_seed
 from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
+from diffusion_core.runtime.cpu_threads import ThreadChoice
 from diffusion_core.runtime.recording import Replayed
 from diffusion_core.training.data import TrainingData
 from diffusion_core.training.distributed import Ranks
@@ -63,6 +65,7 @@ class Trainer:
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
         compiled: let torch.compile build the network's kernels; on a CUDA device a whole step is then one CUDA graph,
             where one process trains. What cannot be compiled or recorded runs without, after a warning.
+        threads: chooses how many threads a step uses on a CPU, where one process trains; if None, nobody does.
         ranks: the processes that share each batch.
 
     Attributes:
@@ -91,6 +94,7 @@ class Trainer:
         horizontal_flip: bool = False,
         precision: str = "auto",
         compiled: bool = False,
+        threads: ThreadChoice | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
         for name, value in (("images", images), ("batch_size", batch_size), ("accumulate", accumulate)):
@@ -111,6 +115,7 @@ class Trainer:
         self.learning_rate = learning_rate
         self.warmup_images = warmup_images
         self.precision = choose_precision(precision, diffusion.device)
+        self.threads = threads
         self.ranks = ranks
         self.ema = EMA(diffusion, ema_halflife_images)
         self.update = Update(
@@ -166,12 +171,20 @@ class Trainer:
             return whole[share.start : share.stop]
 
         remaining = range(self.step, self.total_steps)
+        with ExitStack() as ending:
+            if self.threads is not None:
+                ending.callback(self.threads.close)
+            yield from self._steps(indices, remaining)
+
+    def _steps(self, indices: Callable[[int], Tensor], remaining: range) -> Iterator[StepReport]:
         unchecked = self._compiled or self._replayed or self.precision.dtype != torch.float32
         for images, labels in batches(self.data, indices, remaining, self.diffusion.device):
             if unchecked:
                 self._check(images, labels)
                 unchecked = False
-            yield self._train_step(images, labels)
+            with nullcontext() if self.threads is None else self.threads.timed():
+                report = self._train_step(images, labels)
+            yield report
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
         """Compare ways of running a step with eager float32, and go on in the fastest that is right."""

@@ -1,0 +1,162 @@
+"""A step as a CUDA graph, without a CUDA device: what the function does is recorded once, operation by operation.
+
+As in a graph, whatever the host decides while it records is decided for good: a value that is no tensor is frozen, and
+so is the memory that is read and written. Replayed steps equal those that are taken one by one only if a step is a
+function of its inputs.
+"""
+
+import logging
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.runtime import recording
+from diffusion_core.runtime.recording import Replayed
+from diffusion_core.training import self_check
+
+PROCESSES = {
+    "plain": ({}, GaussianDiffusion),
+    "self-conditioned": ({"self_condition": True}, GaussianDiffusion),
+    "class-conditional": ({"num_classes": 3, "cond_drop_prob": 0.5}, GaussianDiffusion),
+    "learned variance": ({"learned_variance": True}, LearnedGaussianDiffusion),
+    "all": ({"self_condition": True, "num_classes": 3, "learned_variance": True}, LearnedGaussianDiffusion),
+}
+
+
+class Recorded:
+    """Stands for `Recording` where there is no CUDA device."""
+
+    made = 0
+
+    def __init__(self, function, inputs):
+        self.inputs = [None if each is None else each.clone() for each in inputs]
+        given = [each for each in self.inputs if each is not None]
+
+        def flat(*tensors):
+            left = iter(tensors)
+            return function(*(None if each is None else next(left) for each in self.inputs))
+
+        # What recording computes must not count, as in a CUDA graph: only operations are noted there.
+        before = [each.clone() for each in state]
+        self.graph = make_fx(flat, _allow_non_fake_inputs=True)(*given)
+        with torch.no_grad():
+            for each, value in zip(state, before, strict=True):
+                each.copy_(value)
+        self.given = given
+        type(self).made += 1
+
+    def __call__(self, *inputs):
+        for own, given in zip(self.inputs, inputs, strict=True):
+            if own is not None:
+                own.copy_(given)
+        with torch.no_grad():
+            return self.graph(*self.given)
+
+
+state = []
+
+
+@pytest.fixture
+def _recorded(monkeypatch):
+    monkeypatch.setattr(recording, "Recording", Recorded)
+    monkeypatch.setattr(self_check, "Recording", Recorded)
+    Recorded.made = 0
+
+
+def build(name="all", **options):
+    torch.manual_seed(1)
+    network, process = PROCESSES[name]
+    diffusion = process(Unet(4, dim_mults=(1,), channels=1, **network), image_size=2)
+    images = torch.randint(0, 256, (30, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    options = {"images": 96, "batch_size": 8, "precision": "float32", "horizontal_flip": True, **options}
+    return Trainer(diffusion, TensorData(images, torch.arange(30) % 3), **options)
+
+
+def replayed(trainer):
+    """Let the trainer replay its steps, as it would on a CUDA device."""
+    trainer._run = Replayed(trainer._computed_step, "a training step")
+    return trainer
+
+
+def finished(trainer):
+    figures = []
+    for report in trainer.steps():
+        if report.step == 1:
+            optimizer = [each for values in trainer.update.optimizer.state.values() for each in values.values()]
+            counts = [trainer.update.bad_steps, trainer.update.most_bad_steps]
+            state[:] = [*trainer.diffusion.parameters(), *trainer.ema.module.parameters(), *optimizer, *counts]
+        figures.append((float(report.loss), float(report.grad_norm), report.learning_rate, float(report.skipped)))
+    tensors = {f"{part}/{name}": each for part, named in trainer.tensors().items() for name, each in named.items()}
+    return figures, {name: each.clone() for name, each in tensors.items()}
+
+
+def assert_close(one, other):
+    assert torch.tensor(one[0]).allclose(torch.tensor(other[0]), rtol=1e-4, equal_nan=True), (one[0], other[0])
+    for name, value in other[1].items():
+        assert torch.allclose(one[1][name].double(), value.double(), rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.usefixtures("_recorded")
+@pytest.mark.parametrize(("name", "accumulate"), [*((name, 1) for name in PROCESSES), ("all", 2)])
+def test_replayed_steps_are_the_steps_taken_one_by_one(name, accumulate):
+    options = {"accumulate": accumulate, "warmup_images": 48, "learning_rate": 1e-2}
+    assert_close(finished(replayed(build(name, **options))), finished(build(name, **options)))
+    assert Recorded.made == 1
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_a_replayed_step_whose_gradient_is_not_finite_changes_nothing():
+    def poisoned(trainer):
+        # An image that is no number, in the batches that hold it.
+        normalise = trainer.diffusion.normalize
+        trainer.diffusion.normalize = lambda images: normalise(images) / (images.sum((1, 2, 3), keepdim=True) > 0.0)
+        trainer.data.images[5] = 0
+        return trainer
+
+    ours, theirs = finished(replayed(poisoned(build()))), finished(poisoned(build()))
+    assert 0.0 < sum(skipped for *_, skipped in theirs[0]) < len(theirs[0])
+    assert_close(ours, theirs)
+
+
+@pytest.mark.usefixtures("_recorded")
+@pytest.mark.parametrize("frozen", ["learning rate", "noise", "timesteps", "share of the average"])
+def test_a_value_that_the_host_decides_is_noticed(frozen, monkeypatch):
+    """The control: what is no input of the step is as it was when the step was recorded."""
+    trainer = build(warmup_images=96, learning_rate=1e-2)
+    step = trainer._computed_step
+
+    def computed(rate, share, images, classes, times, noise, *others):
+        if frozen == "learning rate":
+            rate = torch.tensor(trainer._rate())
+        if frozen == "noise":
+            noise = trainer._draws().noise
+        if frozen == "timesteps":
+            times = trainer._draws().times
+        if frozen == "share of the average":
+            share = torch.tensor(1.0 - trainer.ema.decay(trainer.images + 8, 8))
+        return step(rate, share, images, classes, times, noise, *others)
+
+    monkeypatch.setattr(trainer, "_computed_step", computed)
+    with pytest.raises(AssertionError):
+        assert_close(finished(replayed(trainer)), finished(build(warmup_images=96, learning_rate=1e-2)))
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch, caplog):
+    def refuses(function, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(recording, "Recording", refuses)
+    assert_close(finished(replayed(build())), finished(build()))
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "a training step is not replayed as a CUDA graph (operation not permitted when stream is capturing):"
+        " slower where images are small"
+    ]
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_micro_batches_of_an_odd_size_have_a_recording_for_each_number_of_guesses():
+    options = {"batch_size": 6, "accumulate": 2, "images": 180}
+    assert_close(finished(replayed(build(**options))), finished(build(**options)))
+    assert 1 < Recorded.made <= recording.MOST
