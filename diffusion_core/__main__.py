@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pydantic import BaseModel, Field
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSubCommand, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
 from diffusion_core.environment import Environment, load_environment
 from diffusion_core.errors import UserError
@@ -130,6 +130,18 @@ class Remote(BaseModel):
         run(load_environment())
 
 
+class Doctor(BaseModel):
+    """Look whether this machine's devices compute what they are told; exit code 1 if not."""
+
+    as_json: CliImplicitFlag[bool] = Field(False, alias="json", description="JSON, for scripts")
+
+    def cli_cmd(self) -> None:
+        """Print what was compared."""
+        from diffusion_core.stages.doctor import run
+
+        run(load_environment(), self.as_json)
+
+
 class CommandLine(BaseSettings):
     """Diffusion models of your own images. The stages in their order: each reads what those before it wrote."""
 
@@ -146,6 +158,7 @@ class CommandLine(BaseSettings):
     import_lucidrains: CliSubCommand[ImportLucidrains]
     upload: CliSubCommand[Upload]
     remote: CliSubCommand[Remote]
+    doctor: CliSubCommand[Doctor]
 
     def cli_cmd(self) -> None:
         """Run the stage that was named."""

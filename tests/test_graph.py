@@ -23,7 +23,7 @@ def test_the_sections_a_stage_takes_are_the_params_it_lists(stage):
 
 
 def test_every_stage_is_a_command_and_every_section_belongs_to_one():
-    commands = set(CommandLine.model_fields) - {"import_lucidrains", "upload", "remote"}
+    commands = set(CommandLine.model_fields) - {"import_lucidrains", "upload", "remote", "doctor"}
     assert set(STAGES) | {"publish", "promote"} == commands
     assert set(Settings.model_fields) == set(STAGES) | {"promote"}
     for stage, content in STAGES.items():

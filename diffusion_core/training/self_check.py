@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.learned_variance import LearnedGaussianDiffusion
 from diffusion_core.process.transfer import moved
-from diffusion_core.runtime.compilation import forget_compilation
+from diffusion_core.runtime.compilation import compile_for_sampling, compile_network, forget_compilation
 from diffusion_core.runtime.recording import Recording
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -159,6 +161,44 @@ def check_training(
             "compiled, replayed" if compiled else "replayed",
             lambda *inputs: Recording(alone.compute, inputs)(*inputs).clone(),
         )
+
+
+def check_device(device: torch.device, dtype: torch.dtype, *, compiled: bool, replayed: bool) -> Iterator[Verdict]:
+    """Yield verdicts on a device itself, by a small network with everything in it: first on eager float32.
+
+    Its reference is a CPU in float64; the others' is eager float32 on the device, as in `check_training`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Unet(32, dim_mults=(1, 2), channels=3, self_condition=True, num_classes=4, learned_variance=True)
+    exact = LearnedGaussianDiffusion(network, image_size=16, vb_loss_weight=0.1)
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=source)
+    labels = torch.arange(16) % 4
+    draws = TrainingDraws.of(exact, 16, seed=0, step=0)
+    there = replace(draws, noise=draws.noise.to(device))
+    diffusion = deepcopy(exact).to(device)
+
+    # Without autocast, the process's own type is the one that is computed in.
+    reference = Gradient(exact.double(), torch.float32, 1, False, Ranks())
+    eager = Gradient(diffusion, torch.float32, 1, False, Ranks())
+    exactly = _values(reference, lambda: reference.attempt(reference.compute, images, labels, draws))
+    with _exact_float32():
+        values = _values(eager, lambda: eager.attempt(eager.compute, images.to(device), labels, there))
+    true = {name: each.to(device) for name, each in exactly.items()}
+    yield compare("float32, eager, beside a CPU's float64", true, true, values, TOLERANCE[torch.float32])
+
+    if dtype == torch.float32 and not (compiled or replayed):
+        return
+    if compiled:
+        compile_network(diffusion.model)
+    gradient = Gradient(diffusion, dtype, 1, False, Ranks())
+    yield from check_training(gradient, images.to(device), labels, there, compiled=compiled, replayed=replayed)
+    if compiled:
+        plain = deepcopy(diffusion).eval().requires_grad_(False)
+        fast = deepcopy(plain)
+        compile_for_sampling(fast.model)
+        yield check_sampling(plain, fast, dtype, 16)
 
 
 def check_sampling(plain: GaussianDiffusion, fast: GaussianDiffusion, dtype: torch.dtype, count: int) -> Verdict:

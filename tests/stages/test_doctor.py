@@ -1,0 +1,55 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diffusion_core.environment import Environment
+from diffusion_core.networks import eager_cpu
+from diffusion_core.stages import doctor
+from diffusion_core.training import self_check
+from diffusion_core.training.self_check import check_device
+
+
+def test_a_sound_machine_is_told_so_in_a_table_and_in_json(tmp_path):
+    command = [sys.executable, "-m", "diffusion_core", "doctor"]
+    table = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert f"torch {torch.__version__}" in table[0]
+    assert table[1].startswith("cpu ")
+    assert "beside a CPU's float64: passed" in table[1]
+    checks = json.loads(
+        subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    )["checks"]
+    assert len(checks) == len(table) - 1
+    assert all(check["passed"] for check in checks)
+
+
+def test_a_device_that_computes_wrongly_is_told_and_the_exit_code_is_1(monkeypatch, capsys):
+    backward = eager_cpu._RMSNorm.backward
+
+    def wrong(ctx, *gradients):
+        dx, da, db = backward(ctx, *gradients)
+        return (dx, da, db) if dx.dtype == torch.float64 else (dx * 1.05, da, db)
+
+    monkeypatch.setattr(eager_cpu._RMSNorm, "backward", staticmethod(wrong))
+    with pytest.raises(SystemExit) as left:
+        doctor.run(Environment())
+    assert left.value.code == 1
+    assert "FAILED, the gradient of model." in capsys.readouterr().out
+
+
+def test_a_gpu_without_triton_is_told_with_what_happens_then(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "choose_compiled", lambda *_: True)
+    monkeypatch.setattr(doctor, "compiler_problem", lambda _: "Triton is not installed")
+    with pytest.raises(SystemExit):
+        doctor.run(Environment())
+    assert "cannot run (Triton is not installed; training runs without, slower)" in capsys.readouterr().out
+
+
+def test_every_part_of_a_step_is_in_the_network_that_devices_are_checked_by(monkeypatch):
+    seen = []
+    monkeypatch.setattr(self_check, "compare", lambda way, reference, *_: seen.append(reference) or True)
+    list(check_device(torch.device("cpu"), torch.float32, compiled=False, replayed=False))
+    assert {"the loss", "the output"} < set(seen[0])
+    assert all(float(each.norm()) > 0.0 for each in seen[0].values())

@@ -1,0 +1,209 @@
+"""What a device computes wrongly is noticed before the first step, and training goes on without it."""
+
+import logging
+from copy import deepcopy
+from itertools import combinations
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+
+from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.runtime.compilation import compile_for_sampling
+from diffusion_core.training.self_check import TOLERANCE, check_sampling, compare
+
+COMPILE = nn.Module.compile
+
+
+def scaled(gradients):
+    return [None if each is None else each * 1.5 if each.ndim == 4 else each for each in gradients]
+
+
+def swapped(gradients):
+    """Gradients of two parameters of one shape, each in the other's place."""
+    gradients = list(gradients)
+    kernels = [i for i, each in enumerate(gradients) if each is not None and each.ndim == 4]
+    pairs = [(i, j) for i, j in combinations(kernels, 2) if gradients[i].shape == gradients[j].shape]
+    for i, j in pairs[:1]:
+        gradients[i], gradients[j] = gradients[j], gradients[i]
+    return gradients
+
+
+def transposed(gradients):
+    return [
+        each.transpose(2, 3).contiguous(memory_format=torch.channels_last)
+        if each is not None and each.ndim == 4 and each.shape[-1] == 3
+        else each
+        for each in gradients
+    ]
+
+
+def lost(gradients):
+    """What Inductor's mix-order reduction does: a gradient of one dimension that is never written."""
+    return [each * 0.0 if each is not None and each.ndim == 1 else each for each in gradients]
+
+
+def right(gradients):
+    return list(gradients)
+
+
+def compiler(backward=right, forward=right):
+    """A compiler that is right but for what it does to results."""
+
+    def made(change):
+        def build(graph, _):
+            return make_boxed_func(lambda *inputs: change(graph(*inputs)))
+
+        return build
+
+    return aot_autograd(fw_compiler=made(forward), bw_compiler=made(backward))
+
+
+@pytest.fixture
+def by(monkeypatch):
+    """Let networks be compiled by another compiler."""
+
+    def choose(backend):
+        monkeypatch.setattr(nn.Module, "compile", lambda self, **_: COMPILE(self, backend=backend, dynamic=False))
+        torch._dynamo.reset()
+
+    yield choose
+    torch._dynamo.reset()
+
+
+def build(compiled=True, dropout=0.0, precision="float32", process=GaussianDiffusion, **options):
+    torch.manual_seed(1)
+    network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout, **options)
+    diffusion = process(network, image_size=4)
+    images = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    data = TensorData(images, torch.arange(30) % 3)
+    return Trainer(diffusion, data, images=32, batch_size=8, precision=precision, compiled=compiled)
+
+
+def finished(trainer):
+    losses = [float(report.loss) for report in trainer.steps()]
+    return losses, [each.detach().clone() for each in trainer.diffusion.parameters()]
+
+
+def is_compiled(trainer):
+    return any(part._compiled_call_impl is not None for part in trainer.diffusion.model.modules())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", [scaled, swapped, transposed, lost])
+def test_a_planted_miscompilation_is_caught_and_training_goes_on_eager(fault, precision, by, caplog, needs_bfloat16):
+    by(compiler(backward=fault))
+    trainer = build(precision=precision)
+    assert is_compiled(trainer)
+    ours = finished(trainer)
+    assert not is_compiled(trainer)
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, False]
+    assert trainer.verdicts[-1].worst.startswith("the gradient of model.")
+    assert trainer.verdicts[-1].error > trainer.verdicts[-1].allowed
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert trainer.verdicts[-1].worst in warning
+    assert "training goes on the slower way" in warning
+    by(compiler())
+    theirs = finished(build(compiled=False, precision=precision))
+    assert ours[0] == theirs[0]
+    assert all(torch.equal(one, other) for one, other in zip(ours[1], theirs[1], strict=True))
+
+
+def test_the_parameter_whose_gradient_is_wrong_is_named(by):
+    def fault(gradients):
+        # The innermost attention's output convolution is the only one of this shape.
+        return [each * 3.0 if each is not None and each.shape == (16, 128, 1, 1) else each for each in gradients]
+
+    by(compiler(backward=fault))
+    trainer = build()
+    next(trainer.steps())
+    assert "to_out.weight" in trainer.verdicts[-1].worst
+
+
+def test_an_output_that_is_wrong_is_caught(by):
+    by(compiler(forward=lambda results: [results[0] * 1.1, *results[1:]]))
+    trainer = build()
+    next(trainer.steps())
+    assert not trainer.verdicts[-1].passed
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("process", [GaussianDiffusion, LearnedGaussianDiffusion])
+def test_a_right_compiler_passes_and_stays(process, precision, by, caplog, needs_bfloat16):
+    by(compiler())
+    trainer = build(precision=precision, process=process, learned_variance=process is LearnedGaussianDiffusion)
+    finished(trainer)
+    assert is_compiled(trainer)
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
+    assert "self-check" not in caplog.text
+
+
+def test_dropout_does_not_look_like_a_fault(by):
+    by(compiler())
+    trainer = build(dropout=0.5)
+    next(trainer.steps())
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
+    assert all(each.training for each in trainer.diffusion.model.modules())
+
+
+def test_a_compiler_that_fails_is_told_and_training_goes_on_eager(by, caplog):
+    def fails(graph, _):
+        raise RuntimeError("no room left on the device for kernels")
+
+    by(aot_autograd(fw_compiler=fails, bw_compiler=fails))
+    trainer = build()
+    ours = finished(trainer)
+    assert "cannot run" in str(trainer.verdicts[-1])
+    assert "no room left on the device for kernels" in caplog.text
+    by(compiler())
+    assert ours[0] == finished(build(compiled=False))[0]
+
+
+def test_the_check_changes_nothing_of_what_is_trained(needs_bfloat16):
+    checked, unchecked = build(False, 0.2, "bfloat16"), build(False, 0.2, "bfloat16")
+    unchecked._check = lambda *batch: None
+    ours, theirs = finished(checked), finished(unchecked)
+    assert checked.verdicts
+    assert ours[0] == theirs[0]
+    assert all(torch.equal(one, other) for one, other in zip(ours[1], theirs[1], strict=True))
+
+
+def test_a_precision_that_computes_nonsense_is_left_for_float32(caplog, needs_bfloat16):
+    trainer = build(False, precision="bfloat16")
+    network = trainer.diffusion.model.init_conv
+    network.register_forward_hook(lambda _, __, output: output.roll(1, 1) if output.dtype == torch.bfloat16 else output)
+    ours = finished(trainer)
+    assert [verdict.passed for verdict in trainer.verdicts] == [False]
+    assert trainer.precision.dtype == torch.float32
+    assert ours[0] == finished(build(False))[0]
+
+
+def test_eager_float32_needs_no_check():
+    trainer = build(compiled=False)
+    next(trainer.steps())
+    assert trainer.verdicts == []
+
+
+def test_a_difference_counts_beside_the_one_that_the_precision_makes():
+    true = {"the loss": torch.tensor(1.0), "the gradient of w": torch.ones(100)}
+    rough = {"the loss": torch.tensor(1.0), "the gradient of w": torch.ones(100) * 1.1}
+    other = {"the loss": torch.tensor(1.0), "the gradient of w": torch.ones(100) * 0.9}
+    wrong = {"the loss": torch.tensor(1.0), "the gradient of w": torch.ones(100) * 1.5}
+    tolerance = TOLERANCE[torch.float32]
+    assert compare("", true, rough, other, tolerance).passed
+    assert not compare("", true, true, other, tolerance).passed
+    assert not compare("", true, rough, wrong, tolerance).passed
+    assert not compare("", true, rough, {**other, "the loss": torch.tensor(float("nan"))}, tolerance).passed
+
+
+@pytest.mark.parametrize("fault", [right, lambda results: [results[0] * 1.1, *results[1:]]])
+def test_sampling_is_checked_by_its_outputs(fault, by):
+    by(compiler(forward=fault))
+    diffusion = build(compiled=False).diffusion.eval().requires_grad_(False)
+    fast = deepcopy(diffusion)
+    compile_for_sampling(fast.model)
+    verdict = check_sampling(diffusion, fast, torch.float32, 4)
+    assert verdict.passed == (fault is right)
+    assert verdict.worst == "the output"
