@@ -168,6 +168,8 @@ class CommandLine(BaseSettings):
 def main() -> None:
     """Run one stage; exit code 2 and a sentence for a mistake or a disk that refuses, 75 for a server that is down."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # What a training chooses on its way.
+    logging.getLogger("diffusion_core").setLevel(logging.INFO)
     try:
         CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
     except UserError as error:

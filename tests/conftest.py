@@ -14,6 +14,8 @@ for name in list(os.environ):
         del os.environ[name]
 for name, value in {
     "DO_NOT_TRACK": "1",
+    # What is chosen by measuring differs from run to run beside other work, and with it the last bits of weights.
+    "DIFFUSION_THREADS": str(torch.get_num_threads()),
     "HF_HUB_OFFLINE": "1",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",

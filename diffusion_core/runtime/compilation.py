@@ -28,7 +28,8 @@ def compiler_problem(device: torch.device) -> str | None:
         return "Triton is not installed"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
-        return f"{torch.cuda.get_device_name(device)} is too old for Triton (compute capability {capability})"
+        version = ".".join(map(str, capability))
+        return f"{torch.cuda.get_device_name(device)} is too old for Triton (compute capability {version})"
     return None
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, proportional_labels
@@ -80,6 +81,41 @@ def test_an_image_depends_on_seed_and_index_alone(tmp_path):
     assert int(np.abs(longer[:7].astype(int) - images).max()) <= 1
     other, _ = drawn(7, seed=4)
     assert not np.array_equal(other, images)
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(3, [3, 3, 3]), (4, [4, 4]), (7, [7]), (100, [7])])
+def test_batches_have_one_size_because_each_other_is_compiled_by_itself(tmp_path, most, sizes, monkeypatch):
+    saved(tmp_path)
+    diffusion = load_model(tmp_path).diffusion
+    drawn, draw = [], diffusion.sample
+    monkeypatch.setattr(diffusion, "sample", lambda count, **options: drawn.append(count) or draw(count, **options))
+    images, _ = generate(diffusion, 7, seed=0, sampler=DDIM(steps=1), batch_size=most)
+    assert (drawn, len(images)) == (sizes, 7)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_a_compiled_network_draws_only_what_an_eager_one_would(
+    tmp_path, factor, project, environment, monkeypatch, caplog
+):
+    """The compiler's stand-in multiplies each region's output."""
+    saved(MODELS)
+    sample.run(project.sample, environment)
+    eager = np.load(SAMPLES / "samples.npy").astype(int)
+    used = []
+
+    def backend(graph, _):
+        return lambda *inputs: used.append(1) or [each * factor for each in graph(*inputs)]
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_(self, backend=backend, dynamic=False))
+    environment = environment.model_copy(update={"compile": "on", "compile_cache": tmp_path / "compiled"})
+    with monkeypatch.context() as patch:
+        for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+            patch.setenv(name, "")
+        sample.run(project.sample, environment)
+    assert used
+    assert np.abs(np.load(SAMPLES / "samples.npy").astype(int) - eager).max() <= 1
+    assert ("sampling goes on without" in caplog.text) == (factor != 1.0)
 
 
 def test_labels_come_as_often_as_the_training_images_have_them():

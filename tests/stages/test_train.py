@@ -14,9 +14,11 @@ import torch
 from pydantic import SecretStr
 from safetensors.torch import load_file
 
+from diffusion_core import device
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.registry.tracking import Run
+from diffusion_core.runtime.cpu_threads import ThreadChoice
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages import plan, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
@@ -67,6 +69,40 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     assert run.inputs.dataset_inputs[0].dataset.digest
     assert list(Path("mlruns").rglob("*samples*.png")) or list(Path("mlartifacts").rglob("*samples*.png"))
     assert not any(Path(".checkpoints").iterdir())
+
+
+def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, capsys, needs_bfloat16):
+    train.run(project.train, environment.model_copy(update={"precision": "bfloat16"}))
+    tag = recorded(run_info()["run_id"]).data.tags["self_check"]
+    assert tag.startswith("bfloat16, eager: passed, the ")
+    assert f"train: self-check: {tag}" in capsys.readouterr().out
+
+
+def test_the_number_of_threads_is_part_of_a_checkpoint(project, environment, stops_after, monkeypatch):
+    """On a machine where one thread is ten times as fast as two."""
+    used, now = [], [0.0]
+
+    def clock():
+        used.append(torch.get_num_threads())
+        now[0] += 1.0 if torch.get_num_threads() == 2 else 0.1
+        return now[0]
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(device, "ThreadChoice", lambda _: ThreadChoice((2, 1), clock))
+    environment = environment.model_copy(update={"threads": "auto"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "steps", Trainer.steps)
+        stops_after(8)
+        with pytest.raises(SystemExit):
+            train.run(project.train, environment)
+    assert used[0] == 2
+    assert used[-1] == 1
+    assert torch.get_num_threads() == before
+
+    used.clear()
+    train.run(project.train, environment)
+    assert set(used) == {1}
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])

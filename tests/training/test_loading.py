@@ -1,10 +1,12 @@
 import threading
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from diffusion_core import TensorData
+from diffusion_core.process.transfer import moved
 from diffusion_core.training.loading import ahead, batches, resident
 
 
@@ -54,6 +56,38 @@ def test_whoever_stops_early_leaves_no_thread_behind():
     next(walk)
     walk.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("lies", ["on the host", "on the device"])
+def test_only_images_on_the_host_are_read_by_a_thread(lies, monkeypatch):
+    """On a device whose images are picked there, a second thread would run operations beside those of a step."""
+    device = torch.device("meta") if lies == "on the host" else torch.device("cpu")
+    names = set()
+
+    @dataclass(frozen=True)
+    class Data(TensorData):
+        def batch(self, indices):
+            names.add(threading.current_thread().name)
+            return super().batch(indices)
+
+    found = batches(Data(data().images, data().labels), lambda step: torch.tensor([step]), range(3), device)
+    assert {images.device for images, _ in found} == {device}
+    assert all(name.startswith("ahead") for name in names) == (lies == "on the host")
+
+
+def test_copies_to_a_gpu_are_asynchronous_from_pinned_memory_alone(monkeypatch):
+    pinned, copies = torch.ones(1), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **options: copies.append((self, device, options)))
+    cuda, host = torch.device("cuda"), torch.zeros(1)
+    moved(host, cuda)
+    moved(host, torch.device("mps"))
+    moved(host, torch.device("cpu"))
+    assert [(source is pinned, device.type, options) for source, device, options in copies] == [
+        (True, "cuda", {"non_blocking": True}),
+        (False, "mps", {}),
+        (False, "cpu", {}),
+    ]
 
 
 def test_on_a_cpu_a_dataset_stays_where_it_is():
