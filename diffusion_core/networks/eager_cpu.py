@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Which taps of a 3x3 kernel meet the same pixel once it has been doubled, by row of the 4x4 kernel.
+TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+
 
 def pays(x: Tensor) -> bool:
     """Whether layers take this order for `x`: on a CPU, unless torch.compile is at work."""
@@ -91,7 +94,7 @@ def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Its 4x4 kernel is the 3x3 one, summed where its taps meet the same pixel: 16 products a pixel that comes in where
     the two steps take 36.
     """
-    taps = weight.new_tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    taps = TAPS.to(weight)
     with torch.autocast(x.device.type, enabled=False):
         kernel = torch.einsum("ia,jb,ocab->coij", taps, taps, weight)
     return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)

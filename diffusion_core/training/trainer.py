@@ -129,9 +129,10 @@ class Trainer:
         self.step = 0
         self.gradient = Gradient(diffusion, self.precision.dtype, accumulate, horizontal_flip, ranks)
         self.verdicts: list[Verdict] = []
-        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
         self._compiled = compiled and self._compile()
         self._replayed = compiled and self._can_be_replayed()
+        self._unchecked = self._compiled or self._replayed or self.precision.dtype != torch.float32
+        self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
 
     def _compile(self) -> bool:
         """Compile the network; return whether that was possible."""
@@ -177,11 +178,12 @@ class Trainer:
             yield from self._steps(indices, remaining)
 
     def _steps(self, indices: Callable[[int], Tensor], remaining: range) -> Iterator[StepReport]:
-        unchecked = self._compiled or self._replayed or self.precision.dtype != torch.float32
-        for images, labels in batches(self.data, indices, remaining, self.diffusion.device):
-            if unchecked:
+        for number, (images, labels) in enumerate(batches(self.data, indices, remaining, self.diffusion.device)):
+            if self._unchecked:
                 self._check(images, labels)
-                unchecked = False
+            if number == 0:
+                # Recorded anew each time: a recording holds on to tensors that `restore` puts others in the place of.
+                self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
             with nullcontext() if self.threads is None else self.threads.timed():
                 report = self._train_step(images, labels)
             yield report
@@ -190,18 +192,18 @@ class Trainer:
         """Compare ways of running a step with eager float32, and go on in the fastest that is right."""
         ways = {"compiled": self._compiled, "replayed": self._replayed}
         self.verdicts = [*check_training(self.gradient, images, labels, self._draws(), **ways)]
-        sound = len(self.verdicts) - (not self.verdicts[-1].passed)
-        # All processes take the slowest way that any of them needs.
-        sound = -self.ranks.most(-sound)
         if not self.verdicts[-1].passed:
             logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
-        if sound == 0:
+        # Ways that are right, simplest first: eager, compiled, replayed. All processes take what is right on each.
+        right = -self.ranks.most(-sum(verdict.passed for verdict in self.verdicts))
+        if right < 1:
             self.precision = Precision(torch.float32, f"{self.verdicts[0]}")
             self.gradient.dtype = torch.float32
-        if self._compiled and sound < 2:
+        self._replayed = self._replayed and right == 1 + sum(ways.values())
+        if self._compiled and right < 2:
             forget_compilation(self.diffusion.model)
-        if self._replayed and sound == 1 + self._compiled + self._replayed:
-            self._run = Replayed(self._computed_step, "a training step")
+            self._compiled = False
+        self._unchecked = False
 
     def _train_step(self, images: Tensor, labels: Tensor | None) -> StepReport:
         began = time.monotonic()

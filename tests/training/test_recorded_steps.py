@@ -13,7 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.runtime import recording
-from diffusion_core.runtime.recording import Replayed
 from diffusion_core.training import self_check
 
 PROCESSES = {
@@ -76,17 +75,21 @@ def build(name="all", **options):
 
 def replayed(trainer):
     """Let the trainer replay its steps, as it would on a CUDA device."""
-    trainer._run = Replayed(trainer._computed_step, "a training step")
+    trainer._replayed = True
     return trainer
+
+
+def know_state(trainer):
+    """Let `Recorded` know what recording must not change."""
+    optimizer = [each for values in trainer.update.optimizer.state.values() for each in values.values()]
+    counts = [trainer.update.bad_steps, trainer.update.most_bad_steps]
+    state[:] = [*trainer.diffusion.parameters(), *trainer.ema.module.parameters(), *optimizer, *counts]
 
 
 def finished(trainer):
     figures = []
     for report in trainer.steps():
-        if report.step == 1:
-            optimizer = [each for values in trainer.update.optimizer.state.values() for each in values.values()]
-            counts = [trainer.update.bad_steps, trainer.update.most_bad_steps]
-            state[:] = [*trainer.diffusion.parameters(), *trainer.ema.module.parameters(), *optimizer, *counts]
+        know_state(trainer)
         figures.append((float(report.loss), float(report.grad_norm), report.learning_rate, float(report.skipped)))
     tensors = {f"{part}/{name}": each for part, named in trainer.tensors().items() for name, each in named.items()}
     return figures, {name: each.clone() for name, each in tensors.items()}
@@ -150,9 +153,25 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch, cap
     monkeypatch.setattr(recording, "Recording", refuses)
     assert_close(finished(replayed(build())), finished(build()))
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "a training step is not replayed as a CUDA graph (operation not permitted when stream is capturing):"
+        "a step is not replayed as a CUDA graph (operation not permitted when stream is capturing):"
         " slower where images are small"
     ]
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_a_recording_is_made_anew_after_other_tensors_were_restored():
+    def interrupted(trainer):
+        for report in trainer.steps():
+            know_state(trainer)
+            if report.step == 4:
+                now = trainer.tensors()
+                saved = {part: {name: each.clone() for name, each in named.items()} for part, named in now.items()}
+            if report.step == 7:
+                break
+        trainer.restore(4, saved)
+        return finished(trainer)
+
+    assert_close(interrupted(replayed(build())), interrupted(build()))
 
 
 @pytest.mark.usefixtures("_recorded")
