@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test lint lock serve bench stack stack-down deploy remote
+.PHONY: help setup demo test gpu-check lint lock serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,11 @@ demo: setup ## Run the whole job on the built-in digits: data, training, samples
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
+
+GPU_PYTHON ?= python3
+
+gpu-check: ## Check a GPU: the same numbers as a CPU, and learning (make gpu-check GPU_PYTHON=python3)
+	$(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
 
 lint: setup ## Check style, types and who may import whom
 	$(BIN)/ruff check .
