@@ -131,7 +131,7 @@ class Remote(BaseModel):
 
 
 class Doctor(BaseModel):
-    """Look whether this machine's devices compute what they are told; exit code 1 if not."""
+    """Check that each device of this machine computes correctly; exit code 1 if not."""
 
     as_json: CliImplicitFlag[bool] = Field(False, alias="json", description="JSON, for scripts")
 

@@ -38,19 +38,26 @@ def compile_network(network: nn.Module) -> None:
 
     A network that names its `regions()` is compiled one by one: regions of equal shapes share their kernels, and what
     lies between them stays as it is. Any other is compiled whole.
+
+    In this process cuDNN's attention is then switched off.
     """
     # cuDNN's attention is the youngest of PyTorch's four, and over a few hundred pixels it gains nothing.
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # An Inductor that no longer has the option has nothing to switch off.
+    options = {name: value for name, value in OPTIONS.items() if name in torch._inductor.list_options()}
     regions: Iterable[nn.Module] = network.regions() if hasattr(network, "regions") else [network]  # type: ignore[operator]
     for region in regions:
-        region.compile(dynamic=False, options=OPTIONS)
+        region.compile(dynamic=False, options=options)
 
 
 def compile_for_sampling(network: nn.Module) -> None:
-    """Compile a network in place for passes without gradient, which a CUDA device then replays as graphs."""
+    """Compile a network in place for passes without gradient, which a CUDA device then replays as graphs.
+
+    One that is compiled whole is not replayed.
+    """
     compile_network(network)
-    if next(network.parameters()).device.type == "cuda":
+    if hasattr(network, "regions") and next(network.parameters()).device.type == "cuda":
         network.forward = ReplayedPasses(network)
 
 

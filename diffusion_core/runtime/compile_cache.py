@@ -28,6 +28,9 @@ COMPILED = (PACKAGE / "networks", PACKAGE / "runtime")
 LAST_USE = "compile-cache-last-use"
 UNUSED_SECONDS = 30 * 24 * 3600.0
 
+# What this process has set for another device before; not the user's.
+_set_here: set[str] = set()
+
 # What a folder must have room for; the kernels of a small network take more.
 PROBE_BYTES = 2**20
 
@@ -62,8 +65,10 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
         )
         return None
     # PyTorch reads them at each compilation, and hands them to the processes that compile.
+    triton = _set_by_user("TRITON_CACHE_DIR")
+    _set_here.update((str(path / "inductor"), str(path / "triton")))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path / "inductor")
-    if not _set_by_user("TRITON_CACHE_DIR"):
+    if not triton:
         os.environ["TRITON_CACHE_DIR"] = str(path / "triton")
     return path
 
@@ -71,7 +76,7 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
 def _set_by_user(variable: str) -> str | None:
     """Return the variable's value unless it is PyTorch's default, which importing torch._dynamo writes there."""
     value = os.environ.get(variable)
-    if not value or value.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
+    if not value or value in _set_here or value.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
         return None
     return value
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
@@ -27,21 +28,44 @@ class Recording(Generic[Result]):
     """
 
     def __init__(self, function: Callable[..., Result], inputs: Inputs) -> None:
+        self._device = next(each.device for each in inputs if each is not None)
         with torch.inference_mode(False):  # else they could be written in inference mode alone
             self._inputs = tuple(None if each is None else each.clone() for each in inputs)
         self._graph = torch.cuda.CUDAGraph()
-        # Blocks that this process holds free are of no use to a graph, which has memory of its own.
-        torch.cuda.empty_cache()
-        # Other threads, that read the next batch say, may use the device meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result: Result = function(*self._inputs)
+        with torch.cuda.device(self._device):
+            # Blocks that this process holds free are of no use to a graph, which has memory of its own.
+            torch.cuda.empty_cache()
+            pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+            stream.wait_stream(torch.cuda.current_stream(self._device))
+            # Entered here too, because a capture that is refused does not leave its stream.
+            with torch.cuda.stream(stream):
+                try:
+                    # Other threads, that read the next batch say, may use the device meanwhile.
+                    with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
+                        self._result: Result = function(*self._inputs)
+                except BaseException:
+                    _end_refused_capture(self._device, pool)
+                    raise
+            torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def __call__(self, *inputs: Tensor | None) -> Result:
-        for own, given in zip(self._inputs, inputs, strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            for own, given in zip(self._inputs, inputs, strict=True):
+                if own is not None and given is not None:
+                    own.copy_(given)
+            self._graph.replay()
         return self._result
+
+
+def _end_refused_capture(device: torch.device, pool: tuple[int, int]) -> None:
+    """Give the device back as it was: where CUDA refuses a capture at its end, PyTorch leaves two things behind."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # Memory would still be taken from the graph's pool. (PyTorch has no public call; a second end is refused.)
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+    # And the generator would still count for the graph.
+    seed = torch.cuda.default_generators[index].initial_seed()
+    torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator(device).manual_seed(seed))
 
 
 class Replayed(Generic[Result]):
@@ -67,9 +91,12 @@ class Replayed(Generic[Result]):
         signature = (shapes, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         if signature in self._warm and signature not in self._recordings:
             self._recordings[signature] = self._record(inputs)
-        self._warm.add(signature)
         recording = self._recordings.get(signature)
-        return self._function(*inputs) if recording is None else recording(*inputs)
+        if recording is not None:
+            return recording(*inputs)
+        result = self._function(*inputs)
+        self._warm.add(signature)
+        return result
 
     def _record(self, inputs: Inputs) -> Recording[Result] | None:
         if len(self._recordings) >= MOST:

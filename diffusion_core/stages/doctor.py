@@ -1,4 +1,4 @@
-"""Look whether this machine computes what it is told, on every device and in every way that a training may take."""
+"""Check that each device of this machine computes correctly, in each way that a training on it would take."""
 
 import json
 import platform
@@ -8,12 +8,12 @@ from dataclasses import asdict
 
 import torch
 
-from diffusion_core.device import choose_compiled
+from diffusion_core.device import choose_compiled, choose_dtype
 from diffusion_core.environment import Environment
+from diffusion_core.runtime.comparison import Verdict, cannot_run
 from diffusion_core.runtime.compilation import compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
-from diffusion_core.training.precision import choose_precision
-from diffusion_core.training.self_check import Verdict, check_device
+from diffusion_core.training.device_check import check_device
 
 
 def run(environment: Environment, as_json: bool = False) -> None:
@@ -36,15 +36,18 @@ def run(environment: Environment, as_json: bool = False) -> None:
 
 
 def _verdicts(device: torch.device, environment: Environment) -> Iterator[Verdict]:
-    compiled = choose_compiled(environment, device)
-    if compiled and (problem := compiler_problem(device)) is not None:
-        yield Verdict("compiled", False, problem=f"{problem}; training runs without, slower")
+    compiled = wanted = choose_compiled(environment, device)
+    if wanted and (problem := compiler_problem(device)) is not None:
+        yield Verdict("compiled", False, problem=f"cannot run ({problem}); training runs without, slower")
         compiled = False
     if compiled:
         use_compile_cache(environment.compile_cache, device)
-    yield from check_device(
-        device, choose_precision("auto", device).dtype, compiled=compiled, replayed=device.type == "cuda"
-    )
+    dtype, replayed = choose_dtype(environment, device).dtype, wanted and device.type == "cuda"
+    try:
+        yield from check_device(device, dtype, compiled=compiled, replayed=replayed)
+    # One device that is busy or broken must not hide what was found on the others.
+    except RuntimeError as error:
+        yield cannot_run("this device", error)
 
 
 def _devices() -> Iterator[torch.device]:

@@ -17,13 +17,13 @@ from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
 from diffusion_core.runtime.compilation import compile_for_sampling, compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.sampling_check import check_sampling
 from diffusion_core.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.settings import SampleSettings
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
 from diffusion_core.training.allocator import keep_freed_memory
 from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.self_check import check_sampling
 
 logger = logging.getLogger(__name__)
 

@@ -156,7 +156,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
         trainer.restore(checkpoint.step, checkpoint.tensors)
         if trainer.threads is not None and "threads" in checkpoint.state:
             trainer.threads.restore(checkpoint.state["threads"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
             f" ({' '.join(str(error).split())}): remove {folder} to train anew"
@@ -192,7 +192,7 @@ def _steps(
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
                 if number == 0:
-                    _tell_self_check(trainer, tracked)
+                    _report_self_check(trainer, tracked)
                 preview = last or report.reaches(train.preview_every_images)
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
                 # time, and whatever fails from here on, the training itself is not lost.
@@ -209,18 +209,22 @@ def _steps(
                     print(f"train: stopped after {report.images:,} images; the same command goes on from there")
                     raise SystemExit(stop)
                 if preview:
-                    tracked.image(_preview(model, train.seed, environment), key="samples", step=report.images)
+                    tracked.image(
+                        _preview(model, train.seed, environment, trainer.precision.dtype),
+                        key="samples",
+                        step=report.images,
+                    )
         finally:
             progress.close()
 
 
-def _tell_self_check(trainer: Trainer, tracked: Run) -> None:
-    told = "; ".join(map(str, trainer.verdicts)) or "float32, eager: nothing to compare"
-    print(f"train: self-check: {told}", flush=True)
-    tracked.tag("self_check", told)
+def _report_self_check(trainer: Trainer, tracked: Run) -> None:
+    verdicts = "; ".join(map(str, trainer.verdicts)) or "float32, eager: nothing to compare"
+    print(f"train: self-check: {verdicts}", flush=True)
+    tracked.tag("self_check", verdicts)
 
 
-def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArray[np.uint8]:
+def _preview(model: TrainedModel, seed: int, environment: Environment, dtype: torch.dtype) -> NDArray[np.uint8]:
     images, _ = generate(
         model.diffusion,
         PREVIEW_IMAGES,
@@ -228,6 +232,6 @@ def _preview(model: TrainedModel, seed: int, environment: Environment) -> NDArra
         seed=seed,
         sampler=DDIM(steps=min(PREVIEW_STEPS, model.diffusion.num_timesteps)),
         batch_size=environment.sample_batch_size,
-        dtype=choose_dtype(environment, model.diffusion.device).dtype,
+        dtype=dtype,
     )
     return np.asarray(grid(images, columns=10))

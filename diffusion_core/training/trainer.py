@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.transfer import moved
 from diffusion_core.randomness import derive_seed
+from diffusion_core.runtime.comparison import Verdict
 from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
 from diffusion_core.runtime.cpu_threads import ThreadChoice
 from diffusion_core.runtime.recording import Replayed
@@ -24,7 +25,7 @@ from diffusion_core.training.loading import batches, resident
 from diffusion_core.training.order import batch_indices
 from diffusion_core.training.precision import Precision, choose_precision
 from diffusion_core.training.report import StepReport
-from diffusion_core.training.self_check import Verdict, check_training
+from diffusion_core.training.self_check import check_training
 from diffusion_core.training.update import Update
 
 logger = logging.getLogger(__name__)
@@ -145,12 +146,13 @@ class Trainer:
 
     def _can_be_replayed(self) -> bool:
         """Return whether a CUDA graph may hold a whole step."""
-        if self.diffusion.device.type != "cuda" or self.ranks.count > 1:
+        if self.diffusion.device.type != "cuda":
             return False
-        if self.diffusion.immiscible:
-            logger.warning("steps are not replayed as a CUDA graph (immiscible noise is assigned on the host)")
-            return False
-        return True
+        reason = "several processes train" if self.ranks.count > 1 else ""
+        reason = "immiscible noise is assigned on the host" if self.diffusion.immiscible else reason
+        if reason and self.ranks.first:
+            logger.warning("steps are not replayed as a CUDA graph (%s): slower where images are small", reason)
+        return not reason
 
     @property
     def images(self) -> int:
@@ -194,12 +196,16 @@ class Trainer:
         self.verdicts = [*check_training(self.gradient, images, labels, self._draws(), **ways)]
         if not self.verdicts[-1].passed:
             logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
-        # Ways that are right, simplest first: eager, compiled, replayed. All processes take what is right on each.
-        right = -self.ranks.most(-sum(verdict.passed for verdict in self.verdicts))
+        # Ways that are right, simplest first: eager, compiled, replayed. All processes take those that all find right.
+        count = 1 + sum(ways.values())
+        own = sum(verdict.passed for verdict in self.verdicts)
+        right = count - self.ranks.most(count - own)
+        if right < own:
+            self.verdicts.append(Verdict("another process", False, problem="its self-check failed, so none goes on so"))
         if right < 1:
-            self.precision = Precision(torch.float32, f"{self.verdicts[0]}")
+            self.precision = Precision(torch.float32, f"the self-check found {self.verdicts[-1]}")
             self.gradient.dtype = torch.float32
-        self._replayed = self._replayed and right == 1 + sum(ways.values())
+        self._replayed = self._replayed and right == count
         if self._compiled and right < 2:
             forget_compilation(self.diffusion.model)
             self._compiled = False
@@ -216,7 +222,9 @@ class Trainer:
         def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             # Dropout's masks, if any.
             torch.manual_seed(derive_seed(self.seed, self.step, "network", draws.start))
-            return self._run(*scalars, *inputs)
+            # Activations that are computed again need the host, which restores the generator's state.
+            recomputes = getattr(self.diffusion.model, "recompute", False)
+            return (self._computed_step if recomputes else self._run)(*scalars, *inputs)
 
         loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, draws)
         self.step += 1

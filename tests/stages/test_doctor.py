@@ -8,8 +8,8 @@ import torch
 from diffusion_core.environment import Environment
 from diffusion_core.networks import eager_cpu
 from diffusion_core.stages import doctor
-from diffusion_core.training import self_check
-from diffusion_core.training.self_check import check_device
+from diffusion_core.training import device_check
+from diffusion_core.training.device_check import check_device
 
 
 def test_a_sound_machine_is_told_so_in_a_table_and_in_json(tmp_path):
@@ -44,12 +44,28 @@ def test_a_gpu_without_triton_is_told_with_what_happens_then(monkeypatch, capsys
     monkeypatch.setattr(doctor, "compiler_problem", lambda _: "Triton is not installed")
     with pytest.raises(SystemExit):
         doctor.run(Environment())
-    assert "cannot run (Triton is not installed; training runs without, slower)" in capsys.readouterr().out
+    assert "cannot run (Triton is not installed); training runs without, slower" in capsys.readouterr().out
+
+
+def test_a_device_that_fails_does_not_hide_what_was_found_on_others(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy")
+        yield
+
+    sound = doctor.check_device
+    monkeypatch.setattr(doctor, "_devices", lambda: iter((torch.device("cpu"), torch.device("cpu"))))
+    monkeypatch.setattr(doctor, "check_device", lambda *a, **k: (checks.pop() if checks else sound)(*a, **k))
+    checks = [fails]
+    with pytest.raises(SystemExit):
+        doctor.run(Environment())
+    printed = capsys.readouterr().out
+    assert "cannot run (CUDA error: all CUDA-capable devices are busy)" in printed
+    assert "float64: passed" in printed
 
 
 def test_every_part_of_a_step_is_in_the_network_that_devices_are_checked_by(monkeypatch):
     seen = []
-    monkeypatch.setattr(self_check, "compare", lambda way, reference, *_: seen.append(reference) or True)
+    monkeypatch.setattr(device_check, "compare", lambda way, reference, *_: seen.append(reference) or True)
     list(check_device(torch.device("cpu"), torch.float32, compiled=False, replayed=False))
     assert {"the loss", "the output"} < set(seen[0])
     assert all(float(each.norm()) > 0.0 for each in seen[0].values())

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.runtime import recording
+from diffusion_core.runtime.comparison import compare
 from diffusion_core.training import self_check
 
 PROCESSES = {
@@ -35,7 +36,8 @@ class Recorded:
 
         def flat(*tensors):
             left = iter(tensors)
-            return function(*(None if each is None else next(left) for each in self.inputs))
+            result = function(*(None if each is None else next(left) for each in self.inputs))
+            return result, [each.grad for each in parameters]
 
         # What recording computes must not count, as in a CUDA graph: only operations are noted there.
         before = [each.clone() for each in state]
@@ -44,6 +46,7 @@ class Recorded:
             for each, value in zip(state, before, strict=True):
                 each.copy_(value)
         self.given = given
+        self.gradients = [each.grad for each in parameters]
         type(self).made += 1
 
     def __call__(self, *inputs):
@@ -51,10 +54,14 @@ class Recorded:
             if own is not None:
                 own.copy_(given)
         with torch.no_grad():
-            return self.graph(*self.given)
+            result, gradients = self.graph(*self.given)
+            # A graph writes them where they were when it was recorded.
+            for own, gradient in zip(self.gradients, gradients, strict=True):
+                own.copy_(gradient)
+        return result
 
 
-state = []
+state, parameters = [], []
 
 
 @pytest.fixture
@@ -82,8 +89,9 @@ def replayed(trainer):
 def know_state(trainer):
     """Let `Recorded` know what recording must not change."""
     optimizer = [each for values in trainer.update.optimizer.state.values() for each in values.values()]
+    parameters[:] = trainer.diffusion.parameters()
     counts = [trainer.update.bad_steps, trainer.update.most_bad_steps]
-    state[:] = [*trainer.diffusion.parameters(), *trainer.ema.module.parameters(), *optimizer, *counts]
+    state[:] = [*parameters, *trainer.ema.module.parameters(), *optimizer, *counts]
 
 
 def finished(trainer):
@@ -144,6 +152,51 @@ def test_a_value_that_the_host_decides_is_noticed(frozen, monkeypatch):
     monkeypatch.setattr(trainer, "_computed_step", computed)
     with pytest.raises(AssertionError):
         assert_close(finished(replayed(trainer)), finished(build(warmup_images=96, learning_rate=1e-2)))
+
+
+class Stale(Recorded):
+    """Replays with the inputs that were recorded."""
+
+    def __call__(self, *inputs):
+        return super().__call__(*self.inputs)
+
+
+@pytest.mark.parametrize(("recorder", "right"), [(Recorded, True), (Stale, False)])
+def test_the_self_check_replays_a_step_that_was_recorded_with_others(recorder, right, monkeypatch):
+    monkeypatch.setattr(recording, "Recording", recorder)
+    monkeypatch.setattr(self_check, "Recording", recorder)
+
+    def compare_without_output(way, reference, eager, run, tolerance):
+        # Which a graph writes where it was; here, it stays what it was when it was recorded.
+        return compare(way, reference, eager, {n: each for n, each in run.items() if n != "the output"}, tolerance)
+
+    monkeypatch.setattr(self_check, "compare", compare_without_output)
+    trainer = replayed(build())
+    trainer._unchecked = True
+    know_state(trainer)
+    next(trainer.steps())
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, right]
+    assert trainer._replayed == right
+
+
+def test_a_first_run_that_fails_does_not_count_as_one(monkeypatch):
+    def refuses(function, inputs):
+        raise AssertionError("recorded before it ran")
+
+    monkeypatch.setattr(recording, "Recording", refuses)
+    runs = []
+
+    def function(x):
+        runs.append(x)
+        if len(runs) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return x
+
+    replay = recording.Replayed(function, "it")
+    with pytest.raises(torch.OutOfMemoryError):
+        replay(torch.zeros(1))
+    replay(torch.zeros(1))
+    assert len(runs) == 2
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch, caplog):

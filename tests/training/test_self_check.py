@@ -11,8 +11,11 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.runtime.comparison import TOLERANCE, compare, judge_precision
 from diffusion_core.runtime.compilation import compile_for_sampling
-from diffusion_core.training.self_check import TOLERANCE, check_sampling, compare
+from diffusion_core.sampling_check import check_sampling
+from diffusion_core.training import self_check
+from diffusion_core.training.gradient import OutOfMemory
 
 COMPILE = nn.Module.compile
 
@@ -73,10 +76,18 @@ def by(monkeypatch):
     torch._dynamo.reset()
 
 
-def build(compiled=True, dropout=0.0, precision="float32", process=GaussianDiffusion, **options):
+def build(
+    compiled=True,
+    dropout=0.0,
+    precision="float32",
+    process=GaussianDiffusion,
+    network=Unet,
+    immiscible=False,
+    **options,
+):
     torch.manual_seed(1)
-    network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout, **options)
-    diffusion = process(network, image_size=4)
+    network = network(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout, **options)
+    diffusion = process(network, image_size=4, immiscible=immiscible)
     images = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     data = TensorData(images, torch.arange(30) % 3)
     return Trainer(diffusion, data, images=32, batch_size=8, precision=precision, compiled=compiled)
@@ -180,6 +191,50 @@ def test_a_precision_that_computes_nonsense_is_left_for_float32(caplog, needs_bf
     assert ours[0] == finished(build(False))[0]
 
 
+class Small(Unet):
+    """Has memory for two images at a time where gradients are kept, but only once `tight`."""
+
+    tight = False
+
+    def forward(self, x, *others):
+        if self.tight and torch.is_grad_enabled() and len(x) > 2:
+            super().forward(x, *others)
+            raise torch.OutOfMemoryError(f"tried to hold {len(x)} images")
+        return super().forward(x, *others)
+
+
+def test_memory_that_runs_out_while_checking_is_no_fault(by, caplog):
+    by(compiler())
+    trainer = build(network=Small)
+    trainer.diffusion.model.tight = True
+    finished(trainer)
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
+    assert is_compiled(trainer)
+    assert "self-check" not in caplog.text
+
+
+def test_memory_for_not_even_a_comparison_is_reported_and_training_goes_on_eager(by, monkeypatch):
+    by(compiler())
+
+    def fails(*_):
+        raise OutOfMemory("the device's memory is too small")
+
+    monkeypatch.setattr(self_check, "_plain_steps", fails)
+    trainer = build()
+    finished(trainer)
+    assert "not compared, because the device's memory is too small" in str(trainer.verdicts[-1])
+    assert not is_compiled(trainer)
+
+
+def test_immiscible_noise_does_not_look_like_a_fault(by, monkeypatch):
+    """It is assigned within a part of the batch, so all ways must cut alike."""
+    by(compiler())
+    monkeypatch.setattr(self_check, "PIXELS_AT_A_TIME", 32)
+    trainer = build(immiscible=True)
+    next(trainer.steps())
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
+
+
 def test_eager_float32_needs_no_check():
     trainer = build(compiled=False)
     next(trainer.steps())
@@ -195,7 +250,11 @@ def test_a_difference_counts_beside_the_one_that_the_precision_makes():
     assert compare("", true, rough, other, tolerance).passed
     assert not compare("", true, true, other, tolerance).passed
     assert not compare("", true, rough, wrong, tolerance).passed
-    assert not compare("", true, rough, {**other, "the loss": torch.tensor(float("nan"))}, tolerance).passed
+    nothing = {name: torch.full_like(each, float("nan")) for name, each in true.items()}
+    assert not compare("", true, rough, {**other, "the loss": nothing["the loss"]}, tolerance).passed
+    assert not compare("", true, nothing, other, tolerance).passed
+    assert not compare("", true, nothing, nothing, tolerance).passed
+    assert not judge_precision("", true, nothing).passed
 
 
 @pytest.mark.parametrize("fault", [right, lambda results: [results[0] * 1.1, *results[1:]]])
