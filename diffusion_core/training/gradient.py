@@ -116,7 +116,7 @@ class Gradient:
             noise: (B, C, H, W).
             unlabelled: which labels are dropped, bool (B,).
             flipped: which images are mirrored, bool (B,).
-            guessed: for each micro-batch, the indices within it of the images that get a first guess.
+            guessed: for each micro-batch, the indices within it of the images that get a self-conditioning estimate.
 
         Raises:
             DoesNotFit: the device's memory is too small.
@@ -152,8 +152,8 @@ class Gradient:
         return [range(start, start + size) for start in range(0, count, size)]
 
     def _loss(self, images: Tensor, **inputs: Tensor | None) -> Tensor:
-        # Without a cache of casts: those that the first guess makes, without gradient, would serve the second pass, and
-        # the weights would learn nothing (PyTorch issue 158232).
+        # Without a cache of casts: those of the self-conditioning estimate, made without gradient, would serve the second
+        # pass too, and the weights would learn nothing (PyTorch issue 158232).
         low = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype, enabled=low, cache_enabled=False):
             # The noise has its offset already.

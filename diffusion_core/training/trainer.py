@@ -66,7 +66,7 @@ class Trainer:
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
         compiled: let torch.compile build the network's kernels; on a CUDA device a whole step is then one CUDA graph,
             where one process trains. What cannot be compiled or recorded runs without, after a warning.
-        threads: chooses how many threads a step uses on a CPU, where one process trains; if None, nobody does.
+        threads: chooses how many threads a step uses on a CPU, where one process trains; their number stays if None.
         ranks: the processes that share each batch.
 
     Attributes:
@@ -230,8 +230,8 @@ class Trainer:
         self.step += 1
         self._stop_if_diverged()
         # Copies, because the next step may overwrite what a recorded one returns.
-        figures = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
-        return StepReport(self.step, self.images, self.batch_size, *figures, began)
+        values = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
+        return StepReport(self.step, self.images, self.batch_size, *values, began)
 
     def _computed_step(
         self, learning_rate: Tensor, ema_share: Tensor, *inputs: Tensor | None
