@@ -152,8 +152,8 @@ class Gradient:
         return [range(start, start + size) for start in range(0, count, size)]
 
     def _loss(self, images: Tensor, **inputs: Tensor | None) -> Tensor:
-        # Without a cache of casts: those of the self-conditioning estimate, made without gradient, would serve the second
-        # pass too, and the weights would learn nothing (PyTorch issue 158232).
+        # Without a cache of casts: those of the self-conditioning estimate, made without gradient, would serve the
+        # second pass too, and the weights would learn nothing (PyTorch issue 158232).
         low = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype, enabled=low, cache_enabled=False):
             # The noise has its offset already.
