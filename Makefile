@@ -35,7 +35,9 @@ test: setup ## Run the tests
 GPU_PYTHON ?= python3
 
 gpu-check: ## Check a GPU: the same numbers as a CPU, and learning (make gpu-check GPU_PYTHON=python3)
-	$(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
+	@$(GPU_PYTHON) -c 'import numpy, pytest, torch' \
+		|| { echo "error: $(GPU_PYTHON) lacks PyTorch, numpy or pytest: name one with make gpu-check GPU_PYTHON=..." >&2; exit 2; }
+	GPU_CHECK_REQUIRED=1 $(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
 
 lint: setup ## Check style, types and who may import whom
 	$(BIN)/ruff check .

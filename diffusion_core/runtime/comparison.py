@@ -40,9 +40,9 @@ class Verdict:
     problem: str = ""
 
     def __str__(self) -> str:
-        if self.problem:
-            return f"{self.way}: {self.problem}"
         verdict = "passed" if self.passed else "FAILED"
+        if self.problem:
+            return f"{self.way}: {verdict}, {self.problem}"
         return f"{self.way}: {verdict}, {self.worst} is off by {self.error:.2g} where {self.allowed:.2g} is allowed"
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict
 
 import torch
 
-from diffusion_core.device import choose_compiled, choose_dtype
+from diffusion_core.device import choose_compiled, choose_device, choose_dtype
 from diffusion_core.environment import Environment
+from diffusion_core.errors import UserError
 from diffusion_core.runtime.comparison import Verdict, cannot_run
 from diffusion_core.runtime.compilation import compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
@@ -17,36 +18,47 @@ from diffusion_core.training.device_check import check_device
 
 
 def run(environment: Environment, as_json: bool = False) -> None:
-    """Print a table of what was compared, or JSON.
+    """Print what was compared, line by line, or all of it as JSON.
 
     Raises:
+        UserError: DIFFUSION_DEVICE names a device that this machine does not have.
         SystemExit: with code 1, because something is computed wrongly or cannot run.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    rows = [(device, verdict) for device in _devices() for verdict in _verdicts(device, environment)]
+    devices = [choose_device(environment)] if environment.device != "auto" else list(_devices())
+    if not as_json:
+        print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
+        if not torch.cuda.is_available():
+            print(
+                "no CUDA GPU: " + ("PyTorch finds none" if torch.version.cuda else "this PyTorch is built without CUDA")
+            )
+    checks = []
+    for device in devices:
+        for verdict in _verdicts(device, environment):
+            checks.append({"device": str(device), "name": _name(device), **asdict(verdict)})
+            if not as_json:
+                print(f"{device} {_name(device)}  {verdict}", flush=True)
+    failed = sum(not check["passed"] for check in checks)
     if as_json:
-        checks = [{"device": _name(device), **asdict(verdict)} for device, verdict in rows]
         print(json.dumps({"versions": versions, "checks": checks}, indent=2))
     else:
-        print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
-        for device, verdict in rows:
-            print(f"{_name(device):24}  {verdict}")
-    if not all(verdict.passed for _, verdict in rows):
+        print(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
+    if failed:
         sys.exit(1)
 
 
 def _verdicts(device: torch.device, environment: Environment) -> Iterator[Verdict]:
-    compiled = wanted = choose_compiled(environment, device)
-    if wanted and (problem := compiler_problem(device)) is not None:
-        yield Verdict("compiled", False, problem=f"cannot run ({problem}); training runs without, slower")
-        compiled = False
-    if compiled:
-        use_compile_cache(environment.compile_cache, device)
-    dtype, replayed = choose_dtype(environment, device).dtype, wanted and device.type == "cuda"
+    # One device that is busy or broken must not hide what is found on the others.
     try:
+        compiled = wanted = choose_compiled(environment, device)
+        if wanted and (problem := compiler_problem(device)) is not None:
+            yield Verdict("compiled", False, problem=f"cannot run ({problem}); training runs without, slower")
+            compiled = False
+        if compiled:
+            use_compile_cache(environment.compile_cache, device)
+        dtype, replayed = choose_dtype(environment, device).dtype, wanted and device.type == "cuda"
         yield from check_device(device, dtype, compiled=compiled, replayed=replayed)
-    # One device that is busy or broken must not hide what was found on the others.
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
         yield cannot_run("this device", error)
 
 
@@ -58,4 +70,9 @@ def _devices() -> Iterator[torch.device]:
 
 
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if device.type != "cuda":
+        return platform.machine()
+    try:
+        return torch.cuda.get_device_name(device)
+    except RuntimeError as error:
+        return f"({' '.join(str(error).split())[:80]})"

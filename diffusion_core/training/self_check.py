@@ -56,7 +56,7 @@ def check_training(
     try:
         reference, eager = _plain_steps(gradient, images, labels, draws)
     except (OutOfMemory, torch.OutOfMemoryError):
-        yield Verdict(f"{precision}, eager", True, problem="not compared, because the device's memory is too small")
+        yield Verdict(f"{precision}, eager", True, problem="but not compared: the device's memory is too small")
         return
     verdict = judge_precision(f"{precision}, eager", reference, eager)
     yield verdict

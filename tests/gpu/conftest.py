@@ -64,12 +64,17 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-def pytest_sessionfinish():
+def pytest_sessionfinish(session):
     if DEVICE is not None:
         RECORD.write(finished=True)
+    elif "GPU_CHECK_REQUIRED" in os.environ:
+        # `make gpu-check` was asked for a GPU: that nothing was checked is no success.
+        session.exitstatus = 2
 
 
 def pytest_terminal_summary(terminalreporter):
+    if DEVICE is None and "GPU_CHECK_REQUIRED" in os.environ:
+        terminalreporter.write_line(f"error: nothing was checked: {NO_DEVICE}")
     if RECORD.rows:
         terminalreporter.section("GPU check")
         terminalreporter.write_line("\n".join(RECORD.table()))

@@ -16,12 +16,15 @@ def test_a_sound_machine_is_told_so_in_a_table_and_in_json(tmp_path):
     command = [sys.executable, "-m", "diffusion_core", "doctor"]
     table = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     assert f"torch {torch.__version__}" in table[0]
+    if not torch.cuda.is_available():
+        assert table.pop(1).startswith("no CUDA GPU: ")
     assert table[1].startswith("cpu ")
     assert "beside a CPU's float64: passed" in table[1]
+    assert table[-1] == f"all {len(table) - 2} checks passed"
     checks = json.loads(
         subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     )["checks"]
-    assert len(checks) == len(table) - 1
+    assert len(checks) == len(table) - 2
     assert all(check["passed"] for check in checks)
 
 
@@ -36,7 +39,18 @@ def test_a_device_that_computes_wrongly_is_told_and_the_exit_code_is_1(monkeypat
     with pytest.raises(SystemExit) as left:
         doctor.run(Environment())
     assert left.value.code == 1
-    assert "FAILED, the gradient of model." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "FAILED, the gradient of model." in printed
+    assert "checks failed" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    variables = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "DIFFUSION_DEVICE": "cuda"}
+    command = [sys.executable, "-m", "diffusion_core", "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables)
+    assert done.returncode == 2
+    assert "DIFFUSION_DEVICE is cuda, which this machine does not have" in done.stderr
 
 
 def test_a_gpu_without_triton_is_told_with_what_happens_then(monkeypatch, capsys):
