@@ -38,22 +38,40 @@ class Run:
 
     What a store that does not answer could not take is kept, and sent in its order before anything newer.
 
+    Args:
+        client: of the store.
+        run_id: MLflow's id of the run.
+        store: its address, for messages.
+        resumed: the run may have metrics already, which are not logged again.
+
     Attributes:
         id: MLflow's id of the run.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, store: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, store: str, *, resumed: bool = False) -> None:
         self.id = run_id
         self._client = client
         self._store = store
         self._unsent: deque[Callable[[], object]] = deque()
+        self._resumed = resumed
+        self._last_steps: dict[str, int] = {}
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log figures of one step."""
         now = time.time_ns() // 1_000_000
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._unsent.append(lambda: self._client.log_batch(self.id, metrics=metrics))
+        self._unsent.append(lambda: self._log(metrics))
         self._send()
+
+    def _log(self, metrics: list[Metric]) -> None:
+        """Log those that the run does not have: a training that was killed comes by its last steps again."""
+        for name in {metric.key for metric in metrics} - self._last_steps.keys() if self._resumed else ():
+            history = self._client.get_metric_history(self.id, name)
+            self._last_steps[name] = max((metric.step for metric in history), default=-1)
+        new = [metric for metric in metrics if metric.step > self._last_steps.get(metric.key, -1)]
+        if new:
+            self._client.log_batch(self.id, metrics=new)
+            self._last_steps |= {metric.key: metric.step for metric in new}
 
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
         """Log a picture, uint8 (H, W, C) with 1, 3 or 4 channels; MLflow shows pictures of one key as a series."""
@@ -133,7 +151,7 @@ def training_run(
         unlogged = flattened(params) if run_id is None else _unlogged(client, run_id, flattened(params))
         experiment = experiment_id(client, environment) if run_id is None else None
         active = mlflow.start_run(run_id=run_id, experiment_id=experiment, tags=tags, log_system_metrics=True)
-    run = Run(client, active.info.run_id, store)
+    run = Run(client, active.info.run_id, store, resumed=run_id is not None)
     try:
         with answering(environment):
             mlflow.log_params(unlogged)

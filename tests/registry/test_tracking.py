@@ -114,6 +114,19 @@ def test_resuming_goes_on_in_the_same_run(environment):
     assert len(connect(environment).search_runs([run.info.experiment_id])) == 1
 
 
+def test_steps_that_a_killed_training_comes_by_again_are_logged_once(environment):
+    def body(run):
+        for step in (1, 2, 3):
+            run.metrics({"loss": 1.0 / step, "rate": 1.0}, step=step)
+
+    first = track(environment, body)
+    track(
+        environment, lambda run: [run.metrics({"loss": 1.0 / n, "rate": 1.0}, step=n) for n in (2, 3, 4)], run_id=first
+    )
+    for name in ("loss", "rate"):
+        assert [each.step for each in connect(environment).get_metric_history(first, name)] == [1, 2, 3, 4]
+
+
 def test_resuming_with_other_parameters_is_refused_and_changes_nothing(environment):
     first = track(environment)
     with pytest.raises(UserError, match=r"train\.seed 1, and it is 2 now"):
