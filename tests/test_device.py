@@ -59,7 +59,7 @@ def test_a_network_is_compiled_on_request_and_by_itself_on_cuda_alone(monkeypatc
 def test_threads_are_chosen_on_a_cpu_for_one_process_alone(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     cpu = torch.device("cpu")
-    assert device.choose_threads(Environment(), cpu, Ranks()).candidates == (4, 2, 1)
+    assert device.choose_threads(Environment(threads="auto"), cpu, Ranks()).candidates == (4, 2, 1)
     assert device.choose_threads(Environment(threads=3), cpu, Ranks()).candidates == (3,)
     assert device.choose_threads(Environment(), cpu, Ranks(0, 2)) is None
     assert device.choose_threads(Environment(), torch.device("cuda"), Ranks()) is None
