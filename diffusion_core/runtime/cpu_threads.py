@@ -1,8 +1,8 @@
 """How many OpenMP threads a training on a CPU uses, chosen by measuring steps.
 
 All cores are best on a quiet machine. Beside another busy process they are the worst choice: each parallel loop waits
-for the thread that lost its core. Beside one, on two cores, the demo trains at a third of its speed with two threads and
-at 0.85 of it with one (benchmarks/busy_cpu.json).
+for the thread that lost its core. Beside one, on two cores, the demo trains at a third of its speed with two threads
+and at 0.85 of it with one (benchmarks/busy_cpu.json).
 
 The number of threads changes the rounding of gradients. So it is training state: a checkpoint holds it, and on a quiet
 machine the step's number alone decides when another number is tried.
