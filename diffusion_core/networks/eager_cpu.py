@@ -18,7 +18,7 @@ TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.
 
 def pays(x: Tensor) -> bool:
     """Whether layers take this order for `x`: on a CPU, unless torch.compile is at work."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

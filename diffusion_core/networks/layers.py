@@ -51,10 +51,7 @@ class ResnetBlock(nn.Module):
         self.block2 = Block(dim_out, dim_out)
         self.res_conv = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
-    def forward(self, x: Tensor, time_emb: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Return the block's output; `skip`, of a skip connection, is further channels of its input."""
-        if skip is not None:
-            x = torch.cat((x, skip), dim=1)
+    def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
         scale, shift = self.mlp(time_emb).chunk(2, dim=1)
         h = self.block2(self.block1(x, scale, shift))
         out: Tensor = h + self.res_conv(x)

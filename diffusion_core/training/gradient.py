@@ -48,6 +48,7 @@ class Gradient:
         self.accumulate = accumulate
         self.horizontal_flip = horizontal_flip
         self.ranks = ranks
+        self.parameters = list(diffusion.parameters())
         self.forward = ranks.wrapped(diffusion)
 
     def inputs(self, images: Tensor, labels: Tensor | None, draws: TrainingDraws) -> tuple[Tensor | None, ...]:
@@ -121,7 +122,8 @@ class Gradient:
         Raises:
             DoesNotFit: the device's memory is too small.
         """
-        self.diffusion.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         if flipped is not None:
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         total = torch.zeros((), device=self.diffusion.device)
