@@ -55,12 +55,13 @@ lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lo
 
 # Without BENCH_PYTHON the peers get an environment of their own. With it nothing is installed, and the interpreter needs
 # PyTorch alone; a peer that it lacks is left out. On a GPU machine say: make bench BENCH_PYTHON=python3 PARTS=training
+# IMAGES=folder measures quality on its photographs.
 BENCH_PYTHON ?= .bench/bin/python
 PARTS ?=
 OWN_BENCH := $(filter .bench/%,$(BENCH_PYTHON))
 
 bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its peers (with an interpreter as it is: make bench BENCH_PYTHON=python3 PARTS=training)
-	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON)
+	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON) $(if $(IMAGES),--images $(IMAGES))
 
 .bench/bin/python: benchmarks/requirements.txt
 	test -x $@ || $(PYTHON) -m venv .bench

@@ -53,6 +53,23 @@ def measure(name: str, plan: Plan, seconds: float, results: Path) -> None:
     write(content, results)
 
 
+def finds_gpu(python: str) -> bool:
+    """Return whether an interpreter's own PyTorch, which may be another than this one's, finds a GPU.
+
+    Raises:
+        ValueError: it does not run, or has no PyTorch.
+    """
+    asked = [python, "-c", "import torch; print(torch.cuda.is_available())"]
+    try:
+        done = subprocess.run(asked, check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise ValueError(f"{python} cannot be run ({error.strerror})") from None
+    except subprocess.CalledProcessError as error:
+        last = error.stderr.strip().splitlines()[-1:]
+        raise ValueError(f"{python} cannot import torch ({''.join(last)}): name an interpreter that has it") from None
+    return done.stdout.strip() == "True"
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,9 +80,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.parts if name not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}: name some of {', '.join(PARTS)}")
-    # Of that interpreter, whose PyTorch may be another than this one's.
-    asked = [arguments.python, "-c", "import torch; print(torch.cuda.is_available())"]
-    gpu = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout.strip() == "True"
+    try:
+        gpu = finds_gpu(arguments.python)
+    except ValueError as error:
+        parser.error(f"--python: {error}")
+    if arguments.images is not None and not arguments.images.is_dir():
+        parser.error(f"--images: {arguments.images} is not a folder")
     if not gpu and (impossible := [name for name in arguments.parts if name in GPU_ONLY]):
         parser.error(f"{impossible[0]} needs a GPU, which {arguments.python} does not find")
     plan = make_plan(arguments.python, gpu, arguments.images)

@@ -3,13 +3,25 @@
 Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never become parameters, tags or log lines.
 """
 
+import logging
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "DIFFUSION_"
+# Of deployments (prefect.yaml, docs/operate.md), not of the stages that they start.
+DEPLOYMENT = {f"{PREFIX}{name}" for name in ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")}
+# How pydantic says what else a variable may be.
+WORDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 
 # Where containers mount secrets, one file each, called like the variable: diffusion_s3_secret_key.
 SECRETS = Path("/run/secrets")
@@ -19,7 +31,7 @@ class Environment(BaseSettings):
     """Variables are called `DIFFUSION_` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DIFFUSION_",
+        env_prefix=PREFIX,
         env_file=".env",
         env_ignore_empty=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
@@ -68,17 +80,34 @@ class Environment(BaseSettings):
 
 
 def load_environment() -> Environment:
-    """Read the environment.
+    """Read the environment; warn of a variable that is nearly one of these.
 
     Raises:
         UserError: a variable has a value that its field does not take.
     """
     try:
-        return Environment()
+        environment = Environment()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         first = problems[0]
         # A choice of types has a problem with each of them, and its field's name before all.
         field = first["loc"][0]
-        wanted = " or ".join(str(each["msg"]) for each in problems if each["loc"][0] == field)
-        raise UserError(f"DIFFUSION_{str(field).upper()} is {first['input']!r}: {wanted}") from None
+        wanted = " or ".join(
+            WORDS.get(each["type"], each["msg"].removeprefix("Input should be "))
+            for each in problems
+            if each["loc"][0] == field
+        )
+        raise UserError(f"{PREFIX}{str(field).upper()} is {first['input']!r}: it must be {wanted}") from None
+    _warn_of_misspelt()
+    return environment
+
+
+def _warn_of_misspelt() -> None:
+    # Not an error, because a cluster sets variables of this prefix too, one for each of its services.
+    known = [f"{PREFIX}{name.upper()}" for name in Environment.model_fields]
+    for name in sorted({variable.upper() for variable in (*os.environ, *dotenv_values(".env"))}):
+        if name.startswith(PREFIX) and name not in known and name not in DEPLOYMENT:
+            for meant in get_close_matches(
+                name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], 1, 0.8
+            ):
+                logger.warning("%s is not known and changes nothing: did you mean %s%s?", name, PREFIX, meant)

@@ -312,6 +312,26 @@ def test_a_part_that_cannot_be_measured_is_refused(part, message, monkeypatch, c
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--python", "no-such-python"], "--python: no-such-python cannot be run (No such file or directory)"),
+        (["--python", "without-torch"], "--python: without-torch cannot import torch (ModuleNotFoundError: "),
+        (["--images", "no-such-folder"], "--images: no-such-folder is not a folder"),
+    ],
+)
+def test_an_argument_that_is_of_no_use_is_a_sentence_and_exit_code_2(arguments, message, monkeypatch, capsys, tmp_path):
+    without = tmp_path / "without-torch"
+    without.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    without.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "argv", ["compare", "training", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        compare.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_gpu_has_both_networks_and_all_parts():
     plan = compare.make_plan("python3", gpu=True)
     assert [(each["size"], each["dim"], each["dim_mults"], each["batch"]) for each in plan.networks] == [
@@ -330,6 +350,7 @@ def test_make_with_an_interpreter_installs_nothing():
         "python3 -m benchmarks.compare training peak --python python3"
     ]
     assert ".venv/bin/python -m benchmarks.compare  --python .bench/bin/python" in commands()
+    assert "--images pictures" in commands("IMAGES=pictures")
 
 
 # What a bare machine with PyTorch lacks, and what no part of the chain may ask for.

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_core.environment import Environment, load_environment
+from diffusion_core.environment import DEPLOYMENT, Environment, load_environment
 from diffusion_core.errors import UserError
 from diffusion_core.kinds import kinds
 from diffusion_core.params import load_settings
@@ -151,12 +151,31 @@ def test_an_address_with_a_password_is_not_shown():
 
 def test_environment_names_the_variable_that_is_wrong(monkeypatch):
     monkeypatch.setenv("DIFFUSION_DEVICE", "abacus")
-    with pytest.raises(UserError, match="DIFFUSION_DEVICE is 'abacus'"):
+    with pytest.raises(UserError, match="DIFFUSION_DEVICE is 'abacus': it must be 'auto', 'cpu', 'cuda' or 'mps'$"):
         load_environment()
 
 
-@pytest.mark.parametrize("processes", ["0", "abc"])
-def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes):
+@pytest.mark.parametrize(("processes", "wanted"), [("0", "greater than 0"), ("abc", "a whole number")])
+def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes, wanted):
     monkeypatch.setenv("DIFFUSION_PROCESSES", processes)
-    with pytest.raises(UserError, match=f"^DIFFUSION_PROCESSES is '{processes}': .*'auto' or .*"):
+    with pytest.raises(UserError, match=f"^DIFFUSION_PROCESSES is '{processes}': it must be 'auto' or {wanted}$"):
         load_environment()
+
+
+def test_a_misspelt_variable_is_told_wherever_it_stands(monkeypatch, caplog, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFUSION_PRECISON", "float32")
+    (tmp_path / ".env").write_text("DIFFUSION_THREAD=1\n", encoding="utf-8")
+    load_environment()
+    assert [record.getMessage() for record in caplog.records] == [
+        "DIFFUSION_PRECISON is not known and changes nothing: did you mean DIFFUSION_PRECISION?",
+        "DIFFUSION_THREAD is not known and changes nothing: did you mean DIFFUSION_THREADS?",
+    ]
+
+
+def test_variables_of_others_are_no_misspellings(monkeypatch, caplog, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in (*DEPLOYMENT, "DIFFUSION_POSTGRES_SERVICE_HOST", "DIFFUSION_DEVICE", "diffusion_device", "NUM_THREADS"):
+        monkeypatch.setenv(name, "cpu")
+    load_environment()
+    assert not caplog.records

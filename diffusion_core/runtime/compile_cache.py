@@ -51,6 +51,7 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
         # Absolute, because the processes that compile may have another current folder.
         folder = Path(os.path.realpath(folder))
         path = folder / _key(device)
+        _check_name(path)
         path.mkdir(parents=True, exist_ok=True)
         (path / LAST_USE).touch()
         # First, because it makes room.
@@ -112,14 +113,22 @@ def _processor() -> tuple[str, str]:
     return named[1] if named else platform.machine(), "\n".join(lines)
 
 
+def _check_name(path: Path) -> None:
+    """Check that the compiler takes the path.
+
+    Raises:
+        OSError: it does not.
+    """
+    if re.search(r"[\s'\"\\]", str(path)):
+        raise OSError(errno.EINVAL, "the C compiler's command takes no white space or quotes in a path")
+
+
 def _check(path: Path) -> None:
     """Check that results can be written there and loaded.
 
     Raises:
         OSError: they cannot.
     """
-    if re.search(r"[\s'\"\\]", str(path)):
-        raise OSError(errno.EINVAL, "the C compiler's command takes no white space or quotes in a path")
     # Results are libraries.
     if hasattr(os, "statvfs") and os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
         raise OSError(errno.EACCES, "it is mounted with noexec")

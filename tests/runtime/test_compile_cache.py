@@ -178,6 +178,7 @@ def test_a_path_that_breaks_the_compilers_command_is_not_used(tmp_path, monkeypa
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     assert use_compile_cache(tmp_path / name, CPU) is None
     assert "white space" in caplog.text
+    assert not list(tmp_path.iterdir()), "a folder that is refused is not made"
 
 
 def test_nothing_but_the_marker_stays_of_the_check(key):
