@@ -229,6 +229,6 @@ def test_a_recording_is_made_anew_after_other_tensors_were_restored():
 
 @pytest.mark.usefixtures("_recorded")
 def test_micro_batches_of_an_odd_size_have_a_recording_for_each_number_of_guesses():
-    options = {"batch_size": 6, "accumulate": 2, "images": 180}
+    options = {"batch_size": 6, "accumulate": 2, "images": 90}
     assert_close(finished(replayed(build(**options))), finished(build(**options)))
     assert 1 < Recorded.made <= recording.MOST
