@@ -30,7 +30,7 @@ def rms_norm(x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None) -
     """Return what `RMSNorm` is written as, with the backward pass below."""
     gain = g.reshape(1, 1, -1)
     if scale is not None:
-        gain = gain * (scale.unsqueeze(1) + 1.0)
+        gain = gain * (scale.unsqueeze(1).to(gain.dtype) + 1.0)
     offset = None if shift is None else shift.unsqueeze(1).to(x.dtype)
     rows = x.flatten(2).transpose(1, 2)
     normalised: Tensor = _RMSNorm.apply(rows, gain.to(x.dtype), offset)  # type: ignore[no-untyped-call]

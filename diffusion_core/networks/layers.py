@@ -34,7 +34,7 @@ class Block(nn.Module):
         self.proj = nn.Conv2d(dim, dim_out, 3, padding=1)
         self.norm = RMSNorm(dim_out)
         self.act = nn.SiLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         out: Tensor = self.dropout(self.act(self.norm(self.proj(x), scale, shift)))

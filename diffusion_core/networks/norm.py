@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
         length = precise.square().sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
         gain = self.g * x.shape[1] ** 0.5
         if scale is not None:
-            gain = gain * (scale + 1.0)
+            gain = gain * (scale.to(gain.dtype) + 1.0)  # in bfloat16, 1.003 is 1
         y: Tensor = precise / length * gain.unsqueeze(-1).unsqueeze(-1)
         if shift is not None:
             y = y + shift.unsqueeze(-1).unsqueeze(-1)

@@ -39,10 +39,12 @@ def compile_network(network: nn.Module) -> None:
     A network that names its `regions()` is compiled one by one: regions of equal shapes share their kernels, and what
     lies between them stays as it is. Any other is compiled whole.
 
-    In this process cuDNN's attention is then switched off.
+    In this process cuDNN's attention is then switched off, and dropout runs eagerly.
     """
     # cuDNN's attention is the youngest of PyTorch's four, and over a few hundred pixels it gains nothing.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    # The self-check leaves dropout out. In a kernel with what surrounds it, it would train by another than was checked.
+    torch._dynamo.disallow_in_graph(torch.nn.functional.dropout)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     # An Inductor that no longer has the option has nothing to switch off.
     options = {name: value for name, value in OPTIONS.items() if name in torch._inductor.list_options()}

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Inputs = tuple[Tensor | None, ...]
 
-# Recordings of one function; each keeps memory of its own.
+# Recordings of one function; each keeps memory of its own. Micro-batches of an odd size have many combinations of
+# shapes: their numbers of self-conditioning estimates differ.
 MOST = 4
 
 
@@ -33,8 +34,8 @@ class Recording(Generic[Result]):
             self._inputs = tuple(None if each is None else each.clone() for each in inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
-            # Blocks that this process holds free are of no use to a graph, which has memory of its own.
-            torch.cuda.empty_cache()
+            index = torch.cuda.current_device() if self._device.index is None else self._device.index
+            offset = torch.cuda.default_generators[index].get_offset()
             pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             stream.wait_stream(torch.cuda.current_stream(self._device))
             # Entered here too, because a capture that is refused does not leave its stream.
@@ -44,7 +45,7 @@ class Recording(Generic[Result]):
                     with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
                         self._result: Result = function(*self._inputs)
                 except BaseException:
-                    _end_refused_capture(self._device, pool)
+                    _end_refused_capture(index, pool, offset)
                     raise
             torch.cuda.current_stream(self._device).wait_stream(stream)
 
@@ -57,15 +58,24 @@ class Recording(Generic[Result]):
         return self._result
 
 
-def _end_refused_capture(device: torch.device, pool: tuple[int, int]) -> None:
-    """Give the device back as it was: where CUDA refuses a capture at its end, PyTorch leaves two things behind."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    # Memory would still be taken from the graph's pool. (PyTorch has no public call; a second end is refused.)
+def _end_refused_capture(index: int, pool: tuple[int, int], offset: int) -> None:
+    """Give a device back as it was: where CUDA refuses a capture at its end, PyTorch leaves memory and generator to it.
+
+    Args:
+        index: of the device.
+        pool: of the graph.
+        offset: where the device's global generator stood before the capture.
+    """
+    # Memory would still be taken from the graph's pool, and never be given back. (PyTorch has no public call. Where the
+    # capture ended by itself, the first call is refused, and the graph lets go of the pool.)
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
     # And the generator would still count for the graph.
-    seed = torch.cuda.default_generators[index].initial_seed()
-    torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator(device).manual_seed(seed))
+    own = torch.cuda.default_generators[index]
+    other = torch.Generator(f"cuda:{index}").manual_seed(own.initial_seed())
+    other.set_offset(offset)
+    own.graphsafe_set_state(other)
 
 
 class Replayed(Generic[Result]):
@@ -95,13 +105,14 @@ class Replayed(Generic[Result]):
         if recording is not None:
             return recording(*inputs)
         result = self._function(*inputs)
-        self._warm.add(signature)
+        if signature not in self._warm:
+            if len(self._warm) < MOST:
+                self._warm.add(signature)
+            else:
+                self._warn(f"its inputs have more than {MOST} combinations of shapes")
         return result
 
     def _record(self, inputs: Inputs) -> Recording[Result] | None:
-        if len(self._recordings) >= MOST:
-            self._warn(f"its inputs have more than {MOST} combinations of shapes")
-            return None
         try:
             return Recording(self._function, inputs)
         except RuntimeError as error:

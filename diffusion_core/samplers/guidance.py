@@ -42,6 +42,13 @@ class Guidance(Options):
                 f"guidance.interval is {tuple(self.interval)}; it must be two rising noise levels, the first at least 0"
             )
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How many predictions of an image a pass of the network makes: 1, 2 where guidance blends, or both in turn."""
+        if self.scale in (0.0, 1.0):
+            return (1,)
+        return (2,) if self.interval is None else (1, 2)
+
     def acts_at(self, alpha_bar: float) -> bool:
         """Whether the prediction without a label is needed at this noise level."""
         if self.scale == 1.0 or self.interval is None:

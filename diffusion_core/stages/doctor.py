@@ -25,7 +25,9 @@ def run(environment: Environment, as_json: bool = False) -> None:
         SystemExit: with code 1, because something is computed wrongly or cannot run.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    devices = [choose_device(environment)] if environment.device != "auto" else list(_devices())
+    if environment.device != "auto":
+        choose_device(environment)  # which refuses one that is not there
+    devices = [each for each in _devices() if environment.device in ("auto", each.type)]
     if not as_json:
         print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
         if not torch.cuda.is_available():

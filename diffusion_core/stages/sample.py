@@ -1,5 +1,6 @@
 """Draw images from the trained model: models/ to samples/."""
 
+import gc
 import logging
 from copy import deepcopy
 from dataclasses import replace
@@ -81,15 +82,22 @@ def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment,
     if (problem := compiler_problem(device)) is not None:
         logger.warning("the network is not compiled (%s): sampling is slower", problem)
         return model
+    size = even_size(len(ranks.share(sample.count)), environment.sample_batch_size)
+    if size == 0:
+        return model
     use_compile_cache(environment.compile_cache, device)
     fast = replace(model, diffusion=deepcopy(model.diffusion))
     compile_for_sampling(fast.diffusion.model)
-    size = even_size(len(ranks.share(sample.count)), environment.sample_batch_size)
-    verdict = check_sampling(model.diffusion, fast.diffusion, choose_dtype(environment, device).dtype, size)
-    if not verdict.passed:
-        logger.warning("self-check: %s; sampling goes on without", verdict)
-        return model
-    print(f"sample: self-check: {verdict}", flush=True)
+    dtype = choose_dtype(environment, device).dtype
+    for passes in sample.guidance.passes:
+        verdict = check_sampling(model.diffusion, fast.diffusion, dtype, passes * size)
+        if not verdict.passed:
+            logger.warning("self-check: %s; sampling goes on without", verdict)
+            # It and what replays it refer to each other; its memory is wanted now.
+            del fast
+            gc.collect()
+            return model
+        print(f"sample: self-check: {verdict}", flush=True)
     return fast
 
 

@@ -1,5 +1,6 @@
 """Train the model: data/prepared to models/, and plots/loss.csv."""
 
+import logging
 import shutil
 import time
 from contextlib import nullcontext
@@ -37,6 +38,8 @@ from diffusion_core.training.history import History
 from diffusion_core.training.progress import Progress
 from diffusion_core.training.stopping import stop_on_signal
 from diffusion_core.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 PREVIEW_IMAGES = 20
 PREVIEW_STEPS = 25
@@ -208,12 +211,8 @@ def _steps(
                 if stop:
                     print(f"train: stopped after {report.images:,} images; the same command goes on from there")
                     raise SystemExit(stop)
-                if preview:
-                    tracked.image(
-                        _preview(model, train.seed, environment, trainer.precision.dtype),
-                        key="samples",
-                        step=report.images,
-                    )
+                if preview and (picture := _preview(model, train.seed, environment, trainer)) is not None:
+                    tracked.image(picture, key="samples", step=report.images)
         finally:
             progress.close()
 
@@ -224,7 +223,21 @@ def _report_self_check(trainer: Trainer, tracked: Run) -> None:
     tracked.tag("self_check", verdicts)
 
 
-def _preview(model: TrainedModel, seed: int, environment: Environment, dtype: torch.dtype) -> NDArray[np.uint8]:
+def _preview(model: TrainedModel, seed: int, environment: Environment, trainer: Trainer) -> NDArray[np.uint8] | None:
+    """Return a picture of samples, or None, after a warning, where there is no memory for them."""
+    try:
+        return _samples(model, seed, environment, trainer.precision.dtype)
+    except torch.OutOfMemoryError:
+        # A recorded step keeps memory to itself.
+        trainer.forget_recording()
+    try:
+        return _samples(model, seed, environment, trainer.precision.dtype)
+    except torch.OutOfMemoryError as error:
+        logger.warning("no preview is drawn (%s): lower DIFFUSION_SAMPLE_BATCH_SIZE", " ".join(str(error).split()))
+        return None
+
+
+def _samples(model: TrainedModel, seed: int, environment: Environment, dtype: torch.dtype) -> NDArray[np.uint8]:
     images, _ = generate(
         model.diffusion,
         PREVIEW_IMAGES,

@@ -45,8 +45,9 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 def _bfloat16_hardware(device: torch.device) -> str | None:
     """Return the name of what multiplies bfloat16, or None."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.cuda.get_device_name(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # PyTorch asks the current one
+            return torch.cuda.get_device_name() if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return "AMX"
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():

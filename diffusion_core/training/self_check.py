@@ -23,7 +23,6 @@ from diffusion_core.runtime.comparison import (
     exact_float32,
     judge_precision,
 )
-from diffusion_core.runtime.compilation import forget_compilation
 from diffusion_core.runtime.recording import Recording
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -74,7 +73,7 @@ def check_training(
     def replay(*inputs: Tensor | None) -> Tensor:
         """Record another step, and replay it with this one's inputs: a value that is frozen or not copied shows."""
         alone.compute(*inputs)  # type: ignore[arg-type]
-        recording = Recording(alone.compute, alone.inputs(images.flip(0), labels, _others(draws, alone)))
+        recording = Recording(alone.compute, alone.inputs(*_others(images, labels, draws, alone)))
         for each in alone.diffusion.parameters():
             if each.grad is not None:
                 each.grad.fill_(torch.nan)
@@ -118,8 +117,9 @@ def step_values(
         batches = outputs[-gradient.accumulate :]
         values = {"the loss": loss.detach().cpu(), "the output": torch.cat([each.cpu() for each in batches]).float()}
         for name, each in gradient.diffusion.named_parameters():
-            if each.grad is not None:
-                values[GRADIENT + name] = each.grad.detach().cpu().clone()
+            # One that is missing counts as zero, so that it shows where another way has one.
+            found = torch.zeros_like(each) if each.grad is None else each.grad
+            values[GRADIENT + name] = found.detach().cpu().clone()
         return values
     finally:
         hook.remove()
@@ -132,8 +132,7 @@ def _plain_steps(
     gradient: Gradient, images: Tensor, labels: Tensor | None, draws: TrainingDraws
 ) -> tuple[Values, Values]:
     """Return what an eager step in float32 computes, and one in the chosen precision."""
-    plain = deepcopy(gradient.diffusion)
-    forget_compilation(plain.model)
+    plain = deepcopy(gradient.diffusion)  # which leaves behind what was compiled
     # Noise is assigned within a micro-batch, so there the cut must be the training's own.
     parts = gradient.accumulate if plain.immiscible else _parts(images)
 
@@ -146,18 +145,24 @@ def _plain_steps(
     return reference, step(gradient.dtype)
 
 
-def _others(draws: TrainingDraws, gradient: Gradient) -> TrainingDraws:
-    """Return other random numbers of the same shapes."""
-    size = len(draws.times) // gradient.accumulate
-    return replace(
+def _others(
+    images: Tensor, labels: Tensor | None, draws: TrainingDraws, gradient: Gradient
+) -> tuple[Tensor, Tensor | None, TrainingDraws]:
+    """Return other images, labels and random numbers of the same shapes: not one is what it was."""
+    process = gradient.diffusion
+    size = len(images) // gradient.accumulate
+    others = replace(
         draws,
-        times=draws.times.flip(0),
-        noise=draws.noise.flip(0),
+        times=process.num_timesteps - 1 - draws.times,
+        noise=-draws.noise,
         # Of an even micro-batch, the other half.
         guessed=draws.guessed if size % 2 else ~draws.guessed,
         unlabelled=~draws.unlabelled,
         flipped=~draws.flipped,
     )
+    if labels is not None and process.num_classes is not None:
+        labels = (labels + 1) % process.num_classes
+    return 255 - images, labels, others
 
 
 def _parts(images: Tensor) -> int:

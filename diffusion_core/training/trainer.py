@@ -136,10 +136,14 @@ class Trainer:
         self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
 
     def _compile(self) -> bool:
-        """Compile the network; return whether that was possible."""
+        """Compile the network; return whether that was possible.
+
+        Either all processes compile or none, because they check what they have compiled together.
+        """
         problem = compiler_problem(self.diffusion.device)
-        if problem is not None:
-            logger.warning("the network is not compiled (%s): training is slower", problem)
+        if self.ranks.most(int(problem is not None)):
+            reason = problem or "another process cannot compile it"
+            logger.warning("the network is not compiled (%s): training is slower", reason)
             return False
         compile_network(self.diffusion.model)
         return True
@@ -150,6 +154,7 @@ class Trainer:
             return False
         reason = "several processes train" if self.ranks.count > 1 else ""
         reason = "immiscible noise is assigned on the host" if self.diffusion.immiscible else reason
+        reason = "activations are computed again" if getattr(self.diffusion.model, "recompute", False) else reason
         if reason and self.ranks.first:
             logger.warning("steps are not replayed as a CUDA graph (%s): slower where images are small", reason)
         return not reason
@@ -185,10 +190,14 @@ class Trainer:
                 self._check(images, labels)
             if number == 0:
                 # Recorded anew each time: a recording holds on to tensors that `restore` puts others in the place of.
-                self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
+                self.forget_recording()
             with nullcontext() if self.threads is None else self.threads.timed():
                 report = self._train_step(images, labels)
             yield report
+
+    def forget_recording(self) -> None:
+        """Give back the memory that a recorded step holds on a GPU; the steps to come are recorded anew."""
+        self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
         """Compare ways of running a step with eager float32, and go on in the fastest that is right."""

@@ -154,29 +154,33 @@ def test_a_value_that_the_host_decides_is_noticed(frozen, monkeypatch):
         assert_close(finished(replayed(trainer)), finished(build(warmup_images=96, learning_rate=1e-2)))
 
 
-class Stale(Recorded):
-    """Replays with the inputs that were recorded."""
-
-    def __call__(self, *inputs):
-        return super().__call__(*self.inputs)
+# The inputs of `Gradient.compute`; with them, the step is a function of nothing else.
+INPUTS = ("images", "classes", "times", "noise", "unlabelled", "flipped", "guessed")
 
 
-@pytest.mark.parametrize(("recorder", "right"), [(Recorded, True), (Stale, False)])
-def test_the_self_check_replays_a_step_that_was_recorded_with_others(recorder, right, monkeypatch):
-    monkeypatch.setattr(recording, "Recording", recorder)
-    monkeypatch.setattr(self_check, "Recording", recorder)
+@pytest.mark.parametrize("frozen", ["nothing", *INPUTS])
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_the_self_check_notices_an_input_that_is_frozen(frozen, batch_size, monkeypatch):
+    class Frozen(Recorded):
+        def __call__(self, *inputs):
+            kept = [
+                own if name == frozen else each for name, own, each in zip(INPUTS, self.inputs, inputs, strict=True)
+            ]
+            return super().__call__(*kept)
+
+    monkeypatch.setattr(self_check, "Recording", Frozen)
 
     def compare_without_output(way, reference, eager, run, tolerance):
         # Which a graph writes where it was; here, it stays what it was when it was recorded.
         return compare(way, reference, eager, {n: each for n, each in run.items() if n != "the output"}, tolerance)
 
     monkeypatch.setattr(self_check, "compare", compare_without_output)
-    trainer = replayed(build())
+    trainer = replayed(build(batch_size=batch_size, images=96))
     trainer._unchecked = True
     know_state(trainer)
     next(trainer.steps())
-    assert [verdict.passed for verdict in trainer.verdicts] == [True, right]
-    assert trainer._replayed == right
+    assert [verdict.passed for verdict in trainer.verdicts] == [True, frozen == "nothing"]
+    assert trainer._replayed == (frozen == "nothing")
 
 
 def test_a_first_run_that_fails_does_not_count_as_one(monkeypatch):
@@ -209,6 +213,39 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once(monkeypatch, cap
         "a step is not replayed as a CUDA graph (operation not permitted when stream is capturing):"
         " slower where images are small"
     ]
+
+
+def test_ever_new_shapes_are_neither_recorded_nor_remembered(monkeypatch, caplog):
+    made = []
+    monkeypatch.setattr(recording, "Recording", lambda function, inputs: made.append(inputs) or function)
+    replay = recording.Replayed(lambda x: x + 1.0, "it")
+    for size in range(1, 40):
+        assert len(replay(torch.zeros(size))) == size
+    assert made == []
+    assert len(replay._warm) == recording.MOST
+    assert "it is not replayed as a CUDA graph (its inputs have more than 4 combinations of shapes)" in caplog.text
+    replay(torch.zeros(1))
+    assert len(made) == 1
+
+
+def test_recomputed_activations_are_not_recorded(caplog, monkeypatch):
+    trainer = build()
+    monkeypatch.setattr(GaussianDiffusion, "device", torch.device("cuda"))
+    assert trainer._can_be_replayed()
+    trainer.diffusion.model.recompute = True
+    assert not trainer._can_be_replayed()
+    assert "activations are computed again" in caplog.text
+
+
+@pytest.mark.usefixtures("_recorded")
+def test_a_recording_that_is_given_up_is_made_anew():
+    trainer = replayed(build(images=64))
+    for report in trainer.steps():
+        know_state(trainer)
+        if report.step == 4:
+            before = Recorded.made
+            trainer.forget_recording()
+    assert (before, Recorded.made) == (1, 2)
 
 
 @pytest.mark.usefixtures("_recorded")

@@ -48,6 +48,11 @@ def lost(gradients):
     return [each * 0.0 if each is not None and each.ndim == 1 else each for each in gradients]
 
 
+def missing(gradients):
+    """What autocast's cache did to weights (PyTorch issue 158232): they get no gradient at all."""
+    return [None if each is not None and each.ndim == 1 else each for each in gradients]
+
+
 def right(gradients):
     return list(gradients)
 
@@ -104,7 +109,14 @@ def is_compiled(trainer):
 
 @pytest.mark.parametrize(
     ("fault", "precision"),
-    [(scaled, "float32"), (swapped, "float32"), (transposed, "float32"), (lost, "float32"), (scaled, "bfloat16")],
+    [
+        (scaled, "float32"),
+        (swapped, "float32"),
+        (transposed, "float32"),
+        (lost, "float32"),
+        (missing, "float32"),
+        (scaled, "bfloat16"),
+    ],
 )
 def test_a_planted_miscompilation_is_caught_and_training_goes_on_eager(fault, precision, by, caplog, needs_bfloat16):
     by(compiler(backward=fault))
@@ -133,6 +145,30 @@ def test_the_parameter_whose_gradient_is_wrong_is_named(by):
     trainer = build()
     next(trainer.steps())
     assert "to_out.weight" in trainer.verdicts[-1].worst
+
+
+def test_a_precision_that_loses_gradients_is_no_precision():
+    true = {"the loss": torch.tensor(1.0), "the gradient of w": torch.ones(4), "the gradient of b": torch.ones(9)}
+    assert judge_precision("", true, true).passed
+    assert not judge_precision("", true, {**true, "the gradient of b": torch.zeros(9)}).passed
+
+
+def test_no_compiled_kernel_holds_the_dropout_that_the_check_leaves_out(by):
+    operations = []
+
+    def build_graph(graph, _):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph)
+
+    by(aot_autograd(fw_compiler=build_graph, bw_compiler=build_graph))
+    trainer = build(dropout=0.5)
+    losses = [next(trainer.steps()).loss]
+    assert trainer.verdicts[-1].passed
+    assert is_compiled(trainer)
+    assert any("convolution" in each for each in operations)
+    assert not [each for each in operations if "dropout" in each or "bernoulli" in each or "rand" in each]
+    # And yet there is dropout.
+    assert losses != [next(build(dropout=0.0, compiled=False).steps()).loss]
 
 
 def test_an_output_that_is_wrong_is_caught(by):
