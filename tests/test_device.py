@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -78,3 +80,20 @@ def test_a_precision_that_the_device_lacks_is_refused_by_its_variable(monkeypatc
 def test_an_unknown_precision_is_named():
     with pytest.raises(ValueError, match="precision is 'half'; it must be auto, float32 or bfloat16"):
         precision.choose_precision("half", torch.device("cpu"))
+
+
+def test_each_gpu_is_asked_for_its_own_precision(monkeypatch):
+    """PyTorch's question is about the current device: here, GPU 1 alone has bfloat16."""
+    current = [0]
+
+    @contextmanager
+    def on(chosen):
+        before, current[0] = current[0], chosen.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: current[0] == 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: f"GPU {current[0]}")
+    assert precision.choose_precision("auto", torch.device("cuda", 0)).dtype == torch.float32
+    assert "GPU 1" in precision.choose_precision("auto", torch.device("cuda", 1)).reason

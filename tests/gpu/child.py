@@ -67,6 +67,9 @@ def unrecordable():
     """Train a network that cannot be recorded, with what the self-check and the trainer do about it."""
     # Dropout takes its masks of the generator that the refused recording had taken over.
     expected = losses(trainer(SMALL, network=Asks, dropout=0.2))
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
     trained = replaying(trainer(SMALL, network=Asks, dropout=0.2))
     trained._unchecked = True
     stream = torch.cuda.current_stream()
@@ -77,10 +80,15 @@ def unrecordable():
         torch.cuda.empty_cache()
     except RuntimeError as error:
         problem = str(error).splitlines()[0]
+    verdict = trained.verdicts[-1]
+    del trained
+    gc.collect()
+    torch.cuda.empty_cache()
     return {
+        "kept": torch.cuda.memory_reserved() - before,
         "loss": share(found, expected),
-        "verdict": str(trained.verdicts[-1]),
-        "refused": bool(trained.verdicts[-1].problem),
+        "verdict": str(verdict),
+        "refused": bool(verdict.problem),
         "stream": torch.cuda.current_stream() == stream,
         "problem": problem,
     }

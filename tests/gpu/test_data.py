@@ -43,7 +43,8 @@ def trained_on(data, device, replayed=False):
         return result
 
     trainer.gradient.inputs = given
-    assert len(list(trainer.steps())) == STEPS
+    trainer.losses = torch.stack([report.loss for report in trainer.steps()]).cpu()
+    assert len(trainer.losses) == STEPS
     pixels, classes = (torch.stack(each).cpu() for each in zip(*seen, strict=True))
     return trainer, pixels[..., 0].long() + 256 * pixels[..., 1].long(), classes
 
@@ -78,5 +79,9 @@ def test_a_dataset_that_is_read_goes_to_the_devices_memory_whole(device, record)
 @pytest.mark.usefixtures("graphs")
 def test_replayed_steps_keep_the_order(device, record, monkeypatch):
     monkeypatch.setattr(loading, "RESIDENT_SHARE", 0.0)
-    _, found, classes = trained_on(OnTheHost(), device, replayed=True)
+    trainer, found, classes = trained_on(OnTheHost(), device, replayed=True)
     compare(record, "read ahead, replayed", found, classes)
+    # And what was computed is of these images: a step of others has another loss.
+    expected = trained_on(in_memory(), device)[0].losses
+    record("read ahead, replayed: losses", ((trainer.losses - expected).abs() / expected).max(), 1e-2)
+    assert ((expected[:-1] - expected[1:]).abs() / expected[1:]).mean() > 0.05

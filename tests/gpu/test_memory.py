@@ -52,6 +52,8 @@ def test_a_gpu_that_runs_out_of_memory_trains_on_with_smaller_parts(scene, recor
     needed = f"{found['needed'] / 2**20:.0f} MiB needed, 40% given; recordings: {found['recordings']}"
     record(f"{scene}: loss", found["loss"], 1e-3, note=needed)
     record(f"{scene}: parts of a batch", found["parts"], 2, least=True)
+    if scene == "out_of_memory_replayed":
+        record(f"{scene}: recorded steps", found["recordings"], 1, least=True)
 
 
 @pytest.mark.usefixtures("graphs")
@@ -60,6 +62,7 @@ def test_a_step_that_cannot_be_recorded_leaves_the_gpu_fit_for_training(record):
     assert found["refused"], found["verdict"]
     record("a step that cannot be recorded: loss", found["loss"], 1e-3, note=found["verdict"][:100])
     record("a step that cannot be recorded: free memory can be given back", not found["problem"], 1, least=True)
+    record("a step that cannot be recorded: MiB kept for it", found["kept"] / 2**20, 8)
     record("a step that cannot be recorded: the stream is what it was", found["stream"], 1, least=True)
 
 

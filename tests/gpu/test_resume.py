@@ -52,7 +52,7 @@ def compare(record, way, *options, **more):
     spread = max(relative(again[part], whole[part]) for part in whole)
     for part in whole:
         exact = "to be equal: so are two whole trainings" if spread == 0.0 else f"two whole trainings: {spread:.2g}"
-        limit = 0.0 if spread == 0.0 else max(1e-4, 3.0 * spread)
+        limit = 0.0 if spread == 0.0 else min(max(1e-4, 3.0 * spread), 1e-2)
         record(f"resumed, {way}: {part}", relative(broken[part], whole[part]), limit, note=exact)
 
 

@@ -91,3 +91,11 @@ def test_gains_are_vectors_and_lie_in_a_state_dict_as_in_denoising_diffusion_pyt
     assert state["g"].shape == (1, 4, 1, 1)
     with pytest.raises(RuntimeError, match="size mismatch for g"):
         RMSNorm(5).load_state_dict(state)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_small_scale_that_comes_in_bfloat16_is_not_rounded_away(plain, monkeypatch):
+    monkeypatch.setattr(eager_cpu, "pays", lambda _: not plain)
+    norm, x, scale = RMSNorm(8), torch.randn(2, 8, 3, 3), torch.full((2, 8), 0.003, dtype=torch.bfloat16)
+    ratio = norm(x, scale) / norm(x)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 1.0 + float(scale[0, 0])), rtol=1e-5, atol=0.0)

@@ -8,6 +8,7 @@ from torch._inductor.utils import run_and_get_code
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.runtime import compilation
 from diffusion_core.runtime.compilation import OPTIONS, compile_network, compiler_problem, forget_compilation
+from diffusion_core.training.distributed import Ranks
 from tests.conftest import Network
 
 COMPILE = nn.Module.compile
@@ -95,6 +96,18 @@ def test_without_a_compiler_training_says_so_and_goes_on(monkeypatch, caplog):
     trainer = Trainer(diffusion, images, images=8, batch_size=4, precision="float32", compiled=True)
     assert "the network is not compiled (Triton is not installed): training is slower" in caplog.text
     assert len(list(trainer.steps())) == 2
+
+
+def test_no_process_compiles_where_another_cannot(caplog):
+    class WithOthers(Ranks):
+        def most(self, value):
+            return 1
+
+    images = TensorData(torch.zeros(4, 1, 4, 4, dtype=torch.uint8))
+    diffusion = GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=4)
+    Trainer(diffusion, images, images=8, batch_size=4, precision="float32", compiled=True, ranks=WithOthers())
+    assert "the network is not compiled (another process cannot compile it)" in caplog.text
+    assert not any(part._compiled_call_impl for part in diffusion.model.modules())
 
 
 def test_inductor_makes_one_kernel_of_normalisation_modulation_and_silu(tmp_path, monkeypatch):

@@ -128,3 +128,17 @@ def test_guidance_without_labels_is_refused(conditional):
         conditional.sample(2, sampler=DDIM(steps=1), guidance=Guidance(scale=2.0))
     with pytest.raises(ValueError, match=r"guidance is 2.0; it must be a Guidance"):
         conditional.sample(2, sampler=DDIM(steps=1), guidance=2.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "passes"),
+    [(1.0, None, (1,)), (0.0, None, (1,)), (0.0, (0.1, 2.0), (1,)), (2.0, None, (2,)), (2.0, (0.1, 2.0), (1, 2))],
+)
+def test_how_many_predictions_a_pass_makes_is_known_beforehand(scale, interval, passes):
+    network = Unet(4, dim_mults=(1,), channels=1, num_classes=2)
+    diffusion = GaussianDiffusion(network, image_size=4, timesteps=20)
+    made = set()
+    network.register_forward_hook(lambda _, inputs, __: made.add(len(inputs[0]) // 3))
+    guidance = Guidance(scale=scale, interval=interval)
+    diffusion.sample(3, sampler=DDIM(steps=10), classes=torch.tensor([0, 1, 0]), guidance=guidance)
+    assert made == set(passes) == set(guidance.passes)

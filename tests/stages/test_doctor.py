@@ -7,6 +7,7 @@ import torch
 
 from diffusion_core.environment import Environment
 from diffusion_core.networks import eager_cpu
+from diffusion_core.runtime.comparison import Verdict
 from diffusion_core.stages import doctor
 from diffusion_core.training import device_check
 from diffusion_core.training.device_check import check_device
@@ -83,3 +84,14 @@ def test_every_part_of_a_step_is_in_the_network_that_devices_are_checked_by(monk
     list(check_device(torch.device("cpu"), torch.float32, compiled=False, replayed=False))
     assert {"the loss", "the output"} < set(seen[0])
     assert all(float(each.norm()) > 0.0 for each in seen[0].values())
+
+
+def test_every_gpu_is_checked_where_gpus_are_asked_for(monkeypatch, capsys):
+    devices = [torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)]
+    monkeypatch.setattr(doctor, "_devices", lambda: iter(devices))
+    monkeypatch.setattr(doctor, "choose_device", lambda _: devices[1])
+    monkeypatch.setattr(doctor, "_name", lambda _: "a GPU")
+    monkeypatch.setattr(doctor, "_verdicts", lambda device, _: iter([Verdict(f"on {device}", True)]))
+    doctor.run(Environment(device="cuda"))
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in lines] == ["cuda:0", "cuda:1", "all"]

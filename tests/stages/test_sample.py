@@ -118,6 +118,28 @@ def test_a_compiled_network_draws_only_what_an_eager_one_would(
     assert ("sampling goes on without" in caplog.text) == (factor != 1.0)
 
 
+def test_what_guidance_gives_the_network_is_checked_too(tmp_path, project, environment, monkeypatch, caplog):
+    """The compiler's stand-in is wrong for two predictions an image, which guidance alone asks for."""
+    saved(MODELS, num_classes=3)
+    size = project.sample.count
+
+    def backend(graph, inputs):
+        batches = {len(each) for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 4}
+        factor = 1.5 if 2 * size in batches else 1.0
+        return lambda *inputs: [each * factor for each in graph(*inputs)]
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_(self, backend=backend, dynamic=False))
+    options = {"compile": "on", "compile_cache": tmp_path / "compiled", "sample_batch_size": size}
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    for scale, wrong in ((1.0, False), (2.0, True)):
+        caplog.clear()
+        asked = project.sample.model_copy(update={"guidance": Guidance(scale=scale)})
+        sample.run(asked, environment.model_copy(update=options))
+        assert ("sampling goes on without" in caplog.text) == wrong
+
+
 def test_labels_come_as_often_as_the_training_images_have_them():
     counts = [700, 0, 250, 50]
     labels = proportional_labels(counts, 1000)

@@ -78,6 +78,30 @@ def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, ca
     assert f"train: self-check: {tag}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_preview_that_finds_no_memory_does_not_cost_the_training(project, environment, failures, monkeypatch, caplog):
+    generate, forgotten, forget = train.generate, [], Trainer.forget_recording
+
+    def refused(*arguments, **options):
+        if len(forgotten) == 0 or failures == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(train, "generate", refused)
+
+    def forgets(trainer):
+        forget(trainer)
+        if trainer.step > 0:
+            forgotten.append(trainer.step)
+
+    monkeypatch.setattr(Trainer, "forget_recording", forgets)
+    train.run(project.train, environment)
+    assert forgotten, "a recorded step gives its memory back"
+    pictures = [*Path("mlruns").rglob("*samples*.png"), *Path("mlartifacts").rglob("*samples*.png")]
+    assert bool(pictures) == (failures == 1)
+    assert ("no preview is drawn (CUDA out of memory)" in caplog.text) == (failures == 2)
+
+
 def test_the_number_of_threads_is_part_of_a_checkpoint(project, environment, stops_after, monkeypatch):
     """On a machine where one thread is ten times as fast as two."""
     used, now = [], [0.0]
