@@ -32,11 +32,11 @@ demo: setup ## Run the whole job on the built-in digits: data, training, samples
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-GPU_PYTHON ?= python3
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 gpu-check: ## Check a GPU: the same numbers as a CPU, and learning (make gpu-check GPU_PYTHON=python3)
-	@$(GPU_PYTHON) -c 'import numpy, pytest, torch' \
-		|| { echo "error: $(GPU_PYTHON) lacks PyTorch, numpy or pytest: name one with make gpu-check GPU_PYTHON=..." >&2; exit 2; }
+	@$(GPU_PYTHON) -c 'import numpy, pytest, torch' 2> /dev/null \
+		|| { echo "error: $(GPU_PYTHON) lacks PyTorch, numpy or pytest: say make setup, or make gpu-check GPU_PYTHON=python3" >&2; exit 2; }
 	GPU_CHECK_REQUIRED=1 $(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
 
 lint: setup ## Check style, types and who may import whom
@@ -61,7 +61,9 @@ PARTS ?=
 OWN_BENCH := $(filter .bench/%,$(BENCH_PYTHON))
 
 bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its peers (with an interpreter as it is: make bench BENCH_PYTHON=python3 PARTS=training)
-	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON) $(if $(IMAGES),--images $(IMAGES))
+	@$(BENCH_PYTHON) -c 'import torch' 2> /dev/null \
+		|| { echo "error: $(BENCH_PYTHON) does not run or lacks PyTorch: name another with make bench BENCH_PYTHON=..." >&2; exit 2; }
+	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON) $(if $(IMAGES),--images "$(IMAGES)")
 
 .bench/bin/python: benchmarks/requirements.txt
 	test -x $@ || $(PYTHON) -m venv .bench

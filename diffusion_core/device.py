@@ -24,7 +24,8 @@ def choose_device(environment: Environment) -> torch.device:
     if kind == "auto":
         kind = next(name for name, there in available.items() if there)
     if not available[kind]:
-        raise UserError(f"DIFFUSION_DEVICE is {kind}, which this machine does not have: set it to auto")
+        built = "PyTorch finds none" if kind != "cuda" or torch.version.cuda else "this PyTorch is built without CUDA"
+        raise UserError(f"DIFFUSION_DEVICE is {kind}, and {built}: set it to auto, or install another build of PyTorch")
     if local_count() > _devices(kind):
         raise UserError(
             f"{local_count()} processes were started, and this machine has {_devices(kind)} {_names(kind)}: set"

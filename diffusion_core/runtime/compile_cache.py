@@ -59,8 +59,8 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
         _check(path)
     except OSError as error:
         logger.warning(
-            "DIFFUSION_COMPILE_CACHE: %s cannot be used (%s): kernels are compiled anew in each process that does not"
-            " find them in PyTorch's temporary folder",
+            "DIFFUSION_COMPILE_CACHE: %s cannot be used (%s): kernels are kept in PyTorch's temporary folder instead;"
+            " name a folder that can be written to",
             folder,
             error.strerror or error,
         )

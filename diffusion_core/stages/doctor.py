@@ -44,7 +44,7 @@ def run(environment: Environment, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps({"versions": versions, "checks": checks}, indent=2))
     else:
-        print(f"{failed} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed")
+        print(f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} of {len(checks)} checks passed")
     if failed:
         sys.exit(1)
 

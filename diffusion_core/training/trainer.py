@@ -70,7 +70,8 @@ class Trainer:
         ranks: the processes that share each batch.
 
     Attributes:
-        verdicts: what the self-check before the first step found; see `training/self_check.py`.
+        verdicts: what the self-check before the first step found, way by way; empty before that step, and in a training
+            whose steps are eager and in float32, for these are what others are compared with.
 
     Raises:
         ValueError: a number is below 1, the processes and micro-batches do not divide `batch_size`, there is no data,

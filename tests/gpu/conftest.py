@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.record import Record, Row
+from tests.gpu.record import Record, Row, paths
 
 HERE = Path(__file__).parent
 # A run has more networks than a training: each region is compiled for each shape, precision and mode.
@@ -37,6 +37,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
+
+
+def pytest_sessionstart():
+    if "GPU_CHECK_REQUIRED" in os.environ:
+        # What an earlier run has written is not of this one.
+        for path in paths():
+            path.unlink(missing_ok=True)
 
 
 def pytest_runtest_setup(item):

@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_used_is_told_and_compiling_still_works(tmp_path
     folder = tmp_path / "file" / "cache"
     result, log = compile_in_a_process(folder, tmp_path, TMPDIR=str(tmp_path))
     assert result["path"] is None
-    assert f"DIFFUSION_COMPILE_CACHE: {folder} cannot be used (Not a directory): kernels are compiled anew" in log
+    assert f"DIFFUSION_COMPILE_CACHE: {folder} cannot be used (Not a directory): kernels are kept in PyTorch's" in log
     assert log.count("DIFFUSION_COMPILE_CACHE") == 1
     # PyTorch's own.
     assert Path(result["environment"]["TORCHINDUCTOR_CACHE_DIR"]).parent == tmp_path
@@ -161,7 +161,7 @@ def test_a_full_or_locked_folder_leaves_pytorchs_own(key, monkeypatch, caplog, t
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(
-        f"DIFFUSION_COMPILE_CACHE: {tmp_path / 'cache'} cannot be used ({reason}): kernels are compiled anew in each"
+        f"DIFFUSION_COMPILE_CACHE: {tmp_path / 'cache'} cannot be used ({reason}): kernels are kept in PyTorch's"
     )
     assert [os.environ[name] for name in VARIABLES] == ["", ""]
 
