@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.comparison import (
     GRADIENT,
     TOLERANCE,
@@ -29,7 +30,9 @@ from diffusion_core.training.draws import TrainingDraws
 from diffusion_core.training.gradient import Gradient, OutOfMemory
 
 # Pixels that the float32 step has at a time, so that memory for the training suffices for it too.
-PIXELS_AT_A_TIME = 16 * 64 * 64
+PIXELS_AT_A_TIME = 8 * 64 * 64
+# Pixels that show what a precision does, where nothing is compiled for the shape of a batch.
+PIXELS_OF_A_FEW = 8 * 32 * 32
 
 
 def check_training(
@@ -52,8 +55,13 @@ def check_training(
         replayed: whether steps are replayed as a CUDA graph.
     """
     precision = str(gradient.dtype).removeprefix("torch.")
+    if not compiled and not replayed:
+        few = min(len(images), max(1, PIXELS_OF_A_FEW // (images.shape[-1] * images.shape[-2])))
+        images, labels, draws = images[:few], None if labels is None else labels[:few], draws.part(range(few))
     try:
-        reference, eager = _plain_steps(gradient, images, labels, draws)
+        # A copy leaves behind what was compiled.
+        plain = deepcopy(gradient.diffusion) if compiled else gradient.diffusion
+        reference, eager = _plain_steps(gradient, plain, images, labels, draws)
     except (OutOfMemory, torch.OutOfMemoryError):
         yield Verdict(f"{precision}, eager", True, problem="but not compared: the device's memory is too small")
         return
@@ -129,12 +137,11 @@ def step_values(
 
 
 def _plain_steps(
-    gradient: Gradient, images: Tensor, labels: Tensor | None, draws: TrainingDraws
+    gradient: Gradient, plain: GaussianDiffusion, images: Tensor, labels: Tensor | None, draws: TrainingDraws
 ) -> tuple[Values, Values]:
     """Return what an eager step in float32 computes, and one in the chosen precision."""
-    plain = deepcopy(gradient.diffusion)  # which leaves behind what was compiled
     # Noise is assigned within a micro-batch, so there the cut must be the training's own.
-    parts = gradient.accumulate if plain.immiscible else _parts(images)
+    parts = gradient.accumulate if plain.immiscible and len(images) % gradient.accumulate == 0 else _parts(images)
 
     def step(dtype: torch.dtype) -> Values:
         eager = Gradient(plain, dtype, parts, gradient.horizontal_flip, Ranks())

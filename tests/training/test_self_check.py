@@ -273,6 +273,23 @@ def test_immiscible_noise_does_not_look_like_a_fault(by, monkeypatch):
     assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
 
 
+def test_a_precision_alone_is_judged_by_a_few_images(monkeypatch, needs_bfloat16):
+    """Neither memory nor time of a training's first step may grow by a whole step in float32."""
+    monkeypatch.setattr(self_check, "PIXELS_OF_A_FEW", 3 * 4 * 4)
+    trainer = build(compiled=False, precision="bfloat16")
+    checked, forward = [], Unet.forward
+
+    def counting(network, x, *conditions):
+        checked.append(len(x))
+        return forward(network, x, *conditions)
+
+    monkeypatch.setattr(Unet, "forward", counting)
+    images, labels = trainer.data.batch(torch.arange(8))
+    list(self_check.check_training(trainer.gradient, images, labels, trainer._draws(), compiled=False, replayed=False))
+    assert set(checked) <= {1, 2, 3}
+    assert 3 in checked
+
+
 def test_eager_float32_needs_no_check():
     trainer = build(compiled=False)
     next(trainer.steps())
