@@ -62,13 +62,12 @@ def compare(way: str, reference: Values, eager: Values, run: Values, tolerance: 
 def judge_precision(way: str, reference: Values, eager: Values) -> Verdict:
     """Return whether a precision computes a step at all: its loss, its output and its gradient as a whole."""
 
-    def whole(values: Values) -> Values:
-        gradients = [each.flatten() for name, each in values.items() if name.startswith(GRADIENT)]
-        others = {name: each for name, each in values.items() if not name.startswith(GRADIENT)}
-        return others | ({"the gradient": torch.cat(gradients)} if gradients else {})
-
-    true, value = whole(reference), whole(eager)
-    errors = {name: _error(true[name], value[name], 0.0) for name in true}
+    gradients = [name for name in reference if name.startswith(GRADIENT)]
+    errors = {name: _error(reference[name], eager[name], 0.0) for name in reference if name not in gradients}
+    if gradients:
+        # Parameter by parameter, because a copy of all of them is as large as the network.
+        distance = math.hypot(*(_distance(reference[name], eager[name]) for name in gradients))
+        errors["the gradient"] = distance / max(math.hypot(*(_norm(reference[name]) for name in gradients)), 1e-30)
     return _verdict(way, errors, dict.fromkeys(errors, PRECISION_LIMIT))
 
 
@@ -85,14 +84,21 @@ def _verdict(way: str, errors: Mapping[str, float], allowed: Mapping[str, float]
 
 def _least(reference: Values) -> float:
     """Return the norm below which a gradient counts as zero, as of labels that the batch has not."""
-    norms = [float(each.norm()) for name, each in reference.items() if name.startswith(GRADIENT)]
-    return 1e-7 * math.hypot(*norms)
+    return 1e-7 * math.hypot(*(_norm(each) for name, each in reference.items() if name.startswith(GRADIENT)))
 
 
 def _error(true: Tensor, value: Tensor, least: float) -> float:
     """Return the distance as a share of the true value's norm; infinite where it is no number."""
-    error = float((value.double() - true.double()).norm() / true.double().norm().clamp(min=max(least, 1e-30)))
-    return math.inf if math.isnan(error) else error
+    return _distance(true, value) / max(_norm(true), least, 1e-30)
+
+
+def _distance(true: Tensor, value: Tensor) -> float:
+    distance = _norm(value.double() - true.double())
+    return math.inf if math.isnan(distance) else distance
+
+
+def _norm(value: Tensor) -> float:
+    return float(value.double().norm())
 
 
 @contextmanager
