@@ -24,14 +24,21 @@ def choose_device(environment: Environment) -> torch.device:
     if kind == "auto":
         kind = next(name for name, there in available.items() if there)
     if not available[kind]:
-        built = "PyTorch finds none" if kind != "cuda" or torch.version.cuda else "this PyTorch is built without CUDA"
-        raise UserError(f"DIFFUSION_DEVICE is {kind}, and {built}: set it to auto, or install another build of PyTorch")
+        reason = why_no_cuda() if kind == "cuda" else "PyTorch finds none"
+        raise UserError(f"DIFFUSION_DEVICE is {kind}, and {reason}: set it to auto")
     if local_count() > _devices(kind):
         raise UserError(
             f"{local_count()} processes were started, and this machine has {_devices(kind)} {_names(kind)}: set"
             " DIFFUSION_PROCESSES to at most that number"
         )
     return torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
+
+
+def why_no_cuda() -> str:
+    """Return why no CUDA GPU is available, with the remedy where the build of PyTorch is the reason."""
+    if torch.version.cuda:
+        return "PyTorch finds none"
+    return "this PyTorch is built without CUDA (https://pytorch.org/get-started/locally has builds with it)"
 
 
 def choose_processes(environment: Environment) -> int:

@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "DIFFUSION_"
 # Of deployments (prefect.yaml, docs/operate.md), not of the stages that they start.
-DEPLOYMENT = {f"{PREFIX}{name}" for name in ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")}
+DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
 # How pydantic says what else a variable may be.
 WORDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+
+DOTENV = Path(".env")
 
 # Where containers mount secrets, one file each, called like the variable: diffusion_s3_secret_key.
 SECRETS = Path("/run/secrets")
@@ -32,7 +34,7 @@ class Environment(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=DOTENV,
         env_ignore_empty=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
         extra="ignore",
@@ -104,10 +106,11 @@ def load_environment() -> Environment:
 
 def _warn_of_misspelt() -> None:
     # Not an error, because a cluster sets variables of this prefix too, one for each of its services.
-    known = [f"{PREFIX}{name.upper()}" for name in Environment.model_fields]
-    for name in sorted({variable.upper() for variable in (*os.environ, *dotenv_values(".env"))}):
-        if name.startswith(PREFIX) and name not in known and name not in DEPLOYMENT:
-            for meant in get_close_matches(
-                name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], 1, 0.8
-            ):
-                logger.warning("%s is not known and changes nothing: did you mean %s%s?", name, PREFIX, meant)
+    known = [name.upper() for name in Environment.model_fields]
+    given = {name.upper() for name in (*os.environ, *dotenv_values(DOTENV))}
+    others = {name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX)} - {*known, *DEPLOYMENT}
+    for name in sorted(others):
+        if nearest := get_close_matches(name, known, n=1, cutoff=0.8):
+            logger.warning(
+                "%s%s is not known and changes nothing: did you mean %s%s?", PREFIX, name, PREFIX, nearest[0]
+            )

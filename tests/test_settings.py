@@ -175,7 +175,8 @@ def test_a_misspelt_variable_is_told_wherever_it_stands(monkeypatch, caplog, tmp
 
 def test_variables_of_others_are_no_misspellings(monkeypatch, caplog, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in (*DEPLOYMENT, "DIFFUSION_POSTGRES_SERVICE_HOST", "DIFFUSION_DEVICE", "diffusion_device", "NUM_THREADS"):
+    names = [f"DIFFUSION_{name}" for name in (*DEPLOYMENT, "POSTGRES_SERVICE_HOST", "DEVICE")]
+    for name in (*names, "diffusion_device", "NUM_THREADS"):
         monkeypatch.setenv(name, "cpu")
     load_environment()
     assert not caplog.records

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import torch
 
-from diffusion_core.device import choose_compiled, choose_device, choose_dtype
+from diffusion_core.device import choose_compiled, choose_device, choose_dtype, why_no_cuda
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.runtime.comparison import Verdict, cannot_run
@@ -31,9 +31,7 @@ def run(environment: Environment, as_json: bool = False) -> None:
     if not as_json:
         print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
         if not torch.cuda.is_available():
-            print(
-                "no CUDA GPU: " + ("PyTorch finds none" if torch.version.cuda else "this PyTorch is built without CUDA")
-            )
+            print(f"no CUDA GPU: {why_no_cuda()}")
     checks = []
     for device in devices:
         for verdict in _verdicts(device, environment):

@@ -140,7 +140,7 @@ def _plain_steps(
     gradient: Gradient, plain: GaussianDiffusion, images: Tensor, labels: Tensor | None, draws: TrainingDraws
 ) -> tuple[Values, Values]:
     """Return what an eager step in float32 computes, and one in the chosen precision."""
-    # Noise is assigned within a micro-batch, so there the cut must be the training's own.
+    # Noise is assigned within a micro-batch, so there the cut is the training's own, if the images allow it.
     parts = gradient.accumulate if plain.immiscible and len(images) % gradient.accumulate == 0 else _parts(images)
 
     def step(dtype: torch.dtype) -> Values:

@@ -162,13 +162,13 @@ def test_no_compiled_kernel_holds_the_dropout_that_the_check_leaves_out(by):
 
     by(aot_autograd(fw_compiler=build_graph, bw_compiler=build_graph))
     trainer = build(dropout=0.5)
-    losses = [next(trainer.steps()).loss]
+    loss = float(next(trainer.steps()).loss)
     assert trainer.verdicts[-1].passed
     assert is_compiled(trainer)
     assert any("convolution" in each for each in operations)
     assert not [each for each in operations if "dropout" in each or "bernoulli" in each or "rand" in each]
-    # And yet there is dropout.
-    assert losses != [next(build(dropout=0.0, compiled=False).steps()).loss]
+    # And yet there is dropout: far more than rounding is between them.
+    assert loss != pytest.approx(float(next(build(dropout=0.0, compiled=False).steps()).loss), rel=1e-3)
 
 
 def test_an_output_that_is_wrong_is_caught(by):
