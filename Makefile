@@ -35,8 +35,8 @@ test: setup ## Run the tests
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 
 gpu-check: ## Check a GPU: the same numbers as a CPU, and learning (make gpu-check GPU_PYTHON=python3)
-	@$(GPU_PYTHON) -c 'import numpy, pytest, torch' 2> /dev/null \
-		|| { echo "error: $(GPU_PYTHON) lacks PyTorch, numpy or pytest: say make setup, or make gpu-check GPU_PYTHON=python3" >&2; exit 2; }
+	@$(GPU_PYTHON) -c 'import numpy, pytest, torch' \
+		|| { echo "error: $(GPU_PYTHON) cannot import PyTorch, numpy and pytest: say make setup, or name an interpreter that can with make gpu-check GPU_PYTHON=..." >&2; exit 2; }
 	GPU_CHECK_REQUIRED=1 $(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
 
 lint: setup ## Check style, types and who may import whom
@@ -61,8 +61,8 @@ PARTS ?=
 OWN_BENCH := $(filter .bench/%,$(BENCH_PYTHON))
 
 bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its peers (with an interpreter as it is: make bench BENCH_PYTHON=python3 PARTS=training)
-	@$(BENCH_PYTHON) -c 'import torch' 2> /dev/null \
-		|| { echo "error: $(BENCH_PYTHON) does not run or lacks PyTorch: name another with make bench BENCH_PYTHON=..." >&2; exit 2; }
+	@$(BENCH_PYTHON) -c 'import torch' \
+		|| { echo "error: $(BENCH_PYTHON) cannot import PyTorch: name another with make bench BENCH_PYTHON=..." >&2; exit 2; }
 	$(if $(OWN_BENCH),$(BIN)/python,$(BENCH_PYTHON)) -m benchmarks.compare $(PARTS) --python $(BENCH_PYTHON) $(if $(IMAGES),--images "$(IMAGES)")
 
 .bench/bin/python: benchmarks/requirements.txt

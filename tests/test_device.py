@@ -31,6 +31,14 @@ def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
         device.choose_device(Environment())
 
 
+@pytest.mark.parametrize(
+    ("cuda", "why"), [(None, "this PyTorch is built without CUDA"), ("13.0", "PyTorch finds none")]
+)
+def test_why_there_is_no_gpu(cuda, why, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert device.why_no_cuda().startswith(why)
+
+
 @pytest.mark.usefixtures("_two_gpus")
 def test_auto_is_a_process_a_gpu():
     assert device.choose_processes(Environment(processes="auto")) == 2

@@ -43,7 +43,7 @@ def compile_network(network: nn.Module) -> None:
     """
     # cuDNN's attention is the youngest of PyTorch's four, and over a few hundred pixels it gains nothing.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # The self-check leaves dropout out. In a kernel with what surrounds it, it would train by another than was checked.
+    # The self-check runs without dropout, so dropout must not be fused into a kernel that it has checked.
     torch._dynamo.disallow_in_graph(torch.nn.functional.dropout)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     # An Inductor that no longer has the option has nothing to switch off.

@@ -60,7 +60,7 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
     except OSError as error:
         logger.warning(
             "DIFFUSION_COMPILE_CACHE: %s cannot be used (%s): kernels are kept in PyTorch's temporary folder instead;"
-            " name a folder that can be written to",
+            " name another folder",
             folder,
             error.strerror or error,
         )

@@ -59,15 +59,17 @@ class Recording(Generic[Result]):
 
 
 def _end_refused_capture(index: int, pool: tuple[int, int], offset: int) -> None:
-    """Give a device back as it was: where CUDA refuses a capture at its end, PyTorch leaves memory and generator to it.
+    """Undo what PyTorch leaves behind where CUDA refuses a capture at its end: memory and random numbers of the graph.
 
     Args:
         index: of the device.
         pool: of the graph.
         offset: where the device's global generator stood before the capture.
     """
-    # Memory would still be taken from the graph's pool, and never be given back. (PyTorch has no public call. Where the
-    # capture ended by itself, the first call is refused, and the graph lets go of the pool.)
+    # Products of matrices keep a workspace in the graph's pool.
+    torch._C._cuda_clearCublasWorkspaces()
+    # Tensors would still be allocated in that pool, and its memory never be released. PyTorch has no public call for
+    # either. A capture that failed before its end has released the pool already; then the first call raises.
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
@@ -109,20 +111,20 @@ class Replayed(Generic[Result]):
             if len(self._warm) < MOST:
                 self._warm.add(signature)
             else:
-                self._warn(f"its inputs have more than {MOST} combinations of shapes")
+                self._warn(f"{self._name} of some shapes is", f"at most {MOST} shapes are recorded")
         return result
 
     def _record(self, inputs: Inputs) -> Recording[Result] | None:
         try:
             return Recording(self._function, inputs)
         except RuntimeError as error:
-            self._warn(" ".join(str(error).split()))
+            self._warn(f"{self._name} is", " ".join(str(error).split()))
             return None
 
-    def _warn(self, reason: str) -> None:
+    def _warn(self, what: str, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("%s is not replayed as a CUDA graph (%s): slower where images are small", self._name, reason)
+            logger.warning("%s not replayed as a CUDA graph (%s): slower where images are small", what, reason)
 
 
 class ReplayedPasses:

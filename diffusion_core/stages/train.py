@@ -184,17 +184,18 @@ def _steps(
             state["threads"] = trainer.threads.state()
         save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
 
-    saved = time.monotonic()
+    saved, told = time.monotonic(), None
     with stop_on_signal() as request, mistakes():
         try:
-            for number, report in enumerate(trainer.steps()):
+            for report in trainer.steps():
                 # Read once: a signal that comes after this line waits for the next step and its checkpoint. Before
                 # anything that waits for the device, which may wait in vain where another process has died.
                 stop = asked_to_stop(request, trainer.ranks)
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
-                if number == 0:
+                if trainer.verdicts is not told:
+                    told = trainer.verdicts
                     _report_self_check(trainer, tracked)
                 preview = last or report.reaches(train.preview_every_images)
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
@@ -233,7 +234,11 @@ def _preview(model: TrainedModel, seed: int, environment: Environment, trainer: 
     try:
         return _samples(model, seed, environment, trainer.precision.dtype)
     except torch.OutOfMemoryError as error:
-        logger.warning("no preview is drawn (%s): lower DIFFUSION_SAMPLE_BATCH_SIZE", " ".join(str(error).split()))
+        logger.warning(
+            "no preview is drawn (%s): set DIFFUSION_SAMPLE_BATCH_SIZE below %d, which is how many it has",
+            " ".join(str(error).split()),
+            PREVIEW_IMAGES,
+        )
         return None
 
 

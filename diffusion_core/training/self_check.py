@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.comparison import (
@@ -33,6 +34,8 @@ from diffusion_core.training.gradient import Gradient, OutOfMemory
 PIXELS_AT_A_TIME = 8 * 64 * 64
 # Pixels that show what a precision does, where nothing is compiled for the shape of a batch.
 PIXELS_OF_A_FEW = 8 * 32 * 32
+# One or two alone could all have a timestep at which the loss is a difference of nearly equal numbers.
+FEWEST = 4
 
 
 def check_training(
@@ -46,7 +49,9 @@ def check_training(
 ) -> Iterator[Verdict]:
     """Yield a verdict for each way a step is run, simplest first; the first that fails is the last.
 
-    Nothing of the training changes. Where several processes train, each checks by itself.
+    Nothing of the training changes, but where memory is too small for the check: there the training's batches are cut
+    as the check's had to be, so that what was checked is what runs. Several processes check each by itself. Where
+    nothing is compiled or replayed, a few of the images suffice.
 
     Args:
         gradient: of the training.
@@ -56,12 +61,13 @@ def check_training(
     """
     precision = str(gradient.dtype).removeprefix("torch.")
     if not compiled and not replayed:
-        few = min(len(images), max(1, PIXELS_OF_A_FEW // (images.shape[-1] * images.shape[-2])))
+        few = min(len(images), max(FEWEST, PIXELS_OF_A_FEW // (images.shape[-1] * images.shape[-2])))
         images, labels, draws = images[:few], None if labels is None else labels[:few], draws.part(range(few))
     try:
         # A copy leaves behind what was compiled.
         plain = deepcopy(gradient.diffusion) if compiled else gradient.diffusion
         reference, eager = _plain_steps(gradient, plain, images, labels, draws)
+        del plain
     except (OutOfMemory, torch.OutOfMemoryError):
         yield Verdict(f"{precision}, eager", True, problem="but not compared: the device's memory is too small")
         return
@@ -89,9 +95,12 @@ def check_training(
 
     if compiled and verdict.passed:
         verdict = check("compiled", alone.compute)
+        gradient.accumulate = alone.accumulate
         yield verdict
     if replayed and verdict.passed:
-        yield check("compiled, replayed" if compiled else "replayed", replay)
+        verdict = check("compiled, replayed" if compiled else "replayed", replay)
+        gradient.accumulate = alone.accumulate
+        yield verdict
 
 
 def step_values(
@@ -155,15 +164,18 @@ def _plain_steps(
 def _others(
     images: Tensor, labels: Tensor | None, draws: TrainingDraws, gradient: Gradient
 ) -> tuple[Tensor, Tensor | None, TrainingDraws]:
-    """Return other images, labels and random numbers of the same shapes: not one is what it was."""
+    """Return other images, labels and random numbers of the same shapes.
+
+    A single image stays with or without its estimate, and a single class is the class.
+    """
     process = gradient.diffusion
     size = len(images) // gradient.accumulate
     others = replace(
         draws,
         times=process.num_timesteps - 1 - draws.times,
         noise=-draws.noise,
-        # Of an even micro-batch, the other half.
-        guessed=draws.guessed if size % 2 else ~draws.guessed,
+        # As many within each micro-batch: of an even one the other half, of an odd one the next image each.
+        guessed=draws.guessed.unflatten(0, (-1, size)).roll(1, 1).flatten() if size % 2 else ~draws.guessed,
         unlabelled=~draws.unlabelled,
         flipped=~draws.flipped,
     )
@@ -181,8 +193,8 @@ def _parts(images: Tensor) -> int:
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """Leave dropout out: its masks depend on who computes, so two ways would differ by them alone."""
-    layers = [each for each in module.modules() if isinstance(each, nn.Dropout) and each.training and each.p > 0.0]
+    """Leave PyTorch's dropout layers out: two ways have different masks, and would differ by them alone."""
+    layers = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training and each.p > 0.0]
     for each in layers:
         each.eval()
     try:

@@ -70,8 +70,8 @@ class Trainer:
         ranks: the processes that share each batch.
 
     Attributes:
-        verdicts: what the self-check before the first step found, way by way; empty before that step, and in a training
-            whose steps are eager and in float32, for these are what others are compared with.
+        verdicts: what the self-check before the first step found, way by way. Empty before that step, and where steps
+            are eager and in float32, which is what the check compares with.
 
     Raises:
         ValueError: a number is below 1, the processes and micro-batches do not divide `batch_size`, there is no data,
@@ -197,7 +197,8 @@ class Trainer:
             yield report
 
     def forget_recording(self) -> None:
-        """Give back the memory that a recorded step holds on a GPU; the steps to come are recorded anew."""
+        """Give back the memory that a recorded step holds on a GPU, gradients too; steps to come are recorded anew."""
+        self.diffusion.zero_grad(set_to_none=True)
         self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
@@ -236,7 +237,12 @@ class Trainer:
             recomputes = getattr(self.diffusion.model, "recompute", False)
             return (self._computed_step if recomputes else self._run)(*scalars, *inputs)
 
+        cut = self._cut()
         loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, draws)
+        if self._cut() != cut:
+            # Memory was too small: what runs from now on has other shapes, which nobody has checked or recorded.
+            self._unchecked = self._compiled or self._replayed
+            self.forget_recording()
         self.step += 1
         self._stop_if_diverged()
         # Copies, because the next step may overwrite what a recorded one returns.
@@ -249,6 +255,9 @@ class Trainer:
         """Take a step with the inputs of `Gradient.compute`; return loss, norm of the gradient, and whether skipped."""
         loss = self.ranks.mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
         return (loss, *self.update.step(learning_rate, ema_share))
+
+    def _cut(self) -> tuple[int, bool]:
+        return self.gradient.accumulate, bool(getattr(self.diffusion.model, "recompute", False))
 
     def _draws(self) -> TrainingDraws:
         """Return this process's draws of the step to come."""

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from diffusion_core.device import why_no_cuda
 from diffusion_core.environment import Environment
 from diffusion_core.networks import eager_cpu
 from diffusion_core.runtime.comparison import Verdict
@@ -51,7 +52,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path):
     command = [sys.executable, "-m", "diffusion_core", "doctor"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables)
     assert done.returncode == 2
-    assert "error: DIFFUSION_DEVICE is cuda, and " in done.stderr
+    assert f"error: DIFFUSION_DEVICE is cuda, and {why_no_cuda()}: set it to auto" in done.stderr
 
 
 def test_a_gpu_without_triton_is_told_with_what_happens_then(monkeypatch, capsys):

@@ -81,3 +81,18 @@ def test_of_several_processes_none_goes_its_own_way(monkeypatch):
     trainer = build(4, ranks=Ranks(0, 2))
     with pytest.raises(OutOfMemory, match="raise train.accumulate"):
         first_step(trainer)
+
+
+def test_what_runs_in_smaller_parts_than_were_checked_is_checked_again(monkeypatch):
+    trainer = build(16)
+    checked = []
+    monkeypatch.setattr(trainer, "_check", lambda *_: checked.append(trainer.gradient.accumulate))
+    trainer._compiled = True
+    steps = trainer.steps()
+    next(steps)
+    assert checked == []
+    trainer.diffusion.model.room = 8
+    next(steps)
+    assert checked == []
+    next(steps)
+    assert checked == [2]
