@@ -28,7 +28,7 @@ from diffusion_core import (
     Unet,
     keep_freed_memory,
 )
-from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.protocols import Sampler
 
 RESULTS = Path("benchmarks/process_overhead.json")
 REPEATS = 11
@@ -106,7 +106,7 @@ def sampler_overhead(name: str, sampler: Sampler) -> float:
     for repeat in range(REPEATS):
         network.seconds = 0.0
         began = time.perf_counter()
-        diffusion.sample(SAMPLER_BATCH, sampler=sampler, draw=ImageNoise(repeat, range(SAMPLER_BATCH)))
+        diffusion.sample(SAMPLER_BATCH, sampler=sampler, randn=ImageNoise(repeat, range(SAMPLER_BATCH)))
         shares.append((time.perf_counter() - began) / network.seconds - 1.0)
     return statistics.median(shares)
 

@@ -17,7 +17,7 @@ from diffusion_core.environment import Environment
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.params import load_settings
-from diffusion_core.samplers import Sampler
+from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.samplers.spacing import Spacing
 from diffusion_core.saved_model import load_model
 from diffusion_core.stages.paths import MODELS, REFERENCE

@@ -2,7 +2,7 @@
 
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.learned_variance import LearnedGaussianDiffusion
+from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.dpm_solver import DPMSolver

@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.samplers import Sampler
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.training.distributed import Ranks
 
 
@@ -61,7 +61,7 @@ def generate(
                 drawn = diffusion.sample(
                     len(indices),
                     sampler=sampler,
-                    draw=ImageNoise(seed, indices),
+                    randn=ImageNoise(seed, indices),
                     classes=here,
                     guidance=guidance,
                 )

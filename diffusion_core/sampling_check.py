@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.transfer import moved
 from diffusion_core.runtime.comparison import (
     TOLERANCE,
     Values,
@@ -16,6 +15,7 @@ from diffusion_core.runtime.comparison import (
     exact_float32,
     judge_precision,
 )
+from diffusion_core.runtime.transfer import to_device
 
 # Images that the plain network has at a time, so that memory for sampling suffices for it too.
 AT_A_TIME = 16
@@ -54,7 +54,7 @@ def _inputs(process: GaussianDiffusion, count: int, seed: int = 0) -> list[Tenso
     inputs: list[Tensor | None] = [x_t, times, x0 if process.self_condition else None]
     if process.num_classes is not None:
         inputs.append((torch.arange(count) + seed) % (process.num_classes + 1))
-    return [None if each is None else moved(each, process.device) for each in inputs]
+    return [None if each is None else to_device(each, process.device) for each in inputs]
 
 
 @torch.inference_mode()

@@ -14,16 +14,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from diffusion_core.choices import choose
 from diffusion_core.errors import UserError
 from diffusion_core.generation import proportional_labels
-from diffusion_core.kinds import choose
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.learned_variance import LearnedGaussianDiffusion
+from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
+from diffusion_core.process.losses import LossChoice
+from diffusion_core.process.schedules import ScheduleChoice
+from diffusion_core.process.weightings import WeightingChoice
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 FORMAT = 1
+CHOICES = {"beta_schedule": ScheduleChoice, "weighting": WeightingChoice, "loss": LossChoice}
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,10 @@ def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> Gauss
     JSON. `vb_loss_weight` is of use where the network has `learned_variance`, and only there.
     """
     options = dict(process)
-    for argument, package in (("beta_schedule", "schedules"), ("weighting", "weightings"), ("loss", "losses")):
+    for argument, union in CHOICES.items():
         if isinstance(options.get(argument), Mapping):
             choice = dict(options[argument])
-            options[argument] = choose(f"diffusion_core.process.{package}", choice.pop("kind"), argument, **choice)
+            options[argument] = choose(union, choice.pop("kind"), argument, **choice)
     model = Unet(**network)
     if network.get("learned_variance"):
         return LearnedGaussianDiffusion(model, **options)

@@ -18,10 +18,7 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.generation import to_uint8
 from diffusion_core.pictures import grid, save
 from diffusion_core.process.objectives import OBJECTIVES
-from diffusion_core.process.weightings.min_snr import MinSNR
-from diffusion_core.process.weightings.p2 import P2
-from diffusion_core.process.weightings.snr import SNR
-from diffusion_core.process.weightings.uniform import Uniform
+from diffusion_core.process.weightings import P2, SNR, MinSNR, Uniform
 from diffusion_core.samplers.spacing import Spacing, spaced_transitions
 from diffusion_core.saved_model import TrainedModel, load_model
 from diffusion_core.stages.paths import MODELS, PREPARED

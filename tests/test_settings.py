@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion_core.choices import choices
 from diffusion_core.environment import DEPLOYMENT, Environment, load_environment
 from diffusion_core.errors import UserError
-from diffusion_core.kinds import kinds
+from diffusion_core.metrics.figures import MetricChoice
 from diffusion_core.params import load_settings
 
 PARAMS = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
@@ -141,7 +142,7 @@ def test_every_key_that_a_stage_depends_on_is_in_the_file():
 
 
 def test_all_metrics_are_measured():
-    assert {metric.kind for metric in load_settings().evaluate.metrics} == set(kinds("diffusion_core.metrics.figures"))
+    assert {metric.kind for metric in load_settings().evaluate.metrics} == set(choices(MetricChoice))
 
 
 def test_an_address_with_a_password_is_not_shown():

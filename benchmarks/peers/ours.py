@@ -54,7 +54,7 @@ class Task:
         self._drawn += count
         diffusion = self._average()
         with self._autocast():
-            images = diffusion.sample(count, sampler=DDIM(steps=steps), draw=noise)
+            images = diffusion.sample(count, sampler=DDIM(steps=steps), randn=noise)
         return to_uint8(images)
 
     def predict_noise(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:

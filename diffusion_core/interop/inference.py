@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_core.kinds import kinds
+from diffusion_core.choices import choices
 from diffusion_core.process.objectives import OBJECTIVES
+from diffusion_core.process.schedules import ScheduleChoice
 
 State = Mapping[str, Tensor]
-SCHEDULES = "diffusion_core.process.schedules"
 
 
 def network_options(state: State) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def process_options(tables: State) -> dict[str, Any]:
     if betas.ndim != 1:
         raise ValueError(f"betas is of shape {tuple(betas.shape)}, where it should have one value a timestep")
     options: dict[str, Any] = {"timesteps": len(betas)}
-    for kind, schedule in kinds(SCHEDULES).items():
+    for kind, schedule in choices(ScheduleChoice).items():
         try:
             made = schedule().betas(len(betas))
         except ValueError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import Features, Images
-from diffusion_core.metrics.figures import COUNTS, RealFeatures
+from diffusion_core.metrics.figures.metric import COUNTS, RealFeatures
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.settings import EvaluateSettings
 

@@ -2,27 +2,41 @@
 
     q(x_t | x0) = N(sqrt(abar_t) x0, (1 - abar_t) I),     t = 0 .. T-1
 
-Images enter and leave in [0, 1] and are worked on in [-1, 1].
+Images enter and leave in [0, 1] and are worked on in [-1, 1]. The work is done by the parts: `NoiseSchedule`,
+`Denoiser`, `DiffusionLoss` and the samplers.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.kinds import choose
-from diffusion_core.process.draws import check_offset, random_half, with_offset
-from diffusion_core.process.generative_process import GenerativeProcess
-from diffusion_core.process.immiscible import assign_noise, require_scipy
-from diffusion_core.process.losses import Loss
-from diffusion_core.process.schedules import BetaSchedule
-from diffusion_core.process.transfer import moved
-from diffusion_core.process.weightings import Weighting
-from diffusion_core.process.weightings.min_snr import MinSNR
+from diffusion_core.choices import choose
+from diffusion_core.process import sampling
+from diffusion_core.process.checks import (
+    check_default_sampler,
+    check_images,
+    check_network,
+    checked_classes,
+    checked_image_size,
+)
+from diffusion_core.process.denoiser import Denoiser, LearnedModelPrediction, ModelPrediction
+from diffusion_core.process.loss import DiffusionLoss
+from diffusion_core.process.losses import Loss, LossChoice
+from diffusion_core.process.noise import assign_noise
+from diffusion_core.process.noise_schedule import TABLES, NoiseSchedule
+from diffusion_core.process.objectives import choose_objective
+from diffusion_core.process.schedules import BetaSchedule, chosen_schedule
+from diffusion_core.process.variance import FixedVariance, Variance
+from diffusion_core.process.weightings import Weighting, chosen_weighting
+from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.samplers.ddpm import DDPM
+from diffusion_core.samplers.loop import Trajectory
+from diffusion_core.samplers.protocols import Conditioning, Sampler
 
 
-class GaussianDiffusion(GenerativeProcess):
+class GaussianDiffusion(nn.Module):
     """A denoising network and the process it is trained for.
 
     Args:
@@ -33,24 +47,29 @@ class GaussianDiffusion(GenerativeProcess):
         timesteps: T, at least 1.
         sampling_timesteps: steps of DDIM that `sample` takes when it is given no sampler; DDPM if not given or T.
         objective: what the network's output means: "pred_noise", "pred_x0" or "pred_v".
-        beta_schedule: a name of `process/schedules` ("linear", "cosine", "sigmoid") or a schedule.
+        beta_schedule: a name of `process/schedules.py` ("linear", "cosine", "sigmoid") or a schedule.
         schedule_fn_kwargs: options of a schedule given by name.
         ddim_sampling_eta: eta of that DDIM.
         auto_normalize: images come and go in [0, 1] and not in [-1, 1].
-        offset_noise_strength: standard deviation of a draw that all pixels of a channel share; 0 for none.
+        offset_noise_strength: standard deviation of the noise that all pixels of a channel share; 0 for none.
         min_snr_loss_weight: the weighting is min-SNR with `min_snr_gamma`; goes without `weighting`.
         min_snr_gamma: see `MinSNR`.
-        immiscible: give each image of a batch the nearest noise; see `process/immiscible.py`. Needs SciPy.
-        weighting: a name of `process/weightings` ("snr", "min_snr", "p2", "uniform") or a weighting; "snr" if None.
-        loss: a name of `process/losses` ("l2", "l1", "huber") or a loss.
+        immiscible: give each image of a batch the nearest noise; see `assign_noise`. Needs SciPy.
+        weighting: a name of `process/weightings.py` ("snr", "min_snr", "p2", "uniform") or a weighting; "snr" if None.
+        loss: a name of `process/losses.py` ("l2", "l1", "huber") or a loss.
         zero_terminal_snr: rescale the schedule so that x_T is noise alone (Lin et al. 2023). Needs pred_v or pred_x0,
-            and a weighting that does not forget the last timestep ("uniform" or "p2").
+            and a weighting that does not ignore the last timestep ("uniform" or "p2").
+
+    Attributes:
+        schedule: the `NoiseSchedule`.
+        loss: the `DiffusionLoss`.
+        sampler: what `sample` takes when it is given none.
 
     Raises:
         ValueError: an argument is outside its range, or two of them exclude one another; the message names them.
     """
 
-    loss_weight: Tensor
+    variance: ClassVar[Variance] = FixedVariance()
 
     def __init__(
         self,
@@ -72,44 +91,140 @@ class GaussianDiffusion(GenerativeProcess):
         loss: str | Loss = "l2",
         zero_terminal_snr: bool = False,
     ) -> None:
-        if min_snr_loss_weight and weighting is not None:
-            raise ValueError(
-                f"min_snr_loss_weight is True and weighting is {weighting!r}, which excludes it: leave one of them out"
-            )
-        if min_snr_loss_weight and not min_snr_gamma > 0.0:
-            raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be greater than 0")
-        if schedule_fn_kwargs and not isinstance(beta_schedule, str):
-            raise ValueError(f"schedule_fn_kwargs is {schedule_fn_kwargs}; it goes with a beta_schedule given by name")
-        check_offset(offset_noise_strength)
-        if immiscible:
-            require_scipy()
-        schedule: BetaSchedule = _chosen("schedules", beta_schedule, "beta_schedule", **(schedule_fn_kwargs or {}))
-        super().__init__(
-            model,
-            image_size,
-            schedule,
-            timesteps,
-            objective,
-            auto_normalize,
-            zero_terminal_snr,
-            sampling_timesteps,
-            ddim_sampling_eta,
+        super().__init__()
+        network: Any = model
+        check_network(network.out_dim, network.channels, self.variance.outputs_per_channel, type(self).__name__)
+        self.model = model
+        self.channels: int = network.channels
+        self.image_size = checked_image_size(image_size, getattr(network, "downsample_factor", 1))
+        self.objective = objective
+        self.auto_normalize = auto_normalize
+        self._objective = choose_objective(objective, zero_terminal_snr)
+        self.schedule = NoiseSchedule(chosen_schedule(beta_schedule, schedule_fn_kwargs), timesteps, zero_terminal_snr)
+        self.loss = DiffusionLoss(
+            self.schedule,
+            self._objective,
+            chosen_weighting(weighting, min_snr_loss_weight, min_snr_gamma),
+            choose(LossChoice, loss, "loss") if isinstance(loss, str) else loss,
+            offset_noise_strength=offset_noise_strength,
+            immiscible=immiscible,
         )
-        self.offset_noise_strength = offset_noise_strength
-        self.immiscible = immiscible
-        self._loss: Loss = _chosen("losses", loss, "loss")
-        weigh: Weighting = (
-            MinSNR(gamma=min_snr_gamma)
-            if min_snr_loss_weight
-            else _chosen("weightings", weighting or "snr", "weighting")
-        )
-        weight = weigh(self.snr, self._objective.error_ratio(self.snr))
-        if zero_terminal_snr and weight[-1] == 0.0:
-            raise ValueError(
-                f"zero_terminal_snr is True and the weighting {weigh.kind}, which gives weight 0 to the last timestep,"
-                " where sampling begins: take the weighting uniform or p2"
-            )
-        self._register_table("loss_weight", weight)
+        self.sampling_timesteps = timesteps if sampling_timesteps is None else sampling_timesteps
+        check_default_sampler(self.sampling_timesteps, ddim_sampling_eta, timesteps)
+        self.ddim_sampling_eta = ddim_sampling_eta
+        self.sampler: Sampler = self._ddim() if self.is_ddim_sampling else DDPM()
+
+    def __getattr__(self, name: str) -> Any:
+        # What the parts have, under its usual name: `diffusion.alphas_cumprod`.
+        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr"):
+            return getattr(self.schedule, name)
+        if name in ("immiscible", "loss_weight", "offset_noise_strength", "vb_loss_weight"):
+            return getattr(self.loss, name)
+        if name in ("num_classes", "self_condition"):
+            return getattr(self.denoiser, name)
+        return super().__getattr__(name)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network with what its output means; made anew, so that `model` may be replaced."""
+        return Denoiser(self.model, self.schedule, self._objective, self.variance)
+
+    @property
+    def is_ddim_sampling(self) -> bool:
+        """Whether `sample` takes DDIM where it is given no sampler."""
+        return self.sampling_timesteps < self.schedule.num_timesteps
+
+    def _ddim(self) -> DDIM:
+        return DDIM(steps=self.sampling_timesteps, eta=self.ddim_sampling_eta)
+
+    @property
+    def _image_shape(self) -> tuple[int, ...]:
+        return (self.channels, *self.image_size)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map [0, 1] to [-1, 1] where `auto_normalize`."""
+        return images * 2.0 - 1.0 if self.auto_normalize else images
+
+    def unnormalize(self, images: Tensor) -> Tensor:
+        """Map [-1, 1] to [0, 1] where `auto_normalize`."""
+        return (images + 1.0) * 0.5 if self.auto_normalize else images
+
+    def checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
+        """Return labels, int64 (B,), on the process's device; see `process/checks.py`."""
+        return checked_classes(classes, batch_size, self.num_classes, self.schedule.device)
+
+    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return x0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) noise."""
+        return self.schedule.at(t, x_t).x0_from_noise(x_t, noise)
+
+    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Return noise = (sqrt(1/abar) x_t - x0) / sqrt(1/abar - 1)."""
+        return self.schedule.at(t, x_t).noise_from_x0(x_t, x0)
+
+    def predict_v(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return v = sqrt(abar) noise - sqrt(1 - abar) x0."""
+        return self.schedule.at(t, x_start).v(x_start, noise)
+
+    def predict_start_from_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """Return x0 = sqrt(abar) x_t - sqrt(1 - abar) v."""
+        return self.schedule.at(t, x_t).x0_from_v(x_t, v)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4)."""
+        return self.schedule.q_sample(x_start, t, torch.randn_like(x_start) if noise is None else noise)
+
+    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, variance and log variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, equations 6 and 7)."""
+        return self.schedule.q_posterior(x_start, x_t, t)
+
+    def model_predictions(
+        self,
+        x: Tensor,
+        t: Tensor,
+        x_self_cond: Tensor | None = None,
+        clip_x_start: bool = False,
+        rederive_pred_noise: bool = False,
+        *,
+        classes: Tensor | None = None,
+    ) -> ModelPrediction | LearnedModelPrediction:
+        """Run the network at (x_t, t) and return the noise and x0-hat, and what a learned variance adds.
+
+        Args:
+            x: x_t, (B, C, H, W).
+            t: timesteps, (B,).
+            x_self_cond: the previous x0-hat for a self-conditioned network, or None for zeros.
+            clip_x_start: clip x0-hat to [-1, 1].
+            rederive_pred_noise: let a noise prediction agree with the clipped x0-hat; the other objectives always do.
+            classes: labels, (B,), for a class-conditional network; None for the unconditional prediction.
+        """
+        x0, noise, variance = self.denoiser(x, t, Conditioning(classes, x_self_cond), clip=False)
+        if clip_x_start:
+            x0 = x0.clamp(-1.0, 1.0)
+            if rederive_pred_noise or self.objective != "pred_noise":
+                noise = self.schedule.noise_from_x0(x, t, x0)
+        return ModelPrediction(noise, x0) if variance is None else LearnedModelPrediction(noise, x0, variance)
+
+    def p_mean_variance(
+        self,
+        x: Tensor,
+        t: Tensor,
+        x_self_cond: Tensor | None = None,
+        clip_denoised: bool = True,
+        *,
+        classes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return mean, variance and log variance of p(x_{t-1} | x_t), and x0-hat."""
+        return self.denoiser.posterior(x, t, Conditioning(classes, x_self_cond), clip=clip_denoised)
+
+    @torch.inference_mode()
+    def p_sample(
+        self, x: Tensor, t: int, x_self_cond: Tensor | None = None, *, classes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a sample of x_{t-1} given x_t, without noise at t = 0, and x0-hat."""
+        trajectory = Trajectory(self.denoiser, classes, x_self_cond)
+        x_next = DDPM().step(self.schedule, trajectory, x, t, t - 1, torch.randn_like)
+        assert trajectory.previous is not None
+        return x_next, trajectory.previous[1]
 
     def p_losses(
         self,
@@ -120,115 +235,65 @@ class GaussianDiffusion(GenerativeProcess):
         loss_reduction: str = "mean",
         *,
         classes: Tensor | None = None,
-        guessed: Tensor | None = None,
+        self_cond_mask: Tensor | None = None,
         unlabelled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the loss of a batch: the loss of each element, mean of an image, times weight, mean of the batch.
+        """Return the loss of images in [-1, 1] at t: a scalar, or each image's, (B,), where the reduction is "none".
 
-        Where the network is self-conditioned, half of the batch gets an x0-hat predicted without gradient and the
-        other half zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202).
-
-        Whoever cuts a batch into parts and wants the loss of the whole gives `noise`, `guessed` and `unlabelled`, drawn
-        for the whole, to each part.
-
-        Args:
-            x_start: x0 in [-1, 1], (B, C, H, W).
-            t: timesteps, int64 (B,).
-            noise: (B, C, H, W); drawn if not given.
-            offset_noise_strength: overrides the process's own.
-            loss_reduction: "mean" for a scalar, "none" for the loss of each image, (B,).
-            classes: labels, (B,), for a class-conditional network, of which it drops a share.
-            guessed: which images get an x0-hat, bool (B,) on the host, or their indices, int64; `random_half` if not
-                given.
-            unlabelled: which labels are dropped, bool (B,); drawn by the network if not given.
-            generator: source of all draws made here; torch's global one if not given.
+        Arguments are those of `DiffusionLoss.forward`.
 
         Raises:
-            ValueError: the images have other channels, height or width than the process, the reduction is unknown, or
-                the network takes no classes.
+            ValueError: the images have another shape than the process's, or an argument is out of range.
         """
-        self._check_images(x_start)
+        check_images(x_start, self._image_shape)
         if loss_reduction not in ("mean", "none"):
             raise ValueError(f"loss_reduction is {loss_reduction!r}; it must be mean or none")
-        strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength
-        if noise is None:
-            noise = torch.randn(x_start.shape, generator=generator, device=x_start.device, dtype=x_start.dtype)
-        noise = with_offset(noise, strength, generator)
-        if self.immiscible:
-            noise = noise[assign_noise(x_start, noise)]
-        if classes is not None and unlabelled is not None:
-            classes = classes.masked_fill(moved(unlabelled, classes.device), self.num_classes or 0)
-        elif classes is not None and hasattr(self.model, "drop_classes"):
-            classes = self.model.drop_classes(classes, generator)  # type: ignore[operator]
-        x_t = self.q_sample(x_start, t, noise)
-        x_self_cond = None
-        if self.self_condition:
-            guessed = random_half(len(x_t), generator) if guessed is None else guessed
-            x_self_cond = self._first_guess(x_t, t, classes, guessed)
-        output = self._network(x_t, t, x_self_cond, classes)
-        loss = self._image_losses(output, x_start, t, noise)
-        return loss.mean() if loss_reduction == "mean" else loss
-
-    @torch.no_grad()
-    def _first_guess(self, x_t: Tensor, t: Tensor, classes: Tensor | None, guessed: Tensor) -> Tensor:
-        """Return x0-hat for the images of `guessed`, and zeros for the rest."""
-        guess = torch.zeros_like(x_t)
-        # A mask is looked at on the host: the device would have to be waited for to learn how many there are.
-        chosen = guessed if guessed.dtype == torch.long else guessed.cpu().nonzero().squeeze(1)
-        chosen = moved(chosen, x_t.device)
-        if len(chosen):
-            some = None if classes is None else classes[chosen]
-            guess.index_copy_(0, chosen, self.model_predictions(x_t[chosen], t[chosen], classes=some).pred_x_start)
-        return guess
-
-    def _image_losses(self, output: Tensor, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return the weighted loss of each image, (B,)."""
-        target = self._objective.target(x_start, noise, self._at(t, x_start))
-        return self._loss(output, target).flatten(1).mean(1) * self.loss_weight[t]
-
-    def random_times(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return timesteps drawn evenly from 0 .. T-1, int64 (B,)."""
-        return torch.randint(0, self.num_timesteps, (batch_size,), generator=generator, device=self.device)
-
-    def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:
-        """Return which noise each image gets where the process is `immiscible`, int64 (B,)."""
-        return assign_noise(x_start, noise)
+        losses: Tensor = self.loss(
+            self.denoiser,
+            x_start,
+            t,
+            noise,
+            offset_noise_strength=offset_noise_strength,
+            classes=classes,
+            self_cond_mask=self_cond_mask,
+            unlabelled=unlabelled,
+            generator=generator,
+        )
+        return losses.mean() if loss_reduction == "mean" else losses
 
     def forward(
         self,
         img: Tensor,
         *args: Any,
         times: Tensor | None = None,
-        loss_reduction: str = "mean",
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return `p_losses` of a batch of images at random timesteps.
+        """Return `p_losses` of images, (B, C, H, W), in [0, 1] where `auto_normalize`, and of its other arguments.
 
-        Args:
-            img: (B, C, H, W), in [0, 1] where `auto_normalize`.
-            *args: passed on to `p_losses`.
-            times: timesteps, (B,); drawn if not given.
-            loss_reduction: passed on to `p_losses`.
-            generator: source of all draws; torch's global one if not given.
-            **kwargs: passed on to `p_losses`.
+        The timesteps `times`, (B,), are random if not given.
 
         Raises:
-            ValueError: the images have other channels, height or width than the process, or a label is out of range.
+            ValueError: as `p_losses`; or a label is out of range.
         """
-        self._check_images(img)
+        check_images(img, self._image_shape)
         if kwargs.get("classes") is not None:
             kwargs["classes"] = self.checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times
-        # mypy lets *args reach as far as the arguments that are given by name.
-        return self.p_losses(  # type: ignore[misc]
-            self.normalize(img), times, *args, loss_reduction=loss_reduction, generator=generator, **kwargs
-        )
+        return self.p_losses(self.normalize(img), times, *args, generator=generator, **kwargs)
 
+    def random_times(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return random timesteps, each of 0 .. T-1 equally likely, int64 (B,)."""
+        return torch.randint(0, self.num_timesteps, (batch_size,), generator=generator, device=self.device)
 
-def _chosen(package: str, choice: Any, argument: str, **options: Any) -> Any:
-    """Return a choice that may be given by its name."""
-    return (
-        choose(f"diffusion_core.process.{package}", choice, argument, **options) if isinstance(choice, str) else choice
-    )
+    def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:
+        """Return which noise each image gets where the process is `immiscible`, int64 (B,)."""
+        return assign_noise(x_start, noise)
+
+    # Whole images; each is a function in process/sampling.py.
+    sample = sampling.sample
+    inpaint = sampling.inpaint
+    interpolate = sampling.interpolate
+    p_sample_loop = sampling.p_sample_loop
+    ddim_sample = sampling.ddim_sample

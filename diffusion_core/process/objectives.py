@@ -1,48 +1,10 @@
-"""What the network predicts, and how each prediction gives the others.
+"""What the network predicts: the noise, the clean image, or the velocity."""
 
-With alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t) and x_t = alpha_t x0 + sigma_t noise:
-
-    noise = (x_t - alpha_t x0) / sigma_t          (Ho et al. 2020)
-    v     = alpha_t noise - sigma_t x0            (Salimans & Ho 2022)
-
-The functions are written with the reciprocals sqrt(1/abar) and sqrt(1/abar - 1) where the established
-implementations have them, so that rounding agrees in float32.
-"""
-
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Coefficients:
-    """The schedule at the timesteps of a batch; each broadcasts against an image batch."""
-
-    sqrt_alpha_bar: Tensor
-    sqrt_one_minus_alpha_bar: Tensor
-    sqrt_recip_alpha_bar: Tensor
-    sqrt_recipm1_alpha_bar: Tensor
-
-
-def x0_from_noise(x_t: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
-    """x0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) noise."""
-    return at.sqrt_recip_alpha_bar * x_t - at.sqrt_recipm1_alpha_bar * noise
-
-
-def noise_from_x0(x_t: Tensor, x0: Tensor, at: Coefficients) -> Tensor:
-    """Noise = (sqrt(1/abar) x_t - x0) / sqrt(1/abar - 1)."""
-    return (at.sqrt_recip_alpha_bar * x_t - x0) / at.sqrt_recipm1_alpha_bar
-
-
-def v_from_x0(x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
-    """v = sqrt(abar) noise - sqrt(1 - abar) x0."""
-    return at.sqrt_alpha_bar * noise - at.sqrt_one_minus_alpha_bar * x0
-
-
-def x0_from_v(x_t: Tensor, v: Tensor, at: Coefficients) -> Tensor:
-    """x0 = sqrt(abar) x_t - sqrt(1 - abar) v."""
-    return at.sqrt_alpha_bar * x_t - at.sqrt_one_minus_alpha_bar * v
+from diffusion_core.process.noise_schedule import Coefficients
 
 
 class Objective(Protocol):
@@ -72,7 +34,7 @@ class PredictNoise:
         return noise
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:
-        return x0_from_noise(x_t, output, at)
+        return at.x0_from_noise(x_t, output)
 
     def error_ratio(self, snr: Tensor) -> Tensor:
         return snr
@@ -99,13 +61,29 @@ class PredictV:
     name: ClassVar[str] = "pred_v"
 
     def target(self, x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
-        return v_from_x0(x0, noise, at)
+        return at.v(x0, noise)
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:
-        return x0_from_v(x_t, output, at)
+        return at.x0_from_v(x_t, output)
 
     def error_ratio(self, snr: Tensor) -> Tensor:
         return snr + 1.0
 
 
 OBJECTIVES: dict[str, Objective] = {each.name: each for each in (PredictNoise(), PredictX0(), PredictV())}
+
+
+def choose_objective(name: str, zero_terminal_snr: bool) -> Objective:
+    """Return an objective by its name.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot start from pure noise, which `zero_terminal_snr` asks for.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)}")
+    if zero_terminal_snr and name == "pred_noise":
+        raise ValueError(
+            "objective is 'pred_noise'; with zero_terminal_snr it must be pred_v or pred_x0, because noise says"
+            " nothing of the image where there is nothing else"
+        )
+    return OBJECTIVES[name]

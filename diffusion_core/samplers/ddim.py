@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffusion_core.kinds import Kind
-from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.choices import Choice
+from diffusion_core.samplers.protocols import Denoise, Randn, ScheduleLike, Transition
 from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transitions
 
 
 @dataclass(frozen=True)
-class DDIM(Kind):
+class DDIM(Choice):
     """Any number of steps; deterministic at eta = 0, with the variance of DDPM at eta = 1.
 
     Attributes:
@@ -26,7 +26,7 @@ class DDIM(Kind):
         spacing: which timesteps are visited.
     """
 
-    looks_back: ClassVar[bool] = False
+    multistep: ClassVar[bool] = False
 
     kind: Literal["ddim"] = "ddim"
     steps: int = 50
@@ -38,17 +38,19 @@ class DDIM(Kind):
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie in [0, 1]")
 
-    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+    def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
-    def step(self, process: Schedule, denoise: Denoise, x_t: Tensor, t: float, t_next: float, draw: Draw) -> Tensor:
-        noise, x0, _ = denoise(x_t, t)
+    def step(
+        self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
+    ) -> Tensor:
+        x0, noise, _ = denoise(x_t, t)
         if t_next < 0:
             return x0
-        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
+        alpha_bar, alpha_bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         # In this form nothing is rounded below 0 where eta is 1 and x_t is noise alone.
         renewed = self.eta**2 * (1.0 - alpha_bar / alpha_bar_next) / (1.0 - alpha_bar)
         sigma = math.sqrt((1.0 - alpha_bar_next) * renewed)
         direction = math.sqrt((1.0 - alpha_bar_next) * max(0.0, 1.0 - renewed))
         x_next = math.sqrt(alpha_bar_next) * x0 + direction * noise
-        return x_next + sigma * draw(x_t) if sigma > 0.0 else x_next
+        return x_next + sigma * randn(x_t) if sigma > 0.0 else x_next

@@ -11,25 +11,27 @@ With fewer steps, t - 1 is the next timestep visited and 1 - b_t = abar_t / abar
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from torch import Tensor
 
-from diffusion_core.kinds import Kind
-from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.choices import Choice
+from diffusion_core.samplers.protocols import Denoise, Randn, ScheduleLike, Transition
 from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transitions
+
+Number = TypeVar("Number", float, Tensor)
 
 
 @dataclass(frozen=True)
-class DDPM(Kind):
-    """A draw from the model itself.
+class DDPM(Choice):
+    """A sample of the model itself.
 
     Attributes:
         steps: how often the network runs; as often as the process has timesteps if None.
         spacing: which timesteps are visited.
     """
 
-    looks_back: ClassVar[bool] = False
+    multistep: ClassVar[bool] = False
 
     kind: Literal["ddpm"] = "ddpm"
     steps: int | None = None
@@ -38,21 +40,29 @@ class DDPM(Kind):
     def __post_init__(self) -> None:
         check_steps(self.kind, 1 if self.steps is None else self.steps, self.spacing)
 
-    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+    def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
         steps = schedule.num_timesteps if self.steps is None else self.steps
         return spaced_transitions(self.kind, steps, self.spacing, schedule.num_timesteps)
 
-    def step(self, process: Schedule, denoise: Denoise, x_t: Tensor, t: float, t_next: float, draw: Draw) -> Tensor:
-        _, x0, learned = denoise(x_t, t)
+    def step(
+        self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
+    ) -> Tensor:
+        x0, _, learned = denoise(x_t, t)
         if t_next < 0:
             return x0
-        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
-        alpha = alpha_bar / alpha_bar_next
-        c1 = (1.0 - alpha) * math.sqrt(alpha_bar_next) / (1.0 - alpha_bar)
-        c2 = (1.0 - alpha_bar_next) * math.sqrt(alpha) / (1.0 - alpha_bar)
-        variance = (1.0 - alpha) * (1.0 - alpha_bar_next) / (1.0 - alpha_bar)
+        alpha_bar, alpha_bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
+        beta = 1.0 - alpha_bar / alpha_bar_next
+        c1, c2, variance = posterior_coefficients(beta, alpha_bar, alpha_bar_next)
         mean = c1 * x0 + c2 * x_t
         if learned is None:
-            return mean + math.sqrt(variance) * draw(x_t)
-        least, greatest = math.log(variance), math.log(1.0 - alpha)
-        return mean + (0.5 * (least + learned * (greatest - least))).exp() * draw(x_t)
+            return mean + math.sqrt(variance) * randn(x_t)
+        least, greatest = math.log(variance), math.log(beta)
+        v = (learned + 1.0) * 0.5
+        return mean + (0.5 * (least + v * (greatest - least))).exp() * randn(x_t)
+
+
+def posterior_coefficients(beta: Number, alpha_bar: Number, alpha_bar_next: Number) -> tuple[Number, Number, Number]:
+    """Return c1, c2 and var, of one step or of a table of them."""
+    c1 = beta * alpha_bar_next**0.5 / (1.0 - alpha_bar)
+    c2 = (1.0 - alpha_bar_next) * (1.0 - beta) ** 0.5 / (1.0 - alpha_bar)
+    return c1, c2, beta * (1.0 - alpha_bar_next) / (1.0 - alpha_bar)

@@ -13,13 +13,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffusion_core.kinds import Kind
-from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.choices import Choice
+from diffusion_core.samplers.protocols import Denoise, Randn, ScheduleLike, Transition
 from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transitions
 
 
 @dataclass(frozen=True)
-class DPMSolver(Kind):
+class DPMSolver(Choice):
     """Deterministic; in 15 to 25 steps about what DDIM reaches in 50 to 100.
 
     Attributes:
@@ -27,7 +27,7 @@ class DPMSolver(Kind):
         spacing: which timesteps are visited.
     """
 
-    looks_back: ClassVar[bool] = True
+    multistep: ClassVar[bool] = True
 
     kind: Literal["dpm_solver"] = "dpm_solver"
     steps: int = 20
@@ -36,28 +36,28 @@ class DPMSolver(Kind):
     def __post_init__(self) -> None:
         check_steps(self.kind, self.steps, self.spacing)
 
-    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+    def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(
         self,
-        process: Schedule,
+        schedule: ScheduleLike,
         denoise: Denoise,
         x_t: Tensor,
         t: float,
         t_next: float,
-        draw: Draw,  # noqa: ARG002 - it adds no noise
+        randn: Randn,  # noqa: ARG002 - it adds no noise
     ) -> Tensor:
         before = denoise.previous
         x0 = denoise(x_t, t).x0
         if t_next < 0:
             return x0
-        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
+        alpha_bar, alpha_bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         h = _log_snr_root(alpha_bar_next) - _log_snr_root(alpha_bar)
         slope = x0
         if before is not None:
             t_before, x0_before = before
-            h_before = _log_snr_root(alpha_bar) - _log_snr_root(process.alpha_bar(t_before))
+            h_before = _log_snr_root(alpha_bar) - _log_snr_root(schedule.alpha_bar(t_before))
             slope = x0 + (x0 - x0_before) * (h / (2.0 * h_before))
         shrink = math.sqrt((1.0 - alpha_bar_next) / (1.0 - alpha_bar))
         return shrink * x_t - math.sqrt(alpha_bar_next) * math.expm1(-h) * slope

@@ -1,6 +1,6 @@
 """Classifier-free guidance, Ho & Salimans 2022 (https://arxiv.org/abs/2207.12598), with two later corrections.
 
-    x0 = x0(nobody) + scale (x0(label) - x0(nobody))
+    x0 = x0(null) + scale (x0(label) - x0(null))
 
 It blends in x0: every conversion between the objectives is affine, so this equals the blend of the outputs.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion_core.kinds import Options
+from diffusion_core.choices import Options
+from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction, ScheduleLike
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,58 @@ class Guidance(Options):
         # An image of one grey level has no contrast to bring back.
         ratio = torch.where(found > 0.0, wanted / found, 1.0)
         return guided * (self.rescale * ratio + 1.0 - self.rescale)
+
+
+class GuidedDenoiser:
+    """Looks like a denoiser, and blends its predictions with and without the label.
+
+    Clipping comes after guidance, so that it acts on the image that is used. The learned variance, if any, is that of
+    the label: there is nothing to blend.
+
+    Args:
+        denoiser: gives the predictions.
+        schedule: of the noise.
+        guidance: how strongly images are pushed towards their labels.
+
+    Raises:
+        ValueError: `guidance` is a number, say.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, schedule: ScheduleLike, guidance: Guidance) -> None:
+        if not isinstance(guidance, Guidance):
+            raise ValueError(f"guidance is {guidance!r}; it must be a Guidance, Guidance(scale=2.0) say")
+        self.self_condition = denoiser.self_condition
+        self.num_classes = denoiser.num_classes
+        self._denoiser = denoiser
+        self._schedule = schedule
+        self._guidance = guidance
+
+    def __call__(self, x_t: Tensor, t: float, conditioning: Conditioning, *, clip: bool = True) -> Prediction:
+        """Return the guided prediction at the one timestep of all images.
+
+        Raises:
+            ValueError: there is guidance, and there are no classes.
+        """
+        classes, x_self_cond = conditioning
+        scale = self._guidance.scale
+        if scale != 1.0 and classes is None:
+            raise ValueError(f"guidance.scale is {scale}; guidance needs classes, so it must be 1 without them")
+        if classes is None or not self._guidance.acts_at(self._schedule.alpha_bar(t)):
+            return self._denoiser(x_t, t, conditioning, clip=clip)
+        null_class = torch.full_like(classes, self.num_classes or 0)
+        if scale == 0.0:
+            return self._denoiser(x_t, t, Conditioning(null_class, x_self_cond), clip=clip)
+        both = self._denoiser(
+            torch.cat((x_t, x_t)),
+            t,
+            Conditioning(
+                torch.cat((classes, null_class)), None if x_self_cond is None else torch.cat((x_self_cond, x_self_cond))
+            ),
+            clip=False,
+        )
+        x0 = self._guidance.blend(*both.x0.chunk(2))
+        x0 = x0.clamp(-1.0, 1.0) if clip else x0
+        dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
+        times = torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
+        variance = None if both.variance is None else both.variance[: len(x_t)]
+        return Prediction(x0, self._schedule.noise_from_x0(x_t, times, x0), variance)

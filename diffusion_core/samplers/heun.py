@@ -13,12 +13,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from diffusion_core.kinds import Kind
-from diffusion_core.samplers import Denoise, Draw, Schedule, Transition
+from diffusion_core.choices import Choice
+from diffusion_core.samplers.protocols import Denoise, Randn, ScheduleLike, Transition
 
 
 @dataclass(frozen=True)
-class Heun(Kind):
+class Heun(Choice):
     """Deterministic and of second order; the network runs 2 steps - 1 times, also between two timesteps.
 
     Attributes:
@@ -28,7 +28,7 @@ class Heun(Kind):
         rho: how much denser the levels lie near the image; greater than 0.
     """
 
-    looks_back: ClassVar[bool] = False
+    multistep: ClassVar[bool] = False
 
     kind: Literal["heun"] = "heun"
     steps: int = 18
@@ -46,7 +46,7 @@ class Heun(Kind):
                 f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}; it must be 0 < sigma_min < sigma_max"
             )
 
-    def transitions(self, schedule: Schedule) -> Sequence[Transition]:
+    def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
         first, last = (
             _sigma(schedule.alpha_bar(schedule.time_of_sigma(sigma))) ** (1.0 / self.rho)
             for sigma in (self.sigma_max, self.sigma_min)
@@ -62,17 +62,17 @@ class Heun(Kind):
 
     def step(
         self,
-        process: Schedule,
+        schedule: ScheduleLike,
         denoise: Denoise,
         x_t: Tensor,
         t: float,
         t_next: float,
-        draw: Draw,  # noqa: ARG002 - it adds no noise
+        randn: Randn,  # noqa: ARG002 - it adds no noise
     ) -> Tensor:
         x0 = denoise(x_t, t).x0
         if t_next < 0:
             return x0
-        alpha_bar, alpha_bar_next = process.alpha_bar(t), process.alpha_bar(t_next)
+        alpha_bar, alpha_bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         sigma, sigma_next = _sigma(alpha_bar), _sigma(alpha_bar_next)
         y = x_t / math.sqrt(alpha_bar)
         slope = (y - x0) / sigma

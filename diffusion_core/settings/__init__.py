@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from diffusion_core.data.sources import Source
+from diffusion_core.data.sources import SourceChoice
 from diffusion_core.metrics.features import SMALLEST_IMAGE
-from diffusion_core.metrics.figures import COUNTS, Metric, every_metric
-from diffusion_core.samplers import Sampler
+from diffusion_core.metrics.figures import MetricChoice, every_metric
+from diffusion_core.metrics.figures.metric import COUNTS
+from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
-from diffusion_core.settings.section import OneOf, Section, Seed
+from diffusion_core.settings.section import BY_KIND, Section, Seed
 from diffusion_core.settings.train import TrainSettings
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 class IngestSettings(Section):
     """Where the images come from."""
 
-    source: Annotated[Source, OneOf("diffusion_core.data.sources")]
+    source: Annotated[SourceChoice, BY_KIND]
 
 
 class PrepareSettings(Section):
@@ -79,7 +80,7 @@ class SampleSettings(Section):
 
     count: int = Field(1000, ge=2)
     seed: Seed = 0
-    sampler: Annotated[Sampler, OneOf("diffusion_core.samplers")]
+    sampler: Annotated[SamplerChoice, BY_KIND]
     guidance: Guidance = Guidance()
 
 
@@ -88,9 +89,7 @@ class EvaluateSettings(Section):
 
     seed: Seed = 0
     half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
-    metrics: tuple[Annotated[Metric, OneOf("diffusion_core.metrics.figures")], ...] = Field(
-        default_factory=every_metric, min_length=1
-    )
+    metrics: tuple[Annotated[MetricChoice, BY_KIND], ...] = Field(default_factory=every_metric, min_length=1)
 
     @model_validator(mode="after")
     def _no_figure_is_measured_twice(self) -> Self:

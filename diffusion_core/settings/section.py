@@ -1,26 +1,16 @@
 """What the sections of params.yaml are made of."""
 
-from typing import Annotated, Any, Union
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema
-
-from diffusion_core.kinds import kinds
+from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # What NumPy and PyTorch both take.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class OneOf:
-    """Marks a field whose value is one of a package's choices, named by its `kind`."""
-
-    def __init__(self, package: str) -> None:
-        self.package = package
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = tuple(kinds(self.package).values())
-        return handler.generate_schema(Annotated[Union[choices], Field(discriminator="kind")])  # noqa: UP007
+# Tells which class of a union a mapping stands for.
+BY_KIND = Field(discriminator="kind")
 
 
 class Section(BaseModel):

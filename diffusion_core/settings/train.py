@@ -4,13 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from diffusion_core.networks.unet import Unet
-from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.losses import Loss
-from diffusion_core.process.schedules import BetaSchedule
-from diffusion_core.process.weightings import Weighting
-from diffusion_core.samplers import Sampler
-from diffusion_core.settings.section import Fraction, OneOf, Section, Seed
+from diffusion_core.process.loss import DiffusionLoss
+from diffusion_core.process.losses import LossChoice
+from diffusion_core.process.noise_schedule import NoiseSchedule
+from diffusion_core.process.objectives import choose_objective
+from diffusion_core.process.schedules import ScheduleChoice
+from diffusion_core.process.weightings import WeightingChoice
+from diffusion_core.samplers.protocols import Sampler
+from diffusion_core.settings.section import BY_KIND, Fraction, Section, Seed
 
 
 class NetworkSettings(Section):
@@ -43,31 +44,36 @@ class ProcessSettings(Section):
 
     timesteps: PositiveInt = 1000
     objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
-    beta_schedule: Annotated[BetaSchedule, OneOf("diffusion_core.process.schedules")]
+    beta_schedule: Annotated[ScheduleChoice, BY_KIND]
     zero_terminal_snr: bool = False
-    weighting: Annotated[Weighting, OneOf("diffusion_core.process.weightings")]
-    loss: Annotated[Loss, OneOf("diffusion_core.process.losses")]
+    weighting: Annotated[WeightingChoice, BY_KIND]
+    loss: Annotated[LossChoice, BY_KIND]
     vb_loss_weight: float = Field(0.001, ge=0.0, description="of the bound, where the variance is learned")
     offset_noise_strength: float = Field(0.0, ge=0.0)
     immiscible: bool = False
 
     @model_validator(mode="after")
     def _process_exists(self) -> Self:
-        self._build()
+        DiffusionLoss(
+            self._schedule(),
+            choose_objective(self.objective, self.zero_terminal_snr),
+            self.weighting,
+            self.loss,
+            offset_noise_strength=self.offset_noise_strength,
+            immiscible=self.immiscible,
+        )
         return self
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that cannot walk this process.
+        """Refuse a sampler that does not fit this process.
 
         Raises:
             ValueError: it takes more steps than there are timesteps, say.
         """
-        sampler.transitions(self._build())
+        sampler.transitions(self._schedule())
 
-    def _build(self) -> GaussianDiffusion:
-        # Which network it is changes nothing of what is checked.
-        options = {name: getattr(self, name) for name in type(self).model_fields if name != "vb_loss_weight"}
-        return GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=1, **options)
+    def _schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(self.beta_schedule, self.timesteps, self.zero_terminal_snr)
 
 
 class TrainSettings(Section):

@@ -135,7 +135,7 @@ def _walks(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np
         rows,
         return_all_timesteps=True,
         sampler=sample.sampler,
-        draw=ImageNoise(sample.seed, range(rows)),
+        randn=ImageNoise(sample.seed, range(rows)),
         classes=None if labels is None else torch.tensor(labels),
         guidance=sample.guidance,
     )

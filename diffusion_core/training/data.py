@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusion_core.process.transfer import moved
+from diffusion_core.runtime.transfer import to_device
 
 
 class TrainingData(Protocol):
@@ -44,5 +44,5 @@ class TensorData:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the images and labels at `indices`."""
-        here = moved(indices, self.images.device)
+        here = to_device(indices, self.images.device)
         return self.images[here], None if self.labels is None else self.labels[indices]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from diffusion_core.networks.unet import Unet
-from diffusion_core.process.learned_variance import LearnedGaussianDiffusion
+from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
 from diffusion_core.runtime.comparison import TOLERANCE, Verdict, compare, exact_float32
 from diffusion_core.runtime.compilation import compile_for_sampling, compile_network
 from diffusion_core.sampling_check import check_sampling

@@ -6,8 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from diffusion_core.process.draws import random_half, with_offset
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.process.noise import random_self_cond_mask, with_offset
 from diffusion_core.randomness import generator
 
 
@@ -42,7 +42,7 @@ class TrainingDraws:
             start=0,
             times=torch.randint(0, diffusion.num_timesteps, (batch_size,), generator=small),
             noise=with_offset(noise, diffusion.offset_noise_strength, of_noise),
-            guessed=random_half(batch_size, small),
+            guessed=random_self_cond_mask(batch_size, small),
             unlabelled=torch.rand(batch_size, generator=small) < getattr(diffusion.model, "cond_drop_prob", 0.0),
             flipped=torch.rand(batch_size, generator=small) < 0.5,
         )

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.process.transfer import moved
+from diffusion_core.runtime.transfer import to_device
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -43,7 +43,7 @@ class EMA(Generic[Module]):
             skipped: 1 where the step was none and the average is to stay, else 0: a scalar on the device, for which
                 the host does not wait.
         """
-        share = moved(torch.tensor(1.0 - self.decay(images, batch_size)), next(self.module.parameters()).device)
+        share = to_device(torch.tensor(1.0 - self.decay(images, batch_size)), next(self.module.parameters()).device)
         self.approach(module, share if skipped is None else share * (1.0 - skipped))
 
     @torch.no_grad()

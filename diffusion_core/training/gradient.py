@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.transfer import moved
+from diffusion_core.runtime.transfer import to_device
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
 
@@ -67,12 +67,14 @@ class Gradient:
         return (
             images,
             classes,
-            moved(draws.times, device),
+            to_device(draws.times, device),
             draws.noise,
-            None if classes is None else moved(draws.unlabelled, device),
-            moved(draws.flipped, device) if self.horizontal_flip else None,
+            None if classes is None else to_device(draws.unlabelled, device),
+            to_device(draws.flipped, device) if self.horizontal_flip else None,
             *(
-                moved(draws.part(micro).guessed.nonzero().squeeze(1), device) if self.diffusion.self_condition else None
+                to_device(draws.part(micro).guessed.nonzero().squeeze(1), device)
+                if self.diffusion.self_condition
+                else None
                 for micro in self.micro_batches(len(images))
             ),
         )
@@ -139,7 +141,7 @@ class Gradient:
                         noise=noise[part],
                         classes=None if classes is None else classes[part],
                         unlabelled=None if unlabelled is None else unlabelled[part],
-                        guessed=chosen,
+                        self_cond_mask=chosen,
                     )
                     loss = loss / self.accumulate
                     loss.backward()

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffusion_core.process.transfer import moved
+from diffusion_core.runtime.transfer import to_device
 from diffusion_core.training.data import TensorData, TrainingData
 
 # Share of the device's free memory that a dataset may take.
@@ -56,7 +56,7 @@ def batches(
     loaded = map(load, steps)
     there = device.type == "cpu" or (isinstance(data, TensorData) and data.images.device == device)
     for images, labels in loaded if there else ahead(loaded):
-        yield moved(images, device), labels
+        yield to_device(images, device), labels
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.process.transfer import moved
 from diffusion_core.randomness import derive_seed
 from diffusion_core.runtime.comparison import Verdict
 from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
 from diffusion_core.runtime.cpu_threads import ThreadChoice
 from diffusion_core.runtime.recording import Replayed
+from diffusion_core.runtime.transfer import to_device
 from diffusion_core.training.data import TrainingData
 from diffusion_core.training.distributed import Ranks
 from diffusion_core.training.draws import TrainingDraws
@@ -226,7 +226,7 @@ class Trainer:
         began = time.monotonic()
         rate = self._rate()
         share = 1.0 - self.ema.decay(self.images + self.batch_size, self.batch_size)
-        scalars = moved(torch.tensor([rate, share]), self.diffusion.device).unbind()
+        scalars = to_device(torch.tensor([rate, share]), self.diffusion.device).unbind()
 
         draws = self._draws()
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from diffusion_core import DDIM, DDPM, DPMSolver, Heun
-from diffusion_core.samplers.loop import Denoiser, Guidance, sample_loop
+from diffusion_core.samplers.loop import Trajectory, sample_loop
 from tests.conformance import cases
 from tests.conformance.golden import process
 
@@ -51,10 +51,10 @@ def test_ddim(diffusion, spacing, steps, eta):
     sampler = DDIM(steps=steps, eta=eta, spacing=spacing)
     noises = cases.replay("ddim", SHAPE, torch.float64)
     x = next(noises)
-    walk = sample_loop(diffusion, sampler, x, draw=lambda like: next(noises))
+    walk = sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x, randn=lambda like: next(noises))
     again = cases.replay("ddim", SHAPE, torch.float64)
     next(again)
-    for (t, t_next), ours in zip(sampler.transitions(diffusion), walk, strict=True):
+    for (t, t_next), ours in zip(sampler.transitions(diffusion.schedule), walk, strict=True):
         # diffusers finds the timestep after this one as t - T // S.
         theirs.num_inference_steps = 1
         theirs.config.num_train_timesteps = t - t_next
@@ -69,7 +69,7 @@ def test_ddim(diffusion, spacing, steps, eta):
 def test_ddpm(diffusion):
     theirs = scheduler(DDPMScheduler, diffusion, variance_type="fixed_small", clip_sample=True)
     x = cases.numbers("x_t", SHAPE)
-    denoise = Denoiser(diffusion, None, Guidance())
+    denoise = Trajectory(diffusion.denoiser, None)
     for t in (999, 998, 500, 250, 10, 1, 0):
         noise = cases.numbers(f"noise {t}", SHAPE)
         # diffusers draws its noise itself.
@@ -77,7 +77,7 @@ def test_ddpm(diffusion):
         expected = theirs.step(guess(diffusion, x, t), t, x, generator=None).prev_sample
         torch.manual_seed(t)
         noise = torch.randn(SHAPE, dtype=torch.float64)
-        ours = DDPM().step(diffusion, denoise, x, t, t - 1, lambda like, noise=noise: noise)
+        ours = DDPM().step(diffusion.schedule, denoise, x, t, t - 1, lambda like, noise=noise: noise)
         torch.testing.assert_close(ours, expected, **TOLERANCE)
         x = expected
 
@@ -88,11 +88,11 @@ def test_dpm_solver(diffusion, spacing, steps):
         DPMSolverMultistepScheduler, diffusion, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
     )
     sampler = DPMSolver(steps=steps, spacing=spacing)
-    times = [t for t, _ in sampler.transitions(diffusion)]
+    times = [t for t, _ in sampler.transitions(diffusion.schedule)]
     theirs.set_timesteps(timesteps=times)
     assert theirs.timesteps.tolist() == times
     x = cases.numbers("x_t", SHAPE)
-    for t, ours in zip(times, sample_loop(diffusion, sampler, x), strict=True):
+    for t, ours in zip(times, sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x), strict=True):
         x = theirs.step(guess(diffusion, x, t), t, x).prev_sample
         torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
@@ -104,11 +104,11 @@ def test_heun(diffusion, steps):
     theirs.set_timesteps(steps)
     # From the first noise level of the schedule to its last, as diffusers does.
     sampler = Heun(steps=steps, sigma_min=1e-9, sigma_max=1e9)
-    times = [t for t, _ in sampler.transitions(diffusion)]
+    times = [t for t, _ in sampler.transitions(diffusion.schedule)]
     np.testing.assert_allclose(times, theirs.timesteps[::2].numpy(), rtol=1e-4, atol=1e-3)
     x_t = cases.numbers("x_t", SHAPE)
     y = x_t / diffusion.alpha_bar(times[0]) ** 0.5
-    ours = list(sample_loop(diffusion, sampler, x_t))[-1]
+    ours = list(sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x_t))[-1]
     for t in theirs.timesteps:
         sigma = float(theirs.sigmas[theirs.index_for_timestep(t) if theirs.step_index is None else theirs.step_index])
         x = theirs.scale_model_input(y, t)

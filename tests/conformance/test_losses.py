@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_core import LearnedGaussianDiffusion
-from diffusion_core.process.weightings.uniform import Uniform
+from diffusion_core.process.weightings import Uniform
 from tests.conformance import cases
 from tests.conformance.golden import GOLDEN, PROCESSES, TOLERANCE, assert_equal, key, process
 from tests.conformance.test_process import weigh

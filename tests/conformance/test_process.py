@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion_core.process.weightings.p2 import P2
+from diffusion_core.process.weightings import P2
 from tests.conformance import cases
 from tests.conformance.golden import GOLDEN, PROCESSES, assert_equal, key, process
 

@@ -34,7 +34,7 @@ def drawn(name, dtype):
 def test_a_ddpm_walk(schedule, objective, self_condition, dtype):
     diffusion = few(schedule, objective, self_condition, dtype)
     x_t, draw = drawn("ddpm", dtype)
-    walk = diffusion.sample(len(x_t), True, sampler=DDPM(), noise=x_t, draw=draw)
+    walk = diffusion.sample(len(x_t), True, sampler=DDPM(), noise=x_t, randn=draw)
     assert_equal(kept(walk), f"{key(schedule, objective, self_condition, dtype)}/ddpm", dtype)
 
 
@@ -45,7 +45,7 @@ def test_a_ddpm_walk(schedule, objective, self_condition, dtype):
 def test_a_ddim_walk(schedule, objective, self_condition, steps, eta, dtype):
     diffusion = few(schedule, objective, self_condition, dtype)
     x_t, draw = drawn("ddim", dtype)
-    walk = diffusion.sample(len(x_t), True, sampler=DDIM(steps=steps, eta=eta), noise=x_t, draw=draw)
+    walk = diffusion.sample(len(x_t), True, sampler=DDIM(steps=steps, eta=eta), noise=x_t, randn=draw)
     assert_equal(kept(walk), f"{key(schedule, objective, self_condition, dtype)}/ddim.{steps}.{eta}", dtype)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, DDPM, DPMSolver, Guidance, Heun, ImageNoise
-from diffusion_core.kinds import kinds
+from diffusion_core.choices import choices
+from diffusion_core.samplers import SamplerChoice
 from tests.gpu.builds import CLASSES, Geometry, build
 
 SHAPE = Geometry(32, (1, 2), 16, 6)
@@ -45,7 +46,7 @@ def test_a_sampler_comes_to_the_cpus_images(sampler, guidance, processes, record
         return process.sample(
             SHAPE.batch,
             sampler=SAMPLERS[sampler],
-            draw=noise,
+            randn=noise,
             classes=torch.arange(SHAPE.batch) % CLASSES,
             guidance=GUIDANCES[guidance],
         )
@@ -55,7 +56,7 @@ def test_a_sampler_comes_to_the_cpus_images(sampler, guidance, processes, record
 
 def test_a_plain_network_comes_to_the_cpus_images(processes, record):
     def draw_images(process, noise):
-        return process.sample(SHAPE.batch, sampler=DDPM(steps=50), draw=noise)
+        return process.sample(SHAPE.batch, sampler=DDPM(steps=50), randn=noise)
 
     record("ddpm, 50 steps, plain network: pixel", farthest(processes["plain"], draw_images), LIMIT)
 
@@ -67,10 +68,10 @@ def test_inpainting_comes_to_the_cpus_images(processes, record):
 
     def draw_images(process, noise):
         options = {"sampler": DDIM(steps=8), "jump_length": 3, "resamplings": 2}
-        return process.inpaint(images.to(process.device), mask, draw=noise, **options)
+        return process.inpaint(images.to(process.device), mask, randn=noise, **options)
 
     record("inpainting: pixel", farthest(processes["plain"], draw_images), LIMIT)
 
 
 def test_no_sampler_is_left_out():
-    assert {sampler.kind for sampler in SAMPLERS.values()} == set(kinds("diffusion_core.samplers"))
+    assert {sampler.kind for sampler in SAMPLERS.values()} == set(choices(SamplerChoice))

@@ -153,7 +153,7 @@ def test_a_pass_compiled_for_sampling_is_the_eager_one(precision, parts, device,
 def test_images_sampled_by_a_compiled_network_are_those_of_the_eager_one(device, record, fast):
     count = geometry(device).batch // 2
     options = {"sampler": DDIM(steps=10, eta=0.5), "classes": torch.arange(count) % CLASSES}
-    plain, quick = (each.sample(count, draw=ImageNoise(3, range(count)), **options) for each in fast)
+    plain, quick = (each.sample(count, randn=ImageNoise(3, range(count)), **options) for each in fast)
     record("ddim, 10 steps, compiled: pixel", (plain - quick).abs().max(), 1e-3)
 
 

@@ -1,12 +1,13 @@
-import sys
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 
 from diffusion_core.errors import UserError
-from diffusion_core.kinds import kinds
-from diffusion_core.metrics import figures
 from diffusion_core.metrics.evaluation import evaluate_features, evaluate_samples
+from diffusion_core.metrics.figures import every_metric
+from diffusion_core.metrics.figures.metric import Metric
 from diffusion_core.settings import EvaluateSettings
 
 NAMES = ["frechet", "kernel", "precision", "recall", "memorisation"]
@@ -104,34 +105,21 @@ def test_a_figure_that_is_not_finite_is_an_error(reference):
         )
 
 
-@pytest.fixture
-def _one_more_file(tmp_path, monkeypatch):
-    (tmp_path / "spread.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from typing import ClassVar, Literal\n"
-        "from diffusion_core.metrics.figures import Metric\n"
-        "@dataclass(frozen=True)\n"
-        "class Spread(Metric):\n"
-        "    figures: ClassVar[tuple[str, ...]] = ('spread', 'spread_floor')\n"
-        "    kind: Literal['spread'] = 'spread'\n"
-        "    def compute(self, samples, real):\n"
-        "        return {'spread': float(samples.std())}\n"
-    )
-    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(tmp_path)])
-    kinds.cache_clear()
-    yield
-    sys.modules.pop(f"{figures.__name__}.spread", None)
-    kinds.cache_clear()
+def test_a_new_metric_needs_its_class_alone(reference, validation):
+    @dataclass(frozen=True)
+    class Spread(Metric):
+        figures: ClassVar[tuple[str, ...]] = ("spread", "spread_floor")
+        kind: Literal["spread"] = "spread"
 
+        def compute(self, samples, real):
+            return {"spread": float(samples.std())}
 
-@pytest.mark.usefixtures("_one_more_file")
-def test_a_new_metric_is_one_new_file(reference, validation):
-    assert "spread" in EvaluateSettings().figures
-    measured = evaluate_samples(validation.images(), reference, EvaluateSettings())
+    settings = EvaluateSettings.model_construct(seed=0, half_size=5_000, metrics=(*every_metric(), Spread()))
+    measured = evaluate_samples(validation.images(), reference, settings)
     assert measured["spread"] == pytest.approx(reference.validation_features.std(), rel=1e-4)
     assert {*NAMES, "spread_floor"} < set(measured)
 
 
 def test_a_metric_that_does_not_name_its_figures_is_refused():
     with pytest.raises(TypeError, match="Nameless must name its figures"):
-        type("Nameless", (figures.Metric,), {})
+        type("Nameless", (Metric,), {})

@@ -3,8 +3,8 @@ import pytest
 from scipy.linalg import sqrtm
 
 from diffusion_core.errors import UserError
-from diffusion_core.metrics.figures import RealFeatures
 from diffusion_core.metrics.figures.frechet import Frechet, frechet_distance, moments
+from diffusion_core.metrics.figures.metric import RealFeatures
 
 
 def gaussian(random, d):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffusion_core.metrics.figures import RealFeatures
 from diffusion_core.metrics.figures.kernel import Kernel, squared_mmd
+from diffusion_core.metrics.figures.metric import RealFeatures
 
 
 def k(x, y):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffusion_core.metrics.figures import RealFeatures
 from diffusion_core.metrics.figures.memorisation import Memorisation
+from diffusion_core.metrics.figures.metric import RealFeatures
 
 
 @pytest.fixture

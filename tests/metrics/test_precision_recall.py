@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.errors import UserError
-from diffusion_core.metrics.figures import RealFeatures
+from diffusion_core.metrics.figures.metric import RealFeatures
 from diffusion_core.metrics.figures.precision_recall import PrecisionRecall
 
 

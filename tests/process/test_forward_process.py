@@ -13,9 +13,9 @@ def process(**options):
 
 def test_asked_for_float64_the_tables_are_the_unrounded_ones():
     stored, exact = process(), process().double()
-    for name, table in exact._exact.items():
-        assert torch.equal(getattr(exact, name), table)
-        assert torch.equal(getattr(stored, name), table.float())
+    for name, table in exact.schedule._exact.items():
+        assert torch.equal(getattr(exact.schedule, name), table)
+        assert torch.equal(getattr(stored.schedule, name), table.float())
     assert not torch.equal(stored.posterior_mean_coef1.double(), exact.posterior_mean_coef1)
     again = process().double().float()
     assert torch.equal(again.betas, stored.betas)
@@ -27,7 +27,7 @@ def test_between_two_timesteps_the_logarithm_of_the_noise_level_is_interpolated(
         low, high = math.floor(t), math.ceil(t)
         sigmas = [math.sqrt(1 / diffusion.alpha_bar(each) - 1) for each in (low, t, high)]
         assert math.log(sigmas[1] / sigmas[0]) / math.log(sigmas[2] / sigmas[0]) == pytest.approx(t - low)
-        assert diffusion.time_of_sigma(sigmas[1]) == pytest.approx(t)
+        assert diffusion.schedule.time_of_sigma(sigmas[1]) == pytest.approx(t)
         x0, noise = torch.randn(2, 1, 1, 4, 4, dtype=torch.float64)
         times = torch.tensor([t], dtype=torch.float64)
         alpha_bar = diffusion.alpha_bar(t)
@@ -48,10 +48,10 @@ def test_a_whole_number_is_the_timestep_itself_whatever_its_type():
 
 def test_noise_levels_outside_the_schedule_are_taken_to_its_ends():
     diffusion = process()
-    assert diffusion.time_of_sigma(1e-9) == 0.0
-    assert diffusion.time_of_sigma(1e9) == 999.0
+    assert diffusion.schedule.time_of_sigma(1e-9) == 0.0
+    assert diffusion.schedule.time_of_sigma(1e9) == 999.0
     # There, the last timestep is noise alone, and every level lies before it.
-    assert 998.0 < process(zero_terminal_snr=True, weighting="uniform").time_of_sigma(1e9) < 999.0
+    assert 998.0 < process(zero_terminal_snr=True, weighting="uniform").schedule.time_of_sigma(1e9) < 999.0
 
 
 @pytest.mark.parametrize(("timesteps", "channels", "size"), [(4, 1, (4, 8)), (250, 2, (8, 4)), (4000, 5, (4, 4))])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, DDPM, GaussianDiffusion, Unet
-from diffusion_core.process.schedules.sigmoid import Sigmoid
+from diffusion_core.process.schedules import Sigmoid
 from tests.conftest import Network, constant
 
 OBJECTIVES = ["pred_noise", "pred_x0", "pred_v"]

@@ -5,7 +5,7 @@ from itertools import permutations
 import torch
 
 from diffusion_core import GaussianDiffusion
-from diffusion_core.process.immiscible import assign_noise
+from diffusion_core.process.noise import assign_noise
 from tests.conftest import Network
 
 

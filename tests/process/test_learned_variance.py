@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, LearnedGaussianDiffusion, Unet
-from diffusion_core.process.vlb import discretized_gaussian_nll, normal_kl
+from diffusion_core.process.variance import discretized_gaussian_nll, normal_kl
 from tests.conftest import Network
 
 
@@ -79,7 +79,7 @@ def bound_of_normal_data(level, std, t):
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 4000, 1, 4, 4, dtype=torch.float64, generator=generator)
     with_bound = diffusion.p_losses(std * x0, torch.full((4000,), t), noise)
-    diffusion.vb_loss_weight = 0.0
+    diffusion.loss.vb_loss_weight = 0.0
     return float(with_bound - diffusion.p_losses(std * x0, torch.full((4000,), t), noise)), diffusion
 
 
@@ -116,7 +116,7 @@ def test_a_ddpm_step_has_the_learned_variance():
     level = 0.5
     diffusion = learned(lambda x, t, _: torch.cat((torch.zeros_like(x), torch.full_like(x, level)), 1))
     x_t, added = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
-    steps = diffusion.sample(2, True, sampler=DDPM(), noise=x_t, draw=lambda like: added)
+    steps = diffusion.sample(2, True, sampler=DDPM(), noise=x_t, randn=lambda like: added)
     mean, _, log_variance, _ = diffusion.p_mean_variance(x_t, torch.tensor([999, 999]))
     torch.testing.assert_close(steps[:, 1], mean + (0.5 * log_variance).exp() * added)
 
@@ -134,7 +134,7 @@ def test_a_guided_step_has_the_variance_of_the_label():
     diffusion = LearnedGaussianDiffusion(network, image_size=4, objective="pred_x0", auto_normalize=False).double()
     x_t, added = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64)
     classes, t = torch.tensor([0, 1]), torch.tensor([999, 999])
-    options = {"sampler": DDPM(), "noise": x_t, "draw": lambda like: added, "classes": classes}
+    options = {"sampler": DDPM(), "noise": x_t, "randn": lambda like: added, "classes": classes}
     guided = diffusion.sample(2, True, **options, guidance=Guidance(scale=3.0))[:, 1]
     mean, _, log_variance, _ = diffusion.p_mean_variance(x_t, t, classes=classes)
     torch.testing.assert_close(guided, mean + (0.5 * log_variance).exp() * added)

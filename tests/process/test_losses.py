@@ -2,10 +2,8 @@ import pytest
 import torch
 
 from diffusion_core import GaussianDiffusion
-from diffusion_core.kinds import kinds
-from diffusion_core.process.losses.huber import Huber
-from diffusion_core.process.losses.l1 import L1
-from diffusion_core.process.losses.l2 import L2
+from diffusion_core.choices import choices
+from diffusion_core.process.losses import L1, L2, Huber, LossChoice
 from tests.conftest import constant
 
 ERRORS = torch.tensor([-3.0, -0.5, 0.0, 0.25, 2.0], dtype=torch.float64)
@@ -29,9 +27,9 @@ def test_losses_are_their_formulas(loss, expected):
 def test_the_chosen_loss_is_what_is_averaged_and_weighted():
     x0, noise = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64)
     t = torch.tensor([3, 500, 900])
-    for kind in kinds("diffusion_core.process.losses"):
+    for kind in choices(LossChoice):
         diffusion = GaussianDiffusion(constant(0.2), image_size=4, objective="pred_x0", loss=kind).double()
-        elements = kinds("diffusion_core.process.losses")[kind]()(torch.full_like(x0, 0.2), x0)
+        elements = choices(LossChoice)[kind]()(torch.full_like(x0, 0.2), x0)
         expected = elements.flatten(1).mean(1) * diffusion.snr[t]
         torch.testing.assert_close(diffusion.p_losses(x0, t, noise, loss_reduction="none"), expected)
 

@@ -1,14 +1,10 @@
 import pytest
 import torch
 
+from diffusion_core.process.noise_schedule import NoiseSchedule
 from diffusion_core.process.objectives import OBJECTIVES, Coefficients
-from diffusion_core.process.schedules.cosine import Cosine
-from diffusion_core.process.schedules.linear import Linear
-from diffusion_core.process.schedules.sigmoid import Sigmoid
-from diffusion_core.process.tables import Tables
-from diffusion_core.process.weightings.min_snr import MinSNR
-from diffusion_core.process.weightings.p2 import P2
-from diffusion_core.process.weightings.snr import SNR
+from diffusion_core.process.schedules import Cosine, Linear, Sigmoid
+from diffusion_core.process.weightings import P2, SNR, MinSNR
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -34,7 +30,7 @@ def test_error_ratio_is_the_objectives_squared_error_in_units_of_x0s(objective):
     ids=lambda each: getattr(each, "kind", ""),
 )
 def test_mean_weights_of_the_three_objectives(schedule, x0_mean, v_mean):
-    snr = Tables.of(schedule.betas(1000)).snr
+    snr = NoiseSchedule(schedule, 1000).double().snr
     weights = {name: SNR()(snr, objective.error_ratio(snr)) for name, objective in OBJECTIVES.items()}
     assert torch.equal(weights["pred_noise"], torch.ones_like(snr))
     assert float(weights["pred_x0"].mean()) == pytest.approx(x0_mean, rel=0.02)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun
-from diffusion_core.samplers.loop import Denoiser
+from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun
+from diffusion_core.samplers.loop import Trajectory
 from tests.conftest import Network, constant
 
 OPTIONS = {"image_size": 4, "zero_terminal_snr": True, "weighting": "uniform"}
@@ -30,8 +30,9 @@ def test_every_sampler_starts_from_pure_noise_and_finds_the_mean_brightness(obje
     def best(x, t, _):
         asked.append(float(t[0]))
         x0 = torch.full_like(x, 0.8)
-        alpha, sigma = (diffusion._at(t, x)).sqrt_alpha_bar, diffusion._at(t, x).sqrt_one_minus_alpha_bar
-        return x0 if objective == "pred_x0" else alpha * (x - alpha * x0) / sigma - sigma * x0
+        at = diffusion.schedule.at(t, x)
+        noise = (x - at.sqrt_alpha_bar * x0) / at.sqrt_one_minus_alpha_bar
+        return x0 if objective == "pred_x0" else at.sqrt_alpha_bar * noise - at.sqrt_one_minus_alpha_bar * x0
 
     diffusion = GaussianDiffusion(Network(best), objective=objective, auto_normalize=False, **OPTIONS).double()
     images = diffusion.sample(3, sampler=sampler)
@@ -48,8 +49,8 @@ def test_no_number_of_steps_trips_over_the_rounding_at_pure_noise(schedule, spac
     x = torch.zeros(1, 1, 4, 4)
     for steps in range(1, 61):
         sampler = DDIM(steps=steps, eta=eta, spacing=spacing)
-        t, t_next = sampler.transitions(diffusion)[0]
-        step = sampler.step(diffusion, Denoiser(diffusion, None, Guidance()), x, t, t_next, torch.ones_like)
+        t, t_next = sampler.transitions(diffusion.schedule)[0]
+        step = sampler.step(diffusion.schedule, Trajectory(diffusion.denoiser, None), x, t, t_next, torch.ones_like)
         assert bool(torch.isfinite(step).all())
 
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun
-from diffusion_core.samplers.loop import Denoiser, sample_loop
+from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun
+from diffusion_core.samplers.loop import Trajectory, sample_loop
 from tests.conftest import Network
 from tests.samplers.mixture import STD, flow, mixture
 
@@ -27,10 +27,10 @@ def x_t():
 
 def error(diffusion, x_t, sampler, share):
     """The mean distance from the exact flow after that share of the walk."""
-    transitions = sampler.transitions(diffusion)
+    transitions = sampler.transitions(diffusion.schedule)
     steps = round(len(transitions) * share)
     start, end = transitions[0][0], transitions[steps - 1][1]
-    walk = list(sample_loop(diffusion, sampler, x_t))
+    walk = list(sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x_t))
     exact = flow(x_t, diffusion.alpha_bar(start), diffusion.alpha_bar(end))
     return float((walk[steps - 1] - exact).abs().mean())
 
@@ -81,13 +81,13 @@ def test_ddpm_is_of_first_order_in_the_variance_of_its_samples(schedule):
     errors = []
     for timesteps in (250, 500, 1000):
         diffusion = normal_data(timesteps, schedule)
-        denoise = Denoiser(diffusion, None, Guidance())
+        denoise = Trajectory(diffusion.denoiser, None)
         half, none = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         variance = 1.0
         # Not to the end, where a schedule's last steps are as large for any T as the noise that is left.
-        for t, t_next in DDPM().transitions(diffusion)[: timesteps * 4 // 5]:
-            gain = DDPM().step(diffusion, denoise, half, t, t_next, torch.zeros_like) / half
-            spread = DDPM().step(diffusion, denoise, none, t, t_next, torch.ones_like)
+        for t, t_next in DDPM().transitions(diffusion.schedule)[: timesteps * 4 // 5]:
+            gain = DDPM().step(diffusion.schedule, denoise, half, t, t_next, torch.zeros_like) / half
+            spread = DDPM().step(diffusion.schedule, denoise, none, t, t_next, torch.ones_like)
             variance = variance * float(gain) ** 2 + float(spread) ** 2
         alpha_bar = diffusion.alpha_bar(t_next)
         errors.append(abs(variance - (alpha_bar * STD**2 + 1 - alpha_bar)))

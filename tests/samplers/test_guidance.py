@@ -3,6 +3,7 @@ import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun, Unet
+from diffusion_core.samplers.guidance import GuidedDenoiser
 from diffusion_core.samplers.loop import sample_loop
 from tests.conftest import Network
 
@@ -46,11 +47,17 @@ def test_rescaling_is_that_of_diffusers(rescale):
     torch.testing.assert_close(Guidance(scale=4.0, rescale=rescale).blend(conditional, unconditional), expected)
 
 
+def guided(diffusion, sampler, classes, guidance):
+    """Two guided images, in [-1, 1]."""
+    denoiser = GuidedDenoiser(diffusion.denoiser, diffusion.schedule, guidance)
+    noise = torch.randn(2, 1, 4, 4)
+    return list(sample_loop(diffusion.schedule, denoiser, sampler, noise, classes=classes))[-1]
+
+
 def test_a_scale_of_zero_asks_without_the_label_alone():
     network = Labelled()
     diffusion = GaussianDiffusion(network, image_size=4, timesteps=10, objective="pred_x0")
-    options = {"classes": torch.tensor([0, 2]), "guidance": Guidance(scale=0.0)}
-    images = list(sample_loop(diffusion, DDIM(steps=2), torch.randn(2, 1, 4, 4), **options))[-1]
+    images = guided(diffusion, DDIM(steps=2), torch.tensor([0, 2]), Guidance(scale=0.0))
     torch.testing.assert_close(images, torch.full_like(images, 0.4))
     assert all(each.tolist() == [3, 3] for _, _, each in network.asked)
 
@@ -75,7 +82,7 @@ def test_guidance_acts_in_its_interval_alone_and_costs_nothing_outside():
     network = Labelled()
     diffusion = GaussianDiffusion(network, image_size=4, timesteps=100, objective="pred_x0")
     guidance = Guidance(scale=2.0, interval=(0.5, 4.0))
-    list(sample_loop(diffusion, DDPM(), torch.randn(2, 1, 4, 4), classes=torch.tensor([0, 1]), guidance=guidance))
+    guided(diffusion, DDPM(), torch.tensor([0, 1]), guidance)
     for t, _, _ in network.asked:
         alpha_bar = diffusion.alpha_bar(int(t[0]))
         inside = 0.5 < ((1 - alpha_bar) / alpha_bar) ** 0.5 <= 4.0
@@ -87,7 +94,7 @@ def test_both_passes_are_fed_the_guided_guess_before():
     network = Labelled(self_condition=True)
     diffusion = GaussianDiffusion(network, image_size=4, timesteps=10, objective="pred_x0")
     classes = torch.tensor([0, 2])
-    list(sample_loop(diffusion, DDIM(steps=3), torch.randn(2, 1, 4, 4), classes=classes, guidance=Guidance(scale=2.0)))
+    guided(diffusion, DDIM(steps=3), classes, Guidance(scale=2.0))
     assert network.asked[0][1] is None
     assert all(each.tolist() == [0, 2, 3, 3] for _, _, each in network.asked)
     # 0.4 without a label, 0.1 and 0.3 with: twice as far from it is -0.2 and 0.2.
@@ -99,7 +106,7 @@ def test_both_passes_are_fed_the_guided_guess_before():
 @pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=0.5), DPMSolver(steps=4), Heun(steps=4)], ids=str)
 def test_every_sampler_goes_with_labels_self_conditioning_and_guidance_at_once(conditional, sampler):
     x_t, classes = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
-    draws = {"noise": x_t, "draw": torch.zeros_like, "classes": classes, "sampler": sampler}
+    draws = {"noise": x_t, "randn": torch.zeros_like, "classes": classes, "sampler": sampler}
     plain = conditional.sample(2, **draws)
     guided = conditional.sample(2, **draws, guidance=Guidance(scale=4.0, rescale=0.5))
     nowhere = conditional.sample(2, **draws, guidance=Guidance(scale=4.0, interval=(1e4, 1e5)))

@@ -3,8 +3,8 @@ import torch
 from diffusers import RePaintScheduler
 
 from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun, ImageNoise, Unet
-from diffusion_core.samplers.loop import Denoiser
-from diffusion_core.samplers.repaint import inpaint_loop, walk
+from diffusion_core.samplers.loop import Trajectory
+from diffusion_core.samplers.repaint import inpaint_loop, positions
 from tests.conftest import Network
 
 CORRELATION = 0.9
@@ -55,7 +55,7 @@ def test_the_walk_is_that_of_the_authors(steps, jump_length, resamplings):
     scheduler = RePaintScheduler(num_train_timesteps=steps)
     scheduler.set_timesteps(steps, jump_length=jump_length, jump_n_sample=resamplings)
     # Theirs names the level by its timestep, which is one less than the steps that are left, and leaves out the image.
-    ours = walk(steps, jump_length, resamplings)
+    ours = positions(steps, jump_length, resamplings)
     expected = [steps - position - 1 for position in ours[:-1]]
     # Theirs returns one timestep at a time, ours at once.
     theirs = scheduler.timesteps.tolist()
@@ -84,9 +84,10 @@ def test_known_pixels_come_in_at_their_noise_level_and_a_return_adds_what_is_mis
     diffusion = pair()
     known, noise = torch.tensor([[[[0.4, 9.0]]]], dtype=torch.float64), torch.ones(1, 1, 1, 2, dtype=torch.float64)
     sampler = DDIM(steps=3)
-    steps = list(inpaint_loop(diffusion, sampler, noise, known, MASK, jump_length=1, resamplings=2, draw=Given()))
-    times = [t for t, _ in sampler.transitions(diffusion)]
-    path = walk(3, 1, 2)
+    parts = (diffusion.schedule, diffusion.denoiser)
+    steps = list(inpaint_loop(*parts, sampler, noise, known, MASK, jump_length=1, resamplings=2, randn=Given()))
+    times = [t for t, _ in sampler.transitions(diffusion.schedule)]
+    path = positions(3, 1, 2)
     assert path == [0, 1, 0, 1, 2, 1, 2, 3]
     added = 0
     for position, after, before, x in zip(path, path[1:], [noise, *steps], steps, strict=False):
@@ -100,8 +101,8 @@ def test_known_pixels_come_in_at_their_noise_level_and_a_return_adds_what_is_mis
             level = alpha_bar**0.5 * 0.4 + (1 - alpha_bar) ** 0.5 * added
             assert float(x[0, 0, 0, 0]) == pytest.approx(level)
             alone = sampler.step(
-                diffusion,
-                Denoiser(diffusion, None, Guidance()),
+                diffusion.schedule,
+                Trajectory(diffusion.denoiser, None),
                 before,
                 times[position],
                 -1 if after == 3 else times[after],
@@ -122,7 +123,7 @@ def test_guidance_and_the_source_of_noise_reach_the_painting():
             sampler=DDIM(steps=3, eta=1.0),
             jump_length=1,
             resamplings=2,
-            draw=ImageNoise(seed, range(2)),
+            randn=ImageNoise(seed, range(2)),
             classes=classes,
             guidance=Guidance(scale=scale),
         )
@@ -145,7 +146,7 @@ def test_known_pixels_stay_as_they_are(sampler):
     torch.testing.assert_close(painted[kept], images[kept], rtol=0, atol=1e-6)
     assert not torch.allclose(painted[~kept], images[~kept], atol=0.05)
     steps = diffusion.inpaint(images, mask, **options, return_all_timesteps=True)
-    assert steps.shape[1] == len(walk(6, 2, 2))
+    assert steps.shape[1] == len(positions(6, 2, 2))
 
 
 def test_what_cannot_be_painted_is_named():

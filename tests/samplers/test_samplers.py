@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, Heun, ImageNoise, Unet
-from diffusion_core.samplers.loop import Denoiser, sample_loop
+from diffusion_core.samplers.loop import Trajectory, sample_loop
 from tests.conftest import Network, constant
 
 
@@ -77,8 +77,8 @@ def test_ddim_with_eta_one_and_every_step_is_ddpm():
         draws = iter(drawn[1:])
         return lambda like: next(draws)
 
-    ddpm = list(sample_loop(diffusion, DDPM(), drawn[0], draw=replay()))
-    ddim = list(sample_loop(diffusion, DDIM(steps=200, eta=1.0), drawn[0], draw=replay()))
+    ddpm = list(sample_loop(diffusion.schedule, diffusion.denoiser, DDPM(), drawn[0], randn=replay()))
+    ddim = list(sample_loop(diffusion.schedule, diffusion.denoiser, DDIM(steps=200, eta=1.0), drawn[0], randn=replay()))
     for one, other in zip(ddpm, ddim, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -90,8 +90,8 @@ def test_one_ddpm_step_is_the_posterior_of_the_process(t):
     ahead = diffusion.q_posterior(torch.full_like(x_t, 0.5), x_t, torch.full((2,), t))
     added = noise(2, seed=1).float()
     stepped = DDPM().step(
-        diffusion,
-        Denoiser(diffusion, None, Guidance()),
+        diffusion.schedule,
+        Trajectory(diffusion.denoiser, None),
         x_t,
         t,
         t - 1,
@@ -102,7 +102,7 @@ def test_one_ddpm_step_is_the_posterior_of_the_process(t):
 
 @pytest.mark.parametrize(("timesteps", "steps"), [(1000, 50), (1000, 1), (1000, 333), (10, 10), (7, 5)])
 def test_ddim_walks_from_the_last_timestep_to_the_image(timesteps, steps):
-    transitions = DDIM(steps=steps).transitions(process(timesteps))
+    transitions = DDIM(steps=steps).transitions(process(timesteps).schedule)
     assert len(transitions) == steps
     assert transitions[0][0] == timesteps - 1
     assert transitions[-1][1] == -1
@@ -112,7 +112,7 @@ def test_ddim_walks_from_the_last_timestep_to_the_image(timesteps, steps):
 
 def test_ddim_refuses_more_steps_than_timesteps_and_eta_outside_its_range():
     with pytest.raises(ValueError, match="steps is 11"):
-        DDIM(steps=11).transitions(process(10))
+        DDIM(steps=11).transitions(process(10).schedule)
     with pytest.raises(ValueError, match="steps is 0"):
         DDIM(steps=0)
     with pytest.raises(ValueError, match=r"steps is 2.5; ddim needs a whole number"):
@@ -126,7 +126,7 @@ def test_ddim_refuses_more_steps_than_timesteps_and_eta_outside_its_range():
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_the_noise_levels_of_heun_are_those_of_karras(rho):
     diffusion = process(1000)
-    times = [t for t, _ in Heun(steps=9, sigma_min=0.05, sigma_max=20.0, rho=rho).transitions(diffusion)]
+    times = [t for t, _ in Heun(steps=9, sigma_min=0.05, sigma_max=20.0, rho=rho).transitions(diffusion.schedule)]
     roots = [(1 / diffusion.alpha_bar(t) - 1) ** (0.5 / rho) for t in times]
     assert roots[0] ** rho == pytest.approx(20.0)
     assert roots[-1] ** rho == pytest.approx(0.05)
@@ -143,7 +143,7 @@ def test_heun_refuses_what_it_cannot_walk():
         with pytest.raises(ValueError, match=message):
             Heun(**options)
     with pytest.raises(ValueError, match="a schedule of 1 timesteps has no two noise levels between"):
-        Heun().transitions(process(1))
+        Heun().transitions(process(1).schedule)
 
 
 def test_all_timesteps_begin_with_the_noise_and_end_with_the_image():
@@ -164,7 +164,7 @@ def test_the_previous_guess_is_fed_back_and_the_first_step_gets_none():
 
     diffusion = GaussianDiffusion(Network(record, self_condition=True), image_size=4, objective="pred_x0")
     diffusion.sample(1, sampler=DDIM(steps=4))
-    times = [t for t, _ in DDIM(steps=4).transitions(diffusion)]
+    times = [t for t, _ in DDIM(steps=4).transitions(diffusion.schedule)]
     assert fed[0] is None
     for guess, t in zip(fed[1:], times, strict=False):
         torch.testing.assert_close(guess, torch.full((1, 1, 4, 4), t / 1000))
@@ -178,11 +178,11 @@ def conditional():
 
 
 def test_an_image_is_the_same_in_any_batch(conditional):
-    together = conditional.sample(6, sampler=DDIM(steps=5, eta=0.7), draw=ImageNoise(9, range(6)))
+    together = conditional.sample(6, sampler=DDIM(steps=5, eta=0.7), randn=ImageNoise(9, range(6)))
     for index in (0, 3, 5):
-        alone = conditional.sample(1, sampler=DDIM(steps=5, eta=0.7), draw=ImageNoise(9, [index]))
+        alone = conditional.sample(1, sampler=DDIM(steps=5, eta=0.7), randn=ImageNoise(9, [index]))
         torch.testing.assert_close(alone[0], together[index], rtol=0.0, atol=1e-4)
-    other = conditional.sample(1, sampler=DDIM(steps=5, eta=0.7), draw=ImageNoise(10, [0]))
+    other = conditional.sample(1, sampler=DDIM(steps=5, eta=0.7), randn=ImageNoise(10, [0]))
     assert not torch.allclose(other[0], together[0], atol=1e-2)
 
 

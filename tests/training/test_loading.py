@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_core import TensorData
-from diffusion_core.process.transfer import moved
+from diffusion_core.runtime.transfer import to_device
 from diffusion_core.training.loading import ahead, batches, resident
 
 
@@ -80,9 +80,9 @@ def test_copies_to_a_gpu_are_asynchronous_from_pinned_memory_alone(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pinned)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, device, **options: copies.append((self, device, options)))
     cuda, host = torch.device("cuda"), torch.zeros(1)
-    moved(host, cuda)
-    moved(host, torch.device("mps"))
-    moved(host, torch.device("cpu"))
+    to_device(host, cuda)
+    to_device(host, torch.device("mps"))
+    to_device(host, torch.device("cpu"))
     assert [(source is pinned, device.type, options) for source, device, options in copies] == [
         (True, "cuda", {"non_blocking": True}),
         (False, "mps", {}),

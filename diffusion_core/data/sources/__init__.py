@@ -1,9 +1,17 @@
-"""Where images come from: one source a file, chosen by `ingest.source.kind`."""
+"""Where images come from: one source a file, chosen by `ingest.source.kind`.
+
+A new source is a new file beside its siblings, listed in `SourceChoice`.
+"""
 
 from pathlib import Path
 from typing import Protocol
 
+from diffusion_core.data.sources.digits import Digits
+from diffusion_core.data.sources.folder import Folder
+from diffusion_core.data.sources.s3 import S3
 from diffusion_core.environment import Environment
+
+SourceChoice = Digits | Folder | S3
 
 
 class Source(Protocol):

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from diffusion_core.kinds import Kind
+from diffusion_core.choices import Choice
 
 
 @dataclass(frozen=True)
-class Digits(Kind):
+class Digits(Choice):
     """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), in one folder a digit.
 
     The 17 shades of the original (0 to 16) become 8-bit gray: 0 is black paper, 255 is ink.

@@ -7,14 +7,14 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from diffusion_core.choices import Choice
 from diffusion_core.data.formats import image_suffixes
 from diffusion_core.data.image_files import image_files, refuse
 from diffusion_core.errors import UserError
-from diffusion_core.kinds import Kind
 
 
 @dataclass(frozen=True)
-class Folder(Kind):
+class Folder(Choice):
     """Copies every image file below `path` to the same place below `data/raw`.
 
     `path` may begin with `~`; else it is relative to the project's folder. Hidden files and folders are left out.

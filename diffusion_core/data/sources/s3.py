@@ -11,12 +11,12 @@ from pydantic import AfterValidator
 from tqdm import tqdm
 
 from diffusion_core.address import S3Address, parse_s3
+from diffusion_core.choices import Choice
 from diffusion_core.data.bucket_index import Entry, read_index, write_index
 from diffusion_core.data.downloads import HASHING_THREADS, arrived, held, keep_only, link, sha256_of
 from diffusion_core.data.formats import image_suffixes
 from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.kinds import Kind
 from diffusion_core.threads import in_parallel
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _checked(url: str) -> str:
 
 
 @dataclass(frozen=True)
-class S3(Kind):
+class S3(Choice):
     """Fetches the image objects below `url` (`s3://bucket/prefix`); their keys below it are their paths.
 
     Only what is new or was replaced is fetched. What was fetched last is known by the index that lies with it, and is

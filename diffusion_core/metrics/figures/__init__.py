@@ -1,82 +1,17 @@
-"""How samples are measured: one metric a file, found by evaluation because it is there.
+"""How samples are measured: one metric a file.
 
-A metric is a frozen dataclass whose fields are its options. It compares the features of samples with those of real
-images, and says which other real images, put in the samples' place, give its floor: what a perfect model would score.
+A new metric is a new file beside its siblings, listed in `MetricChoice`.
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from diffusion_core.choices import choices
+from diffusion_core.metrics.figures.frechet import Frechet
+from diffusion_core.metrics.figures.kernel import Kernel
+from diffusion_core.metrics.figures.memorisation import Memorisation
+from diffusion_core.metrics.figures.precision_recall import PrecisionRecall
 
-import numpy as np
-
-from diffusion_core.kinds import Kind, kinds
-from diffusion_core.metrics.features import Features
-
-# How many samples there are, and how many of them were compared with as many real images.
-COUNTS = ("samples", "compared")
+MetricChoice = Frechet | Kernel | Memorisation | PrecisionRecall
 
 
-@dataclass(frozen=True, eq=False)
-class RealFeatures:
-    """The real images' features, and two seeded halves of each split that have no image in common.
-
-    Attributes:
-        train: (n, d), every training image: what a model could have memorised.
-        train_halves: the first is what samples are compared with, the second stands in for samples.
-        validation_halves: the same of images that no model was trained on.
-    """
-
-    train: Features
-    train_halves: tuple[Features, Features]
-    validation_halves: tuple[Features, Features]
-
-    @classmethod
-    def split(cls, train: Features, validation: Features, half_size: int, random: np.random.Generator) -> Self:
-        """Draw the halves, of at most `half_size` images each."""
-        return cls(train, _halves(train, half_size, random), _halves(validation, half_size, random))
-
-
-class Metric(Kind, ABC):
-    """Base of every metric.
-
-    Attributes:
-        figures: every name that `beside_floor` gives.
-    """
-
-    figures: ClassVar[tuple[str, ...]]
-
-    def __init_subclass__(cls) -> None:
-        if "figures" not in vars(cls):
-            raise TypeError(f"{cls.__name__} must name its figures, as the other metrics do")
-
-    @abstractmethod
-    def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Measure the samples' features, (m, d), m >= 2; the names are the keys of metrics/evaluate.json.
-
-        Raises:
-            UserError: there are too few samples or real images for this metric.
-        """
-
-    def stand_ins(self, real: RealFeatures) -> Features:
-        """Return the real images that are measured in the samples' place for the floor."""
-        return real.train_halves[1]
-
-    def beside_floor(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Measure the samples, and as many stand-ins where there are as many: each name again with `_floor`."""
-        floors = self.compute(self.stand_ins(real)[: len(samples)], real)
-        figures: dict[str, float] = {}
-        for name, value in self.compute(samples, real).items():
-            figures |= {name: value, f"{name}_floor": floors[name]}
-        return figures
-
-
-def every_metric() -> tuple[Metric, ...]:
+def every_metric() -> tuple[MetricChoice, ...]:
     """Return all metrics, by name, with the options they have when params.yaml names none."""
-    return tuple(metric() for _, metric in sorted(kinds(__name__).items()))
-
-
-def _halves(features: Features, half_size: int, random: np.random.Generator) -> tuple[Features, Features]:
-    size = min(len(features) // 2, half_size)
-    order = random.permutation(len(features))
-    return features[order[:size]], features[order[size : 2 * size]]
+    return tuple(metric() for _, metric in sorted(choices(MetricChoice).items()))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures import Metric, RealFeatures
+from diffusion_core.metrics.figures.metric import Metric, RealFeatures
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures import Metric, RealFeatures
+from diffusion_core.metrics.figures.metric import Metric, RealFeatures
 from diffusion_core.metrics.neighbours import nearest
 
 

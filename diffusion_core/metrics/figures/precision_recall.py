@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures import Metric, RealFeatures
+from diffusion_core.metrics.figures.metric import Metric, RealFeatures
 from diffusion_core.metrics.neighbours import nearest, within_reach
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on the device; the host does not wait for a CUDA GPU.
 
     Such a copy is asynchronous from pinned memory alone, which PyTorch keeps until the copy is done.
