@@ -2,8 +2,8 @@
 
     q(x_t | x0) = N(sqrt(abar_t) x0, (1 - abar_t) I),     t = 0 .. T-1
 
-Images enter and leave in [0, 1] and are worked on in [-1, 1]. The work is done by the parts: `NoiseSchedule`,
-`Denoiser`, `DiffusionLoss` and the samplers.
+Images enter and leave in [0, 1] and are worked on in [-1, 1]. `NoiseSchedule`, `Denoiser`, `DiffusionLoss` and the
+samplers do the work.
 """
 
 from collections.abc import Mapping
@@ -267,6 +267,7 @@ class GaussianDiffusion(nn.Module):
         img: Tensor,
         *args: Any,
         times: Tensor | None = None,
+        loss_reduction: str = "mean",
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -281,7 +282,8 @@ class GaussianDiffusion(nn.Module):
         if kwargs.get("classes") is not None:
             kwargs["classes"] = self.checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times
-        return self.p_losses(self.normalize(img), times, *args, generator=generator, **kwargs)
+        kwargs |= {"loss_reduction": loss_reduction, "generator": generator}
+        return self.p_losses(self.normalize(img), times, *args, **kwargs)
 
     def random_times(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """Return random timesteps, each of 0 .. T-1 equally likely, int64 (B,)."""
