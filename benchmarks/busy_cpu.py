@@ -21,8 +21,8 @@ import torch
 from benchmarks.machine import describe
 from benchmarks.process_overhead import NETWORKS
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet, keep_freed_memory
-from diffusion_core.device import cores
-from diffusion_core.runtime.cpu_threads import ThreadChoice, candidates
+from diffusion_core.runtime.device import cores
+from diffusion_core.runtime.threads import ThreadChoice, candidates
 
 RESULTS = Path("benchmarks/busy_cpu.json")
 REPEATS = 3

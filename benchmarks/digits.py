@@ -6,13 +6,13 @@ from contextlib import chdir
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.environment import Environment
 from diffusion_core.metrics.evaluation import evaluate_features
 from diffusion_core.metrics.figures.frechet import Frechet
 from diffusion_core.metrics.reference import Reference, fit_reference
-from diffusion_core.params import load_settings
-from diffusion_core.settings import EvaluateSettings
 from diffusion_core.stages import ingest, prepare
 from diffusion_core.stages.paths import PREPARED
 

@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from diffusion_core import DDIM, DDPM, DPMSolver, Heun
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.params import load_settings
 from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.samplers.spacing import Spacing
-from diffusion_core.saved_model import load_model
 from diffusion_core.stages.paths import MODELS, REFERENCE
 from diffusion_core.stages.sample import draw
 

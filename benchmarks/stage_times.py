@@ -7,8 +7,8 @@ from typing import Any
 
 BEGAN = time.perf_counter()
 
-from diffusion_core.environment import load_environment  # noqa: E402
-from diffusion_core.params import load_settings  # noqa: E402
+from diffusion_core.config.environment import load_environment  # noqa: E402
+from diffusion_core.config.params import load_settings  # noqa: E402
 from diffusion_core.registry.tracking import Run  # noqa: E402
 from diffusion_core.stages import train  # noqa: E402
 from diffusion_core.training.trainer import Trainer  # noqa: E402

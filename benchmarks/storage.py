@@ -24,8 +24,8 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.machine import describe
+from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.s3 import S3
-from diffusion_core.environment import Environment
 from diffusion_core.storage import Store, download, open_store
 
 RESULTS = Path("benchmarks/storage.json")

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
+from diffusion_core.config.settings import Settings, TrainSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.environment import Environment
+from diffusion_core.lineage.saved_model import TrainedModel, build_model
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.params import load_settings
 from diffusion_core.randomness import derive_seed
-from diffusion_core.saved_model import TrainedModel, build_model
-from diffusion_core.settings import Settings, TrainSettings
 from diffusion_core.stages.paths import PREPARED, REFERENCE
 from diffusion_core.stages.plan import options
 from diffusion_core.stages.sample import draw

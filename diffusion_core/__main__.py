@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliPositionalArg, CliSubCommand, SettingsConfigDict
 
-from diffusion_core.environment import Environment, load_environment
+from diffusion_core.config.environment import Environment, load_environment
 from diffusion_core.errors import UserError
 
 # Seconds that a process waits with its mistake for the first one's.
@@ -28,7 +28,7 @@ class Stage(BaseModel):
     def cli_cmd(self) -> None:
         """Run it with the sections of params.yaml that its function asks for, in as many processes as are wanted."""
         # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
-        from diffusion_core.params import load_settings
+        from diffusion_core.config.params import load_settings
 
         settings, environment = load_settings(), load_environment()
         name = type(self).__name__.lower()
@@ -45,15 +45,16 @@ class Stage(BaseModel):
     def _shared(
         self, name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment
     ) -> None:
-        from diffusion_core.device import choose_device, choose_processes
-        from diffusion_core.launch import end_with_parent, launch
-        from diffusion_core.training.distributed import is_started, process_group
+        from diffusion_core.runtime.device import choose_device, choose_processes
+        from diffusion_core.runtime.distributed import is_started, process_group
+        from diffusion_core.runtime.launch import end_with_parent, launch
 
-        if not is_started() and (count := choose_processes(environment)) > 1:
+        device = choose_device(environment.device)
+        if not is_started() and (count := choose_processes(environment.processes, device)) > 1:
             sys.exit(launch([name], count))
         if is_started():
             end_with_parent()
-        with process_group(choose_device(environment)) as ranks:
+        with process_group(device) as ranks:
             run(**arguments, ranks=ranks)
 
 

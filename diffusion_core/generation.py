@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.samplers.protocols import Sampler
-from diffusion_core.training.distributed import Ranks
 
 
 def generate(
@@ -51,7 +51,9 @@ def generate(
     share = ranks.share(count)
     size = even_size(len(share), batch_size)
     images = [np.empty((0, *diffusion.image_size, diffusion.channels), np.uint8)]
-    with tqdm(total=len(share), unit="image", desc="sample", disable=None if progress and ranks.first else True) as bar:
+    with tqdm(
+        total=len(share), unit="image", desc="sample", disable=None if progress and ranks.is_main else True
+    ) as bar:
         for start in range(0, len(share), size or 1):
             # All batches have one size, because each further one would be compiled by itself: the last makes some
             # images again, which are the same.

@@ -16,11 +16,11 @@ from torch import Tensor
 from diffusion_core import DDIM, GaussianDiffusion, Guidance, ImageNoise, Unet
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.generation import to_uint8
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.pictures import grid, save
 from diffusion_core.process.objectives import OBJECTIVES
 from diffusion_core.process.weightings import P2, SNR, MinSNR, Uniform
 from diffusion_core.samplers.spacing import Spacing, spaced_transitions
-from diffusion_core.saved_model import TrainedModel, load_model
 from diffusion_core.stages.paths import MODELS, PREPARED
 
 IMAGES = Path("docs/images")

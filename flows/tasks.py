@@ -119,7 +119,7 @@ def _share(name: str, command: Sequence[str]) -> None:
 def has_remote() -> bool:
     """Whether the environment names a place where machines share outputs.
 
-    Importing `diffusion_core.environment` would load PyTorch. The address is no secret, so it is never a mounted one.
+    The address is no secret, so it is never a mounted one.
     """
     return bool(os.environ.get(REMOTE) or dotenv_values(".env").get(REMOTE))
 

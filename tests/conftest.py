@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion_core.training.precision import choose_precision
+from diffusion_core.runtime.precision import choose_precision
 
 # Tests speak to nobody, and what the developer's own runs use is not theirs.
 for name in list(os.environ):

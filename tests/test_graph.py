@@ -3,13 +3,17 @@
 import inspect
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
+import grimp
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from diffusion_core.__main__ import CommandLine
-from diffusion_core.params import load_settings
-from diffusion_core.settings import Settings
+from diffusion_core.choices import Choice
+from diffusion_core.config.params import load_settings
+from diffusion_core.config.settings import Settings
 from diffusion_core.stages import paths
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -37,3 +41,88 @@ def test_no_stage_that_computes_reads_where_the_model_came_from():
 
 def test_the_committed_params_are_valid():
     assert load_settings().ingest.source.kind == "digits"
+
+
+# Modules that a stage imports and DVC does not watch, with the reason. What they import is reached through them alone.
+EVERYWHERE = {
+    "address": "reads addresses, of which a wrong one fails",
+    "choices": "checks names and options",
+    "config": "checks values, which DVC watches themselves",
+    "errors": "holds classes of errors",
+    "lineage.provenance": "records what a result was made of",
+    "lineage.record": "writes and reads JSON",
+    "lineage.run_info": "records what a result was made of",
+    "parallel": "runs calls side by side",
+    "registry": "tells MLflow what was done",
+    "stages.output": "puts whole outputs in their place",
+    "stages.paths": "holds names of files",
+}
+WHERE_IT_RUNS = {
+    "runtime.device": "says where it runs",
+    "runtime.transfer": "copies to a device",
+    "process": "is reached by copies to a device alone",
+}
+LEFT_OUT = {
+    "ingest": {},
+    "prepare": {"storage": "is reached by the bucket's source alone"},
+    "reference": WHERE_IT_RUNS,
+    "train": {"generation": "samples previews", "pictures": "arranges previews", "samplers": "sample previews"},
+    "sample": {},
+    "evaluate": WHERE_IT_RUNS,
+}
+GRAPH = grimp.build_graph("diffusion_core")
+
+
+def choosable(stage):
+    """Return the modules of the classes that the sections of a stage can name by `kind`."""
+    types, found = [Settings.model_fields[section].annotation for section in STAGES[stage]["params"]], set()
+    while types:
+        each = types.pop()
+        types += get_args(each)
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            types += [field.annotation for field in each.model_fields.values()]
+        elif isinstance(each, type) and issubclass(each, Choice):
+            found.add(each.__module__)
+    return found
+
+
+def imported(stage, left_out):
+    """Return the modules that a stage imports, itself included, but for those that are left out."""
+
+    def is_left_out(module):
+        return any(f"{module}.".startswith(f"diffusion_core.{each}.") for each in left_out)
+
+    found, new = set(), {f"diffusion_core.stages.{stage}", *choosable(stage)}
+    while new:
+        found |= new
+        new = {each for module in new for each in GRAPH.find_modules_directly_imported_by(module)} - found
+        new = {module for module in new if not is_left_out(module)}
+    return found
+
+
+def watched(stage):
+    """Return the modules of this package that a stage has among its `deps`."""
+    places = [Path(each) for each in STAGES[stage]["deps"] if each.startswith("diffusion_core/")]
+    files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+    return {".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_the_code_that_a_stage_imports(stage):
+    missing = imported(stage, {**EVERYWHERE, **LEFT_OUT[stage]}) - watched(stage)
+    # Those that are watched although only others of their package are imported need no reason.
+    assert missing - {"diffusion_core"} == set(), f"add to the deps of {stage} in dvc.yaml"
+
+
+def test_code_that_is_not_watched_is_found(monkeypatch):
+    monkeypatch.setitem(STAGES["evaluate"], "deps", ["diffusion_core/stages/evaluate.py"])
+    missing = imported("evaluate", {**EVERYWHERE, **LEFT_OUT["evaluate"]}) - watched("evaluate")
+    assert {"diffusion_core.metrics.figures.frechet", "diffusion_core.plots"} <= missing
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_file_that_dvc_watches_is_imported(stage):
+    closure = imported(stage, ())
+    for place in (Path(each) for each in STAGES[stage]["deps"] if each.startswith("diffusion_core/")):
+        name = ".".join(place.with_suffix("").parts)
+        assert any(f"{module}.".startswith(f"{name}.") for module in closure), place

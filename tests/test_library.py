@@ -45,7 +45,7 @@ def test_the_quickstart_runs_outside_the_repository_with_pytorch_alone(tmp_path)
 
 
 def test_the_hiding_hides(tmp_path):
-    done = run(ALONE + "import diffusion_core.settings", tmp_path)
+    done = run(ALONE + "import diffusion_core.config.settings", tmp_path)
     assert "is hidden" in done.stderr
 
 

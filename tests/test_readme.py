@@ -59,6 +59,6 @@ def test_every_command_and_variable_that_readme_names_exists():
     targets = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
     assert {"demo", "test", "serve", "stack", "stack-down", "deploy"} <= set(re.findall(r"make ([a-z-]+)", text))
-    environment = Path("diffusion_core/environment.py").read_text(encoding="utf-8")
+    environment = Path("diffusion_core/config/environment.py").read_text(encoding="utf-8")
     for variable in re.findall(r"DIFFUSION_([A-Z0-9_]+)", text):
         assert f"    {variable.lower()}:" in environment, variable

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from diffusion_core.data.formats import FORMATS
+from diffusion_core.data.image_files import FORMATS
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Of the eight orientations of EXIF, those whose rows are the picture's columns.

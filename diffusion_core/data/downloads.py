@@ -1,18 +1,50 @@
-"""What has arrived from a bucket, one file an object, in a folder that outlives the process.
+"""What has arrived from a bucket, and what of it lies in data/raw.
 
-A file is called by a digest of the object and, when it has all arrived, by its own sha256 as suffix.
+An object's file is called by a digest of the object and, when all of it has arrived, by its own sha256 as suffix. It
+lies in a folder that outlives the process. `.s3.json` is versioned with the images of data/raw: a fresh clone that has
+pulled them knows as much of the bucket as the machine that fetched them.
 """
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from diffusion_core.threads import in_parallel
+from diffusion_core.parallel import in_parallel
+
+INDEX = ".s3.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object as it was fetched; `size` in bytes."""
+
+    etag: str
+    size: int
+    sha256: str
+
+
+def read_index(folder: Path, url: str) -> dict[str, Entry]:
+    """Return the entries by the files' paths below `folder`; none where they are of another address or damaged."""
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return {path: Entry(**entry) for path, entry in content["objects"].items()} if content["url"] == url else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # Everything is fetched anew, and this file is written anew.
+        return {}
+
+
+def write_index(folder: Path, url: str, entries: Mapping[str, Entry]) -> None:
+    """Write the entries, alike for the same ones."""
+    content = {"url": url, "objects": {path: asdict(entries[path]) for path in sorted(entries)}}
+    (folder / INDEX).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
 
 HASHING_THREADS = 4
 LOCK = ".lock"

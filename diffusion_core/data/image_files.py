@@ -1,11 +1,23 @@
-"""The image files below a folder, by their names; whether they decode is for `prepare` to find out."""
+"""The image files below a folder, by their names; whether they decode is for `prepare` to find out.
+
+Pillow knows some forty formats more than these, among them EPS, for which it starts Ghostscript. The list is short so
+that no decoder meets a file that nobody meant for it.
+"""
 
 import os
 from pathlib import Path
 from typing import NoReturn
 
-from diffusion_core.data.formats import image_suffixes
+from PIL import Image
+
 from diffusion_core.errors import UserError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of these formats, in lower case and with the dot."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:

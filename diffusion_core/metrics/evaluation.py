@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import Features, Images
 from diffusion_core.metrics.figures.metric import COUNTS, RealFeatures
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.settings import EvaluateSettings
 
 DIGITS = 6
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusion_core.training.distributed import Ranks
+from diffusion_core.runtime.distributed import Ranks
 
 # (n, features), float32 as extracted; the figures compute in float64.
 Features: TypeAlias = NDArray[np.floating]

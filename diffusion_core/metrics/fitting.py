@@ -1,14 +1,110 @@
-"""The training loop that both ways of learning features share."""
+"""How the feature extractor is trained on the real images: by their classes, or by contrast where there are none."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion_core.settings import ReferenceSettings
+from diffusion_core.config.settings import ReferenceSettings
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.metrics.features import FeatureNetwork, extract, to_tensor
+
+
+def shifted(images: Tensor, share: float = 0.125) -> Tensor:
+    """Shift each image by whole pixels, at most `share` of its height and of its width; the border repeats.
+
+    Whole pixels, because interpolation would blur and so teach the features to overlook blur.
+    """
+    batch, _, height, width = images.shape
+    down, across = (max(1, round(share * side)) for side in (height, width))
+    padded = F.pad(images, (across, across, down, down), mode="replicate")
+    rows = torch.randint(2 * down + 1, (batch, 1)) + torch.arange(height)
+    columns = torch.randint(2 * across + 1, (batch, 1)) + torch.arange(width)
+    which = torch.arange(batch)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cropped(images: Tensor, smallest: float = 0.5) -> Tensor:
+    """Crop each image to a random part of its own shape, `smallest` to 1 of it a side, and scale it back."""
+    batch = len(images)
+    side = smallest + (1.0 - smallest) * torch.rand(batch)
+    centre = (1.0 - side) * (2.0 * torch.rand(2, batch) - 1.0)
+    affine = torch.zeros(batch, 2, 3)
+    affine[:, 0, 0] = affine[:, 1, 1] = side
+    affine[:, :, 2] = centre.T
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False).to(images)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def relit(images: Tensor, strength: float = 0.4) -> Tensor:
+    """Scale each image's contrast about its mean by 1 +- `strength` and move its brightness by +- `strength` / 2.
+
+    A fourth channel, which is alpha, stays: light makes nothing transparent.
+    """
+    contrast, brightness = (2.0 * torch.rand(2, len(images), 1, 1, 1) - 1.0).to(images)
+    colour, alpha = images[:, :3], images[:, 3:]
+    mean = colour.mean(dim=(1, 2, 3), keepdim=True)
+    changed = (colour - mean) * (1.0 + strength * contrast) + mean + 0.5 * strength * brightness
+    return torch.cat((changed, alpha), dim=1)
+
+
+def learn_classes(
+    network: FeatureNetwork, train: ImageDataset, validation: ImageDataset, settings: ReferenceSettings
+) -> dict[str, float]:
+    """Train the network, with a linear layer behind it, to name the class of a shifted image.
+
+    Returns:
+        `validation_accuracy`: the share of validation images, in [0, 1], whose class is named rightly.
+    """
+    device = next(network.parameters()).device
+    head = nn.Linear(network.features, len(train.info.classes)).to(device)
+    labels = torch.from_numpy(train.labels).to(device)
+
+    def loss_of(indices: Indices) -> Tensor:
+        images = shifted(to_tensor(train.images(indices), device))
+        return F.cross_entropy(head(network(images)), labels[torch.from_numpy(indices)])
+
+    fit(nn.ModuleList((network, head)), loss_of, len(train), settings, "features from labels")
+    with torch.inference_mode():
+        named = head(torch.from_numpy(extract(network, validation.images())).to(device)).argmax(dim=1)
+    return {"validation_accuracy": float((named.cpu().numpy() == validation.labels).mean())}
+
+
+TEMPERATURE = 0.2
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Return the mean loss of paired projections, (B, d) each; row i of one belongs to row i of the other."""
+    projections = F.normalize(torch.cat((first, second)), dim=1)
+    similarity = projections @ projections.T / temperature
+    similarity.fill_diagonal_(-torch.inf)
+    partners = torch.arange(len(projections), device=first.device).roll(len(first))
+    return F.cross_entropy(similarity, partners)
+
+
+def learn_contrast(network: FeatureNetwork, train: ImageDataset, settings: ReferenceSettings) -> dict[str, float]:
+    """Train the network, with a projection behind it, to recognise an image in two crops under different light.
+
+    Returns:
+        `final_loss`: the mean loss of the last tenth of the training; log(2 B - 1) is chance.
+    """
+    device = next(network.parameters()).device
+    width = network.features
+    projection = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)).to(device)
+
+    def loss_of(indices: Indices) -> Tensor:
+        images = to_tensor(train.images(indices), device)
+        views = torch.cat((relit(cropped(images)), relit(cropped(images))))
+        first, second = projection(network(views)).chunk(2)
+        return nt_xent(first, second)
+
+    module = nn.ModuleList((network, projection))
+    return {"final_loss": fit(module, loss_of, len(train), settings, "features by contrast")}
+
 
 Indices = NDArray[np.int64]
 

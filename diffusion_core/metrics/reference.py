@@ -17,13 +17,12 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.metrics.classify import learn_classes
-from diffusion_core.metrics.contrast import learn_contrast
 from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Features, Images, extract, spans
-from diffusion_core.settings import ReferenceSettings
-from diffusion_core.training.distributed import Ranks
+from diffusion_core.metrics.fitting import learn_classes, learn_contrast
+from diffusion_core.runtime.distributed import Ranks
 
 # Two halves of two images, the least that a covariance can be made of.
 FEWEST_IMAGES = 4
@@ -147,9 +146,9 @@ def fit_reference(
         torch.manual_seed(settings.seed)
         extractor = FeatureNetwork(info.image_size, info.channels, settings.features).to(device)
         quality: dict[str, float] = {}
-        if ranks.first and len(info.classes) >= 2:
+        if ranks.is_main and len(info.classes) >= 2:
             quality = learn_classes(extractor, train, validation, settings)
-        elif ranks.first:
+        elif ranks.is_main:
             quality = learn_contrast(extractor, train, settings)
     learned = {name: each.cpu().contiguous() for name, each in extractor.state_dict().items()}
     extractor.load_state_dict(safetensors.torch.load(ranks.broadcast(safetensors.torch.save(learned))))

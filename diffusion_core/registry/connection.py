@@ -20,7 +20,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.address import without_userinfo
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 
 ARTIFACTS = "mlartifacts"

@@ -15,13 +15,13 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import diffusion_core
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.saved_model import load_model, model_digest
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
 from diffusion_core.registry.connection import experiment_id
 from diffusion_core.registry.tracking import has_run
 from diffusion_core.registry.versions import MODEL_DIGEST
-from diffusion_core.saved_model import load_model, model_digest
 
 STANDS_IN_FOR = "stands_in_for_run"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch", "tqdm")

@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from diffusion_core.generation import generate
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
-from diffusion_core.saved_model import load_model
 
 BATCH_SIZE = 64
 LABEL = "label"

@@ -7,7 +7,7 @@ import os
 import sys
 
 from diffusion_core.address import without_userinfo
-from diffusion_core.environment import load_environment
+from diffusion_core.config.environment import load_environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import artifact_folder, connect, is_server, tracking_uri
 

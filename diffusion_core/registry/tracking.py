@@ -16,8 +16,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.address import without_userinfo
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry.connection import (
     answering,
     connect,
@@ -26,7 +27,6 @@ from diffusion_core.registry.connection import (
     reason,
     tracking_uri,
 )
-from diffusion_core.registry.provenance import DatasetVersion
 
 LONGEST_DIGEST = 36
 

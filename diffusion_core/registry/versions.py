@@ -13,9 +13,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from diffusion_core.registry.evaluation import Evaluation
-from diffusion_core.registry.promotion import Decision
-from diffusion_core.saved_model import WEIGHTS
+from diffusion_core.lineage.evaluation import Evaluation
+from diffusion_core.lineage.promotion import Decision
+from diffusion_core.lineage.saved_model import WEIGHTS
 
 CHAMPION = "champion"
 

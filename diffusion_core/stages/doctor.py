@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 import torch
 
-from diffusion_core.device import choose_compiled, choose_device, choose_dtype, why_no_cuda
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.runtime.comparison import Verdict, cannot_run
 from diffusion_core.runtime.compilation import compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
-from diffusion_core.training.device_check import check_device
+from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, why_no_cuda
+from diffusion_core.self_check.comparison import Verdict, cannot_run
+from diffusion_core.self_check.device import check_device
 
 
 def run(environment: Environment, as_json: bool = False) -> None:
@@ -26,7 +26,7 @@ def run(environment: Environment, as_json: bool = False) -> None:
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     if environment.device != "auto":
-        choose_device(environment)  # which refuses one that is not there
+        choose_device(environment.device)  # which refuses one that is not there
     devices = [each for each in _devices() if environment.device in ("auto", each.type)]
     if not as_json:
         print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
@@ -50,13 +50,13 @@ def run(environment: Environment, as_json: bool = False) -> None:
 def _verdicts(device: torch.device, environment: Environment) -> Iterator[Verdict]:
     # One device that is busy or broken must not hide what is found on the others.
     try:
-        compiled = wanted = choose_compiled(environment, device)
+        compiled = wanted = choose_compiled(environment.compile, device)
         if wanted and (problem := compiler_problem(device)) is not None:
             yield Verdict("compiled", False, problem=f"cannot run ({problem}); training runs without, slower")
             compiled = False
         if compiled:
             use_compile_cache(environment.compile_cache, device)
-        dtype, replayed = choose_dtype(environment, device).dtype, wanted and device.type == "cuda"
+        dtype, replayed = choose_dtype(environment.precision, device).dtype, wanted and device.type == "cuda"
         yield from check_device(device, dtype, compiled=compiled, replayed=replayed)
     except (RuntimeError, UserError) as error:
         yield cannot_run("this device", error)

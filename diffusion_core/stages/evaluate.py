@@ -4,18 +4,19 @@ import json
 
 import numpy as np
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_device
-from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
 from diffusion_core.metrics.evaluation import evaluate_features
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.neighbours import nearest
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
-from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
-from diffusion_core.settings import EvaluateSettings
+from diffusion_core.runtime.device import choose_device
+from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import (
     METRICS,
@@ -27,7 +28,6 @@ from diffusion_core.stages.paths import (
     SAMPLES_ORIGIN,
     needs,
 )
-from diffusion_core.training.distributed import Ranks
 
 SHOWN = 64
 SHOWN_NEAREST = 16
@@ -47,13 +47,13 @@ def run(
     needs(PREPARED, "prepare")
     needs(REFERENCE, "reference")
     dataset = ImageDataset.open(PREPARED, "train")
-    reference = Reference.load(REFERENCE, choose_device(environment))
+    reference = Reference.load(REFERENCE, choose_device(environment.device))
     if reference.dataset_digest != dataset.info.digest:
         raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
     origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
     features = reference.extract(samples, ranks)
-    if not ranks.first:
+    if not ranks.is_main:
         return
     figures = evaluate_features(features, reference, evaluate)
 

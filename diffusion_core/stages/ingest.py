@@ -2,8 +2,8 @@
 
 import shutil
 
-from diffusion_core.environment import Environment
-from diffusion_core.settings import IngestSettings
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import RAW
 

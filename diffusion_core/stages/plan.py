@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.paths import PREPARED, needs
 
 

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from diffusion_core.device import choose_device
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import EvaluateSettings, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.evaluation import Evaluation, evaluation_key, sampling_key
+from diffusion_core.lineage.promotion import Decision, broken_limits, lost_comparisons
+from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.evaluation import Evaluation, evaluation_key, sampling_key
-from diffusion_core.registry.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.registry.versions import (
     downloaded,
     find_champion,
@@ -17,8 +18,7 @@ from diffusion_core.registry.versions import (
     recorded_evaluation,
     settle,
 )
-from diffusion_core.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
-from diffusion_core.settings import EvaluateSettings, PromoteSettings, SampleSettings
+from diffusion_core.runtime.device import choose_device
 from diffusion_core.stages.paths import MODELS, PROMOTION, REFERENCE, needs
 from diffusion_core.stages.sample import draw
 
@@ -37,7 +37,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
-    reference = Reference.load(needs(REFERENCE, "reference"), choose_device(environment))
+    reference = Reference.load(needs(REFERENCE, "reference"), choose_device(environment.device))
     key = evaluation_key(reference.digest, sampling_key(sample), evaluate)
 
     client = connect(environment)
@@ -78,7 +78,7 @@ def _measure(
     environment: Environment,
 ) -> dict[str, float]:
     """Sample from the version in `folder` as the `sample` stage does, and measure it as the `evaluate` stage does."""
-    model = load_model(folder, choose_device(environment))
+    model = load_model(folder, choose_device(environment.device))
     made = (*model.diffusion.image_size, model.diffusion.channels)
     wanted = (*reference.extractor.image_size, reference.extractor.channels)
     if made != wanted:

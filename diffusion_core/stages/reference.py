@@ -1,13 +1,13 @@
 """Make what evaluation needs of the real images: data/prepared to data/reference."""
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_device
-from diffusion_core.environment import Environment
 from diffusion_core.metrics.reference import fit_reference
-from diffusion_core.settings import ReferenceSettings
+from diffusion_core.runtime.device import choose_device
+from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import PREPARED, REFERENCE, needs
-from diffusion_core.training.distributed import Ranks
 
 
 def run(
@@ -23,8 +23,8 @@ def run(
     """
     needs(PREPARED, "prepare")
     train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")
-    made = fit_reference(train, validation, reference, choose_device(environment), ranks)
-    if not ranks.first:
+    made = fit_reference(train, validation, reference, choose_device(environment.device), ranks)
+    if not ranks.is_main:
         return
     with replaced(REFERENCE) as folder:
         made.save(folder)

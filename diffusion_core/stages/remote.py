@@ -7,7 +7,7 @@ from pathlib import Path
 from configobj import ConfigObj, ConfigObjError
 
 from diffusion_core.address import parse_s3
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.storage import open_store
 

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion_core.device import choose_compiled, choose_device, choose_dtype
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.generation import even_size, generate, to_uint8
+from diffusion_core.lineage.evaluation import SamplesOrigin, sampling_key
+from diffusion_core.lineage.saved_model import TrainedModel, load_model, model_digest
 from diffusion_core.pictures import grid, save
-from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
+from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compilation import compile_for_sampling, compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
+from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype
+from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.noise import ImageNoise
-from diffusion_core.sampling_check import check_sampling
-from diffusion_core.saved_model import TrainedModel, load_model, model_digest
-from diffusion_core.settings import SampleSettings
+from diffusion_core.self_check.sampling import check_sampling
 from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
-from diffusion_core.training.allocator import keep_freed_memory
-from diffusion_core.training.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def run(
     Raises:
         UserError: the model is missing or damaged, or cannot be sampled as the section says.
     """
-    device = choose_device(environment)
-    dtype = choose_dtype(environment, device).dtype
+    device = choose_device(environment.device)
+    dtype = choose_dtype(environment.precision, device).dtype
     keep_freed_memory()
     model = load_model(MODELS, device)
     try:
@@ -57,7 +57,7 @@ def run(
             f"{MODELS} cannot be sampled as params.yaml says ({error}): change the section sample, or train again with"
             " `dvc repro train`"
         ) from None
-    if not ranks.first:
+    if not ranks.is_main:
         return
     with replaced(SAMPLES) as folder:
         np.save(folder / "samples.npy", images)
@@ -77,7 +77,7 @@ def run(
 def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment, ranks: Ranks) -> TrainedModel:
     """Return the model compiled for sampling, if that is chosen, possible, and right by the self-check."""
     device = model.diffusion.device
-    if not choose_compiled(environment, device):
+    if not choose_compiled(environment.compile, device):
         return model
     if (problem := compiler_problem(device)) is not None:
         logger.warning("the network is not compiled (%s): sampling is slower", problem)
@@ -88,7 +88,7 @@ def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment,
     use_compile_cache(environment.compile_cache, device)
     fast = replace(model, diffusion=deepcopy(model.diffusion))
     compile_for_sampling(fast.diffusion.model)
-    dtype = choose_dtype(environment, device).dtype
+    dtype = choose_dtype(environment.precision, device).dtype
     for passes in sample.guidance.passes:
         verdict = check_sampling(model.diffusion, fast.diffusion, dtype, passes * size)
         if not verdict.passed:
@@ -122,7 +122,7 @@ def draw(
         sampler=sample.sampler,
         guidance=sample.guidance,
         batch_size=environment.sample_batch_size,
-        dtype=choose_dtype(environment, model.diffusion.device).dtype,
+        dtype=choose_dtype(environment.precision, model.diffusion.device).dtype,
         ranks=ranks,
         progress=True,
     )

@@ -13,30 +13,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.device import choose_compiled, choose_device, choose_dtype, choose_threads
-from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
+from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
+from diffusion_core.lineage.run_info import RunInfo
+from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.pictures import grid
 from diffusion_core.randomness import derive_seed
-from diffusion_core.registry.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
-from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.registry.tracking import Run, training_run
+from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
+from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
+from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import TrainedModel, build_model, save_model
-from diffusion_core.settings import TrainSettings
 from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.stages.plan import Plan, make_plan
-from diffusion_core.training.allocator import keep_freed_memory
-from diffusion_core.training.checkpoint import Checkpoint, held, load_newest, save_checkpoint
-from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.followers import asked_to_stop, demand_alike, follow, mistakes, shared_checkpoint
-from diffusion_core.training.history import History
-from diffusion_core.training.progress import Progress
-from diffusion_core.training.stopping import stop_on_signal
+from diffusion_core.training.checkpoint import Checkpoint, held, load_newest, save_checkpoint, shared_checkpoint
+from diffusion_core.training.report import History, Progress
+from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -78,19 +76,19 @@ def run(
     """
     plan = make_plan(train, environment)
     trainer = _trainer(plan, train, environment, ranks)
-    demand_alike(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
-    with held(plan.folder) if ranks.first else nullcontext():
+    assert_same_on_all_ranks(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
+    with held(plan.folder) if ranks.is_main else nullcontext():
         _train(trainer, plan, train, environment, ranks)
 
 
 def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
-    checkpoint = shared_checkpoint(load_newest(plan.folder) if ranks.first else None, ranks)
+    checkpoint = shared_checkpoint(load_newest(plan.folder) if ranks.is_main else None, ranks)
     if checkpoint is not None:
         _restore(trainer, checkpoint, plan.folder)
-        if ranks.first:
+        if ranks.is_main:
             print(f"train: goes on after {trainer.images:,} images", flush=True)
-    if not ranks.first:
-        follow(trainer, ranks)
+    if not ranks.is_main:
+        run_worker(trainer, ranks)
         return
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
 
@@ -125,9 +123,9 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
 
 
 def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:
-    device = choose_device(environment)
-    choose_dtype(environment, device)  # so that a precision the device lacks is told by its variable
-    compiled = choose_compiled(environment, device)
+    device = choose_device(environment.device)
+    choose_dtype(environment.precision, device)  # so that a precision the device lacks is told by its variable
+    compiled = choose_compiled(environment.compile, device)
     if compiled:
         use_compile_cache(environment.compile_cache, device)
     keep_freed_memory()
@@ -138,13 +136,13 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
             ShardData(plan.dataset),
             precision=environment.precision,
             compiled=compiled,
-            threads=choose_threads(environment, device, ranks),
+            threads=choose_threads(environment.threads, device, ranks),
             ranks=ranks,
             **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
         )
     except ValueError as error:
         raise UserError(f"the training cannot start: {error}") from None
-    if ranks.first:
+    if ranks.is_main:
         print(f"train: on {_described(device, ranks)}, in {trainer.precision}", flush=True)
     return trainer
 
@@ -185,7 +183,7 @@ def _steps(
         save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
 
     saved, told = time.monotonic(), None
-    with stop_on_signal() as request, mistakes():
+    with stop_on_signal() as request, translate_errors():
         try:
             for report in trainer.steps():
                 # Read once: a signal that comes after this line waits for the next step and its checkpoint. Before

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 from botocore.utils import is_valid_endpoint_url, is_valid_ipv6_endpoint_url
 
 from diffusion_core.address import without_userinfo
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 
 

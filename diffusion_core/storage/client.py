@@ -10,7 +10,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.storage.access import credentials, shown_endpoint
 from diffusion_core.storage.errors import Forbidden, interruption, refusal
 

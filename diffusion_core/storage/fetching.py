@@ -16,10 +16,10 @@ from botocore.exceptions import HTTPClientError, IncompleteReadError
 from urllib3.exceptions import HTTPError
 
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.parallel import as_done, in_parallel
 from diffusion_core.storage.client import ATTEMPTS, PARALLEL, STREAMS, Object, Store
 from diffusion_core.storage.errors import changed
 from diffusion_core.storage.hashes import hashes, matches
-from diffusion_core.threads import as_done, in_parallel
 
 # Between the attempts of one body; it grows to so many seconds.
 LONGEST_PAUSE = 20.0

@@ -10,9 +10,9 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from diffusion_core.errors import UserError
+from diffusion_core.parallel import in_parallel
 from diffusion_core.storage.client import PARALLEL, STREAMS, Object, Store
 from diffusion_core.storage.hashes import content_md5, hashes, told_sha256
-from diffusion_core.threads import in_parallel
 
 # Bytes; a larger file goes in parts.
 PART = 8 * 2**20

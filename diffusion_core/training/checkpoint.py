@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_core.errors import UserError
+from diffusion_core.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,22 @@ def load_newest(folder: Path) -> Checkpoint | None:
             f"every checkpoint below {folder} is damaged: restore one from a backup, or remove the folder to train anew"
         )
     return None
+
+
+def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
+    """Return the first process's checkpoint on all of them, which may see other disks."""
+    if ranks.count == 1:
+        return checkpoint
+    state: dict[str, Any] | None = None if checkpoint is None else {"step": checkpoint.step, **checkpoint.state}
+    received = json.loads(ranks.broadcast(json.dumps(state).encode()))
+    if received is None:
+        return None
+    own = {} if checkpoint is None else checkpoint.tensors
+    tensors = {}
+    for name in json.loads(ranks.broadcast(json.dumps([*own]).encode())):
+        content = safetensors.torch.save(own[name]) if ranks.is_main else b""
+        tensors[name] = safetensors.torch.load(ranks.broadcast(content))
+    return Checkpoint(received.pop("step"), tensors, received)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,34 +1,118 @@
-"""What the trainer yields after each step."""
+"""What a training reports on its way: rows of means for the plot, and progress that people can read."""
 
-from dataclasses import dataclass
+import csv
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from torch import Tensor
+import torch
+from tqdm import tqdm
+
+from diffusion_core.training.step import StepReport
+
+COLUMNS = ("images", "loss", "grad_norm", "learning_rate")
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did.
+class History:
+    """Gathers step reports into rows; reads tensors from the device when a row is complete.
 
-    Attributes:
-        step: steps done, this one included.
-        images: images seen, this step's included.
-        batch_size: images of this step.
-        loss: mean weighted loss of the batch, a scalar tensor on the device; reading it waits for the device.
-        grad_norm: norm of the gradient before clipping, likewise.
-        learning_rate: of this step.
-        skipped: 1 where the gradient was not finite and the weights are as before, else 0; likewise.
-        began: when it began, by `time.monotonic`.
+    Args:
+        every_images: images between two rows.
+        state: of a run that is gone on with, as `state()` gave it.
     """
 
-    step: int
-    images: int
-    batch_size: int
-    loss: Tensor
-    grad_norm: Tensor
-    learning_rate: float
-    skipped: Tensor
-    began: float
+    def __init__(self, every_images: int, state: dict[str, Any] | None = None) -> None:
+        state = state or {"rows": [], "pending": []}
+        self.every_images = every_images
+        self.rows: list[dict[str, float]] = state["rows"]
+        self._pending = [
+            StepReport(step, images, size, torch.tensor(loss), torch.tensor(norm), rate, torch.tensor(skipped), 0.0)
+            for step, images, size, loss, norm, rate, skipped in state["pending"]
+        ]
+        self._restored = len(self._pending)
 
-    def reaches(self, every_images: int) -> bool:
-        """Whether the images seen reached a multiple of `every_images` with this step."""
-        return self.images // every_images > (self.images - self.batch_size) // every_images
+    def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
+        """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
+
+        A row ends at the first step that reaches a multiple of `every_images`, and at the last step.
+        """
+        self._pending.append(report)
+        if not (report.reaches(self.every_images) or last):
+            return None
+        whole = [each for each in self._pending if not bool(each.skipped)]
+        # Now a GPU has done what it was told, which counts; what was done between two rows does not.
+        timed = self._pending[self._restored :]
+        speed = sum(each.batch_size for each in timed) / (time.monotonic() - timed[0].began)
+        self._pending, self._restored = [], 0
+        if not whole:
+            return None
+        row = {
+            "images": report.images,
+            "loss": fmean(float(each.loss) for each in whole),
+            "grad_norm": fmean(float(each.grad_norm) for each in whole),
+            "learning_rate": report.learning_rate,
+        }
+        self.rows.append(row)
+        return {**row, "images_per_second": speed}
+
+    def state(self) -> dict[str, Any]:
+        """Return the rows, and the steps that no row holds yet, as JSON."""
+        pending = [
+            (
+                each.step,
+                each.images,
+                each.batch_size,
+                float(each.loss),
+                float(each.grad_norm),
+                each.learning_rate,
+                float(each.skipped),
+            )
+            for each in self._pending
+        ]
+        return {"rows": self.rows, "pending": pending}
+
+    def write(self, file: Path) -> None:
+        """Write the rows as CSV."""
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class Progress:
+    """Shows images done, rate and time left.
+
+    Args:
+        total: images of the whole run.
+        done: images of a run that is gone on with.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._bar = tqdm(total=total, initial=done, unit="image", unit_scale=True, desc="train", disable=None)
+        self._total = total
+        self._start, self._done_at_start = time.monotonic(), done
+
+    def step(self, images: int) -> None:
+        """So many images more are done."""
+        self._bar.update(images)
+
+    def report(self, row: dict[str, float]) -> None:
+        """Show the figures of a row of the history."""
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"loss {row['loss']:.4f}")
+            return
+        done = int(row["images"])
+        rate = (done - self._done_at_start) / (time.monotonic() - self._start)
+        left = max(0, self._total - done) / rate
+        print(
+            f"train: {done:,} of {self._total:,} images, loss {row['loss']:.4f},"
+            f" {rate:,.0f} images/s, {left:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

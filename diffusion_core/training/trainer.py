@@ -11,22 +11,19 @@ from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.randomness import derive_seed
-from diffusion_core.runtime.comparison import Verdict
 from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
-from diffusion_core.runtime.cpu_threads import ThreadChoice
+from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.runtime.precision import Precision, choose_precision
 from diffusion_core.runtime.recording import Replayed
+from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.runtime.transfer import to_device
-from diffusion_core.training.data import TrainingData
-from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.draws import TrainingDraws
+from diffusion_core.self_check.comparison import Verdict
+from diffusion_core.self_check.training import check_training
+from diffusion_core.training.data import TrainingData, batch_indices, batches, resident
 from diffusion_core.training.ema import EMA
-from diffusion_core.training.gradient import Gradient
-from diffusion_core.training.loading import batches, resident
-from diffusion_core.training.order import batch_indices
-from diffusion_core.training.precision import Precision, choose_precision
-from diffusion_core.training.report import StepReport
-from diffusion_core.training.self_check import check_training
-from diffusion_core.training.update import Update
+from diffusion_core.training.optimizer import Update
+from diffusion_core.training.randomness import StepRandomness
+from diffusion_core.training.step import Gradient, StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +139,7 @@ class Trainer:
         Either all processes compile or none, because they check what they have compiled together.
         """
         problem = compiler_problem(self.diffusion.device)
-        if self.ranks.most(int(problem is not None)):
+        if self.ranks.all_reduce_max(int(problem is not None)):
             reason = problem or "another process cannot compile it"
             logger.warning("the network is not compiled (%s): training is slower", reason)
             return False
@@ -156,7 +153,7 @@ class Trainer:
         reason = "several processes train" if self.ranks.count > 1 else ""
         reason = "immiscible noise is assigned on the host" if self.diffusion.immiscible else reason
         reason = "activations are computed again" if getattr(self.diffusion.model, "recompute", False) else reason
-        if reason and self.ranks.first:
+        if reason and self.ranks.is_main:
             logger.warning("steps are not replayed as a CUDA graph (%s): slower where images are small", reason)
         return not reason
 
@@ -204,13 +201,13 @@ class Trainer:
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
         """Compare ways of running a step with eager float32, and go on in the fastest that is right."""
         ways = {"compiled": self._compiled, "replayed": self._replayed}
-        self.verdicts = [*check_training(self.gradient, images, labels, self._draws(), **ways)]
+        self.verdicts = [*check_training(self.gradient, images, labels, self._randomness(), **ways)]
         if not self.verdicts[-1].passed or len(self.verdicts) < 1 + sum(ways.values()):
             logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
         # Ways that are right, simplest first: eager, compiled, replayed. All processes take those that all find right.
         count = 1 + sum(ways.values())
         own = sum(verdict.passed for verdict in self.verdicts)
-        right = count - self.ranks.most(count - own)
+        right = count - self.ranks.all_reduce_max(count - own)
         if right < own:
             self.verdicts.append(Verdict("another process", False, problem="its self-check failed, so none goes on so"))
         if right < 1:
@@ -228,17 +225,17 @@ class Trainer:
         share = 1.0 - self.ema.decay(self.images + self.batch_size, self.batch_size)
         scalars = to_device(torch.tensor([rate, share]), self.diffusion.device).unbind()
 
-        draws = self._draws()
+        randomness = self._randomness()
 
         def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
             # Dropout's masks, if any.
-            torch.manual_seed(derive_seed(self.seed, self.step, "network", draws.start))
+            torch.manual_seed(derive_seed(self.seed, self.step, "network", randomness.start))
             # Activations that are computed again need the host, which restores the generator's state.
             recomputes = getattr(self.diffusion.model, "recompute", False)
             return (self._computed_step if recomputes else self._run)(*scalars, *inputs)
 
         cut = self._cut()
-        loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, draws)
+        loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, randomness)
         if self._cut() != cut:
             # Memory was too small: what runs from now on has other shapes, which nobody has checked or recorded.
             self._unchecked = self._compiled or self._replayed
@@ -253,16 +250,16 @@ class Trainer:
         self, learning_rate: Tensor, ema_share: Tensor, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Take a step with the inputs of `Gradient.compute`; return loss, norm of the gradient, and whether skipped."""
-        loss = self.ranks.mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
+        loss = self.ranks.all_reduce_mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
         return (loss, *self.update.step(learning_rate, ema_share))
 
     def _cut(self) -> tuple[int, bool]:
         return self.gradient.accumulate, bool(getattr(self.diffusion.model, "recompute", False))
 
-    def _draws(self) -> TrainingDraws:
-        """Return this process's draws of the step to come."""
-        draws = TrainingDraws.of(self.diffusion, self.batch_size, self.seed, self.step)
-        return draws.part(self.ranks.share(self.batch_size))
+    def _randomness(self) -> StepRandomness:
+        """Return this process's randomness of the step to come."""
+        randomness = StepRandomness.of(self.diffusion, self.batch_size, self.seed, self.step)
+        return randomness.part(self.ranks.share(self.batch_size))
 
     def _stop_if_diverged(self) -> None:
         # To read the count is to wait for a GPU, so there it is read now and then, and at the end.

@@ -5,7 +5,7 @@ from math import sqrt
 
 import pytest
 
-from diffusion_core.data.split import split_of
+from diffusion_core.data.labels import split_of
 
 DIGESTS = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
 

@@ -219,7 +219,7 @@ def test_a_run_leaves_its_tasks_and_events_behind(stack, worked):
 
 def test_the_workers_login_opens_mlflow(stack, tmp_path):
     code = """
-from diffusion_core.environment import load_environment
+from diffusion_core.config.environment import load_environment
 from diffusion_core.registry.connection import connect
 print(len(connect(load_environment()).search_experiments()))
 """

@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from tests.docker.stack import COMPOSE, FOLDER, SERVICES, environment, image_environment
 
 OURS = {f"DIFFUSION_{field.upper()}" for field in Environment.model_fields}

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.photographs import photographs
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Unet
-from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.draws import TrainingDraws
-from diffusion_core.training.gradient import Gradient
+from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.training.randomness import StepRandomness
+from diffusion_core.training.step import Gradient
 
 CLASSES = 4
 KINDS = {
@@ -73,16 +73,16 @@ def step_gradient(diffusion, dtype=torch.float32, accumulate=1):
 
 
 def step_inputs(gradient, shape, step):
-    """Return what `gradient.compute` takes at a step, from draws that are made on the CPU."""
+    """Return what `gradient.compute` takes at a step, from randomness that are made on the CPU."""
     device, dtype = gradient.diffusion.device, next(gradient.diffusion.parameters()).dtype
     images, labels = pictures(512, shape.side).batch(torch.arange(shape.batch) + step * shape.batch)
     on_cpu = _Like(gradient.diffusion)
-    draws = TrainingDraws.of(on_cpu, shape.batch, 0, step)
-    return gradient.inputs(images.to(device), labels, replace(draws, noise=draws.noise.to(device, dtype)))
+    randomness = StepRandomness.of(on_cpu, shape.batch, 0, step)
+    return gradient.inputs(images.to(device), labels, replace(randomness, noise=randomness.noise.to(device, dtype)))
 
 
 class _Like:
-    """What `TrainingDraws` asks of a process, on the CPU."""
+    """What `StepRandomness` asks of a process, on the CPU."""
 
     def __init__(self, diffusion):
         self.device = torch.device("cpu")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
-from diffusion_core.training import loading
-from diffusion_core.training.order import batch_indices
+from diffusion_core.training import data as training_data
+from diffusion_core.training.data import batch_indices
 from tests.gpu.builds import replaying
 
 COUNT, BATCH, STEPS, SIDE, CLASSES = 1000, 32, 70, 8, 7
@@ -36,9 +36,9 @@ def trained_on(data, device, replayed=False):
         replaying(trainer)
     seen, inputs = [], trainer.gradient.inputs
 
-    def given(images, labels, draws):
+    def given(images, labels, randomness):
         # Copied by the device in its order of work and looked at in the end, so that nothing waits for it meanwhile.
-        result = inputs(images, labels, draws)
+        result = inputs(images, labels, randomness)
         seen.append((images[:, :, -1, -1].clone(), result[1].clone()))
         return result
 
@@ -58,7 +58,7 @@ def compare(record, name, found, classes):
 
 
 def test_a_thread_that_reads_ahead_keeps_the_order(device, record, monkeypatch):
-    monkeypatch.setattr(loading, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(training_data, "RESIDENT_SHARE", 0.0)
     trainer, found, classes = trained_on(OnTheHost(), device)
     assert isinstance(trainer.data, OnTheHost)
     compare(record, "read ahead", found, classes)
@@ -78,7 +78,7 @@ def test_a_dataset_that_is_read_goes_to_the_devices_memory_whole(device, record)
 
 @pytest.mark.usefixtures("graphs")
 def test_replayed_steps_keep_the_order(device, record, monkeypatch):
-    monkeypatch.setattr(loading, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(training_data, "RESIDENT_SHARE", 0.0)
     trainer, found, classes = trained_on(OnTheHost(), device, replayed=True)
     compare(record, "read ahead, replayed", found, classes)
     # And what was computed is of these images: a step of others has another loss.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion_core import Unet
-from diffusion_core.training.draws import TrainingDraws
+from diffusion_core.training.randomness import StepRandomness
 from tests.gpu.builds import Geometry, build, pictures, relative, step_gradient
 
 SHAPE = Geometry(16, (1, 2), 16, 32)
@@ -30,8 +30,8 @@ def gradient_of_a_step(device, room):
     gradient = step_gradient(build("all", device, SHAPE, network=Small))
     gradient.diffusion.model.room = room
     images, labels = pictures(512, SHAPE.side).batch(torch.arange(SHAPE.batch))
-    draws = TrainingDraws.of(gradient.diffusion, SHAPE.batch, 0, 0)
-    loss = gradient.attempt(gradient.compute, images.to(device), labels, draws)
+    randomness = StepRandomness.of(gradient.diffusion, SHAPE.batch, 0, 0)
+    loss = gradient.attempt(gradient.compute, images.to(device), labels, randomness)
     return gradient, {"loss": loss, **{name: each.grad for name, each in gradient.diffusion.named_parameters()}}
 
 

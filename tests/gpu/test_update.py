@@ -8,7 +8,7 @@ import torch
 
 from diffusion_core import EMA
 from diffusion_core.runtime.recording import Replayed
-from diffusion_core.training.update import Update
+from diffusion_core.training.optimizer import Update
 from tests.gpu.builds import Geometry, build, relative
 
 SHAPE = Geometry(16, (1, 2), 8, 8)

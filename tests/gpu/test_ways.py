@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, ImageNoise
-from diffusion_core.runtime.comparison import GRADIENT, TOLERANCE, compare, judge_precision
 from diffusion_core.runtime.compilation import compile_for_sampling, compile_network
 from diffusion_core.runtime.recording import Recording
-from diffusion_core.sampling_check import check_sampling
+from diffusion_core.self_check.comparison import GRADIENT, TOLERANCE, compare, judge_precision
+from diffusion_core.self_check.sampling import check_sampling
 from tests.gpu.builds import CLASSES, KINDS, Geometry, build, geometry, relative, step_gradient, step_inputs
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -15,7 +15,7 @@ from diffusion_core import GaussianDiffusion, Unet
 from diffusion_core.errors import UserError
 from diffusion_core.interop.inference import process_options
 from diffusion_core.interop.lucidrains import read_checkpoint
-from diffusion_core.saved_model import load_model
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.stages.import_lucidrains import run
 from tests.conformance import cases
 from tests.conformance.golden import FOLDER, GOLDEN

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import DatasetInfo, ImageDataset
 from diffusion_core.metrics.reference import fit_reference
-from diffusion_core.settings import ReferenceSettings
 
 TRAIN = 1440
 

@@ -3,8 +3,8 @@
 from contextlib import chdir
 from pathlib import Path
 
-from diffusion_core.environment import Environment
-from diffusion_core.settings import IngestSettings, PrepareSettings
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import IngestSettings, PrepareSettings
 from diffusion_core.stages import ingest, prepare
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_core.metrics.contrast import nt_xent
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.metrics.features import FeatureNetwork, extract
+from diffusion_core.metrics.fitting import nt_xent
 from diffusion_core.metrics.neighbours import nearest
 from diffusion_core.metrics.reference import fit_reference
-from diffusion_core.settings import ReferenceSettings
 from tests.metrics.conftest import TRAIN, digits
 
 

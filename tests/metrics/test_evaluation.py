@@ -4,11 +4,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.evaluation import evaluate_features, evaluate_samples
 from diffusion_core.metrics.figures import every_metric
 from diffusion_core.metrics.figures.metric import Metric
-from diffusion_core.settings import EvaluateSettings
 
 NAMES = ["frechet", "kernel", "precision", "recall", "memorisation"]
 

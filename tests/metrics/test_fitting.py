@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.metrics.fitting import fit
-from diffusion_core.settings import ReferenceSettings
 
 
 def seen_by(count, **settings):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import DatasetInfo, ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.reference import Reference, fit_reference
-from diffusion_core.settings import ReferenceSettings
 from tests.metrics.conftest import digits
 
 BRIEFLY = ReferenceSettings(images=600)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusion_core.metrics.views import cropped, relit, shifted
+from diffusion_core.metrics.fitting import cropped, relit, shifted
 
 
 @pytest.fixture(autouse=True)

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import EvaluateSettings, SampleSettings
+from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key, sampling_key
+from diffusion_core.lineage.run_info import RunInfo
+from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect
-from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key, sampling_key
-from diffusion_core.registry.run_info import RunInfo
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
-from diffusion_core.settings import EvaluateSettings, SampleSettings
 from diffusion_core.stages.sample import draw
 
 SAMPLE = SampleSettings(count=24, seed=3, sampler=DDIM(steps=2))

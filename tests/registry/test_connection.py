@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.address import without_userinfo
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import (
     artifact_folder,

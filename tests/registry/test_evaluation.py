@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_core.registry import evaluation, provenance
-from diffusion_core.registry.evaluation import MEASURING_CODE, SAMPLING_CODE, evaluation_key, sampling_key
-from diffusion_core.registry.provenance import code_digest
-from diffusion_core.settings import EvaluateSettings
+from diffusion_core.config.settings import EvaluateSettings
+from diffusion_core.lineage import evaluation, provenance
+from diffusion_core.lineage.evaluation import MEASURING_CODE, SAMPLING_CODE, evaluation_key, sampling_key
+from diffusion_core.lineage.provenance import code_digest
 from tests.registry.projects import EVALUATE, SAMPLE
 
 

@@ -2,10 +2,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.versions import find_version
-from diffusion_core.saved_model import model_digest
 from tests.registry.projects import UNKNOWN_RUN, write_model
 
 NAME = "diffusion"

@@ -10,11 +10,11 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.generation import generate
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry.connection import connect, experiment_id, tracking_uri
 from diffusion_core.registry.publication import register
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
-from diffusion_core.saved_model import load_model
 from tests.registry.projects import new_environment, write_model
 
 FAST = {"steps": 2}

@@ -7,10 +7,10 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry.connection import answering, connect, experiment_id
-from diffusion_core.registry.provenance import DatasetVersion
 from diffusion_core.registry.tracking import Run, flattened, training_run
 from tests.registry.servers import dying_server, serving
 

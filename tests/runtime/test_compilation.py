@@ -8,7 +8,7 @@ from torch._inductor.utils import run_and_get_code
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.runtime import compilation
 from diffusion_core.runtime.compilation import OPTIONS, compile_network, compiler_problem, forget_compilation
-from diffusion_core.training.distributed import Ranks
+from diffusion_core.runtime.distributed import Ranks
 from tests.conftest import Network
 
 COMPILE = nn.Module.compile
@@ -100,7 +100,7 @@ def test_without_a_compiler_training_says_so_and_goes_on(monkeypatch, caplog):
 
 def test_no_process_compiles_where_another_cannot(caplog):
     class WithOthers(Ranks):
-        def most(self, value):
+        def all_reduce_max(self, value):
             return 1
 
     images = TensorData(torch.zeros(4, 1, 4, 4, dtype=torch.uint8))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion_core.environment import Environment
-from diffusion_core.params import load_settings
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
 from diffusion_core.stages import ingest, prepare
 from tests.registry.projects import empty_store
 

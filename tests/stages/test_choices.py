@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from diffusion_core import LearnedGaussianDiffusion
+from diffusion_core.config.settings import SampleSettings, TrainSettings
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.dpm_solver import DPMSolver
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.heun import Heun
-from diffusion_core.saved_model import load_model
-from diffusion_core.settings import SampleSettings, TrainSettings
 from diffusion_core.stages import sample, train
 from diffusion_core.stages.paths import MODELS, SAMPLES
 

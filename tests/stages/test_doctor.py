@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
-from diffusion_core.device import why_no_cuda
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.networks import eager_cpu
-from diffusion_core.runtime.comparison import Verdict
+from diffusion_core.runtime.device import why_no_cuda
+from diffusion_core.self_check import device as device_check
+from diffusion_core.self_check.comparison import Verdict
+from diffusion_core.self_check.device import check_device
 from diffusion_core.stages import doctor
-from diffusion_core.training import device_check
-from diffusion_core.training.device_check import check_device
 
 
 def test_a_sound_machine_is_told_so_in_a_table_and_in_json(tmp_path):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import EvaluateSettings, ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.registry.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
-from diffusion_core.settings import EvaluateSettings, ReferenceSettings
 from diffusion_core.stages import evaluate, reference
 from tests.metrics.prepared import prepare_digits
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.errors import UserError
-from diffusion_core.settings import IngestSettings
 from diffusion_core.stages import ingest
 
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.settings import PrepareSettings
 from diffusion_core.stages import prepare
 
 RAW, PREPARED = Path("data/raw"), Path("data/prepared")
@@ -128,7 +128,7 @@ def test_a_killed_run_leaves_no_process_and_no_trace_in_the_next() -> None:
     for number in range(130):
         (RAW / "2" / f"slow{number}.png").hardlink_to("noise.png")
     script = (
-        "from diffusion_core.settings import PrepareSettings\n"
+        "from diffusion_core.config.settings import PrepareSettings\n"
         "from diffusion_core.stages import prepare\n"
         "prepare.run(PrepareSettings(image_size=4, color='rgb', validation_fraction=0.3))\n"
     )

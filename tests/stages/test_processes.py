@@ -18,13 +18,13 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from diffusion_core.device import cores
 from diffusion_core.generation import generate
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.features import FeatureNetwork, extract
+from diffusion_core.runtime.device import cores
+from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.saved_model import load_model
 from diffusion_core.stages.paths import LOSS, METRICS, MODELS, REFERENCE, SAMPLES
-from diffusion_core.training.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
 

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
-from diffusion_core.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.stages import promote, publish
 from tests.registry.projects import (
     EVALUATE,

@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.evaluation import SamplesOrigin
+from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
-from diffusion_core.registry.evaluation import SamplesOrigin
 from diffusion_core.registry.versions import recorded_evaluation
-from diffusion_core.saved_model import model_digest
-from diffusion_core.settings import EvaluateSettings
 from diffusion_core.stages import publish
 from tests.registry.projects import (
     SAMPLE,

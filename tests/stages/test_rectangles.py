@@ -8,10 +8,10 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from diffusion_core.config.params import load_settings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.params import load_settings
-from diffusion_core.saved_model import load_model
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.stages import evaluate, prepare, reference, sample, train
 from diffusion_core.stages.paths import METRICS, MODELS, PLOTS, PREPARED, REFERENCE, SAMPLES
 from tests.registry.projects import new_environment

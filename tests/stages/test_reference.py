@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.settings import ReferenceSettings
 from diffusion_core.stages import reference
 from tests.metrics.prepared import prepare_digits
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate, proportional_labels
-from diffusion_core.registry.evaluation import SamplesOrigin, sampling_key
+from diffusion_core.lineage.evaluation import SamplesOrigin, sampling_key
+from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
-from diffusion_core.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.stages import sample
 from diffusion_core.stages.paths import MODELS, SAMPLES
 

@@ -14,12 +14,12 @@ import torch
 from pydantic import SecretStr
 from safetensors.torch import load_file
 
-from diffusion_core import device
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry.tracking import Run
-from diffusion_core.runtime.cpu_threads import ThreadChoice
-from diffusion_core.saved_model import load_model
+from diffusion_core.runtime import device
+from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.stages import plan, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.training.checkpoint import held, load_newest

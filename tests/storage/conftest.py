@@ -12,7 +12,7 @@ import pytest
 from botocore.config import Config
 from botocore.retries.standard import ExponentialBackoff
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.storage import client, fetching, open_store
 from tests.storage.proxy import proxying
 

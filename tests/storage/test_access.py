@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from diffusion_core.address import parse_s3
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.storage import open_store
 from tests.storage.conftest import ACCESS, SECRET

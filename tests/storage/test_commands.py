@@ -12,7 +12,7 @@ import pytest
 from botocore.configloader import load_config
 from configobj import ConfigObj
 
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.stages import remote, upload
 from flows import tasks

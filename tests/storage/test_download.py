@@ -204,7 +204,7 @@ def test_the_first_error_ends_the_others(admin, bucket, store, tmp_path, proxy):
 def test_a_disk_that_is_full_is_an_oserror_and_leaves_nothing(environment, bucket, wanted, tmp_path):
     script = f"""
 import pathlib, resource
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
 from diffusion_core.storage import Object, download, open_store
 store = open_store(Environment())
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from diffusion_core import storage
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.sources import s3
 from diffusion_core.errors import UserError
-from diffusion_core.settings import IngestSettings
 from diffusion_core.stages import ingest
 from tests.storage.proxy import refuse, stall
 from tests.storage.test_source import IMAGES, RAW, contents, ingest_process, wait_for, whole_files

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from diffusion_core import storage
+from diffusion_core.config.params import load_settings
+from diffusion_core.config.settings import IngestSettings, PrepareSettings
 from diffusion_core.data.sources import s3
 from diffusion_core.errors import UserError
-from diffusion_core.params import load_settings
-from diffusion_core.settings import IngestSettings, PrepareSettings
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
 from tests.storage.conftest import ACCESS, SECRET
@@ -303,6 +303,6 @@ def test_an_address_that_is_none_is_told_before_anything_runs(project, url):
 
 
 def test_who_does_not_fetch_from_a_store_does_not_load_boto3():
-    script = "import sys, diffusion_core.__main__, diffusion_core.params; print('boto3' in sys.modules)"
+    script = "import sys, diffusion_core.__main__, diffusion_core.config.params; print('boto3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
-from diffusion_core.training.distributed import Ranks
-from diffusion_core.training.gradient import OutOfMemory
-from diffusion_core.training.order import batch_indices
+from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.training.data import batch_indices
+from diffusion_core.training.step import OutOfMemory
 
 
 class Small(Unet):
@@ -32,7 +32,7 @@ def build(room, **options):
 
 def first_step(trainer):
     batch = trainer.data.batch(batch_indices(0, 0, 16, 30)[: 16 // trainer.ranks.count])
-    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._draws())
+    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._randomness())
     return loss, torch.cat([each.grad.flatten() for each in trainer.diffusion.parameters()])
 
 
@@ -77,7 +77,7 @@ def test_memory_for_not_even_one_image_is_told():
 
 
 def test_of_several_processes_none_goes_its_own_way(monkeypatch):
-    monkeypatch.setattr(Ranks, "wrapped", lambda self, module: module)
+    monkeypatch.setattr(Ranks, "ddp", lambda self, module: module)
     trainer = build(4, ranks=Ranks(0, 2))
     with pytest.raises(OutOfMemory, match="raise train.accumulate"):
         first_step(trainer)

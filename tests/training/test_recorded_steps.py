@@ -12,9 +12,10 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.process.noise_schedule import NoiseSchedule
 from diffusion_core.runtime import recording
-from diffusion_core.runtime.comparison import compare
-from diffusion_core.training import self_check
+from diffusion_core.self_check import training as self_check
+from diffusion_core.self_check.comparison import compare
 
 PROCESSES = {
     "plain": ({}, GaussianDiffusion),
@@ -142,9 +143,9 @@ def test_a_value_that_the_host_decides_is_noticed(frozen, monkeypatch):
         if frozen == "learning rate":
             rate = torch.tensor(trainer._rate())
         if frozen == "noise":
-            noise = trainer._draws().noise
+            noise = trainer._randomness().noise
         if frozen == "timesteps":
-            times = trainer._draws().times
+            times = trainer._randomness().times
         if frozen == "share of the average":
             share = torch.tensor(1.0 - trainer.ema.decay(trainer.images + 8, 8))
         return step(rate, share, images, classes, times, noise, *others)
@@ -155,7 +156,7 @@ def test_a_value_that_the_host_decides_is_noticed(frozen, monkeypatch):
 
 
 # The inputs of `Gradient.compute`; with them, the step is a function of nothing else.
-INPUTS = ("images", "classes", "times", "noise", "unlabelled", "flipped", "guessed")
+INPUTS = ("images", "classes", "times", "noise", "unlabelled", "flipped", "self_cond_mask")
 
 
 @pytest.mark.parametrize("frozen", ["nothing", *INPUTS])
@@ -164,7 +165,7 @@ def test_the_self_check_notices_an_input_that_is_frozen(frozen, options, monkeyp
     class Frozen(Recorded):
         def __call__(self, *inputs):
             # Of those who get an estimate there is an input for each micro-batch.
-            names = (*INPUTS, *("guessed" for _ in inputs[len(INPUTS) :]))
+            names = (*INPUTS, *("self_cond_mask" for _ in inputs[len(INPUTS) :]))
             kept = [own if name == frozen else each for name, own, each in zip(names, self.inputs, inputs, strict=True)]
             return super().__call__(*kept)
 
@@ -230,7 +231,7 @@ def test_ever_new_shapes_are_neither_recorded_nor_remembered(monkeypatch, caplog
 
 def test_recomputed_activations_are_not_recorded(caplog, monkeypatch):
     trainer = build()
-    monkeypatch.setattr(GaussianDiffusion, "device", torch.device("cuda"))
+    monkeypatch.setattr(NoiseSchedule, "device", torch.device("cuda"))
     assert trainer._can_be_replayed()
     trainer.diffusion.model.recompute = True
     assert not trainer._can_be_replayed()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
-from diffusion_core.training.order import batch_indices
+from diffusion_core.training.data import batch_indices
 from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
 
 BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps")
@@ -73,7 +73,7 @@ def gradients(trainer):
     """The loss and the gradients of the trainer's first step."""
     batch = trainer.data.batch(batch_indices(trainer.seed, 0, trainer.batch_size, len(trainer.data)))
     torch.manual_seed(0)  # of dropout
-    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._draws())
+    loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._randomness())
     return loss, [each.grad.clone() for each in trainer.diffusion.parameters()]
 
 

@@ -6,10 +6,10 @@ A new source is a new file beside its siblings, listed in `SourceChoice`.
 from pathlib import Path
 from typing import Protocol
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.s3 import S3
-from diffusion_core.environment import Environment
 
 SourceChoice = Digits | Folder | S3
 

@@ -8,8 +8,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from diffusion_core.choices import Choice
-from diffusion_core.data.formats import image_suffixes
-from diffusion_core.data.image_files import image_files, refuse
+from diffusion_core.data.image_files import image_files, image_suffixes, refuse
 from diffusion_core.errors import UserError
 
 

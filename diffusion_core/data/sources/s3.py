@@ -12,12 +12,21 @@ from tqdm import tqdm
 
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.choices import Choice
-from diffusion_core.data.bucket_index import Entry, read_index, write_index
-from diffusion_core.data.downloads import HASHING_THREADS, arrived, held, keep_only, link, sha256_of
-from diffusion_core.data.formats import image_suffixes
-from diffusion_core.environment import Environment
+from diffusion_core.config.environment import Environment
+from diffusion_core.data.downloads import (
+    HASHING_THREADS,
+    Entry,
+    arrived,
+    held,
+    keep_only,
+    link,
+    read_index,
+    sha256_of,
+    write_index,
+)
+from diffusion_core.data.image_files import image_suffixes
 from diffusion_core.errors import UserError
-from diffusion_core.threads import in_parallel
+from diffusion_core.parallel import in_parallel
 
 if TYPE_CHECKING:
     from diffusion_core.storage import Object, Store

@@ -1,0 +1,1 @@
+"""What is done (params.yaml) and where it runs (environment variables)."""

@@ -1,0 +1,74 @@
+"""Reading params.yaml: by the rules of YAML 1.2, as DVC reads it, and with no value bent into another type."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from diffusion_core.config.settings import Settings
+from diffusion_core.errors import UserError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def load_settings(file: Path = PARAMS_FILE) -> Settings:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: run the command from the project's folder") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} has no sections: restore it, or write {', '.join(Settings.model_fields)}")
+    try:
+        # By way of JSON, where strictness still takes a list for a tuple and a mapping for a choice.
+        return Settings.model_validate_json(json.dumps(_plain(content), default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_sentence(error, content)}") from None
+
+
+def _plain(content: Any) -> Any:
+    """Return YAML's content with names as keys; YAML takes numbers and dates for keys too."""
+    if isinstance(content, dict):
+        return {str(key): _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content] if isinstance(content, list) else content
+
+
+def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
+    """Say each problem of a validation in half a sentence that begins with the key."""
+    sentences = []
+    for problem in error.errors(include_url=False):
+        key = _key(problem["loc"], content)
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentence = f"unknown key {key}: remove it or correct its spelling"
+        elif problem["type"] == "missing":
+            sentence = f"{key} is missing: add it"
+        elif problem["type"] == "value_error":
+            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}"
+        else:
+            sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        sentences.append(sentence)
+    return "; ".join(sentences)
+
+
+def _key(location: Sequence[str | int], content: Any) -> str:
+    """Return a location as people write it; pydantic puts the `kind` of a choice in front of the choice's own keys."""
+    parts = []
+    for part in location:
+        if isinstance(content, dict) and part not in content and content.get("kind") == part:
+            continue
+        parts.append(str(part))
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            content = None
+    return ".".join(parts)

@@ -1,0 +1,179 @@
+"""params.yaml as types: everything that changes results, one section a stage, and nothing else.
+
+The file is checked as a whole before any stage starts, so that a slip in the last section is told at once and
+not after the training.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from diffusion_core.config.section import BY_KIND, Section, Seed
+from diffusion_core.config.train import TrainSettings
+from diffusion_core.data.sources import SourceChoice
+from diffusion_core.metrics.features import SMALLEST_IMAGE
+from diffusion_core.metrics.figures import MetricChoice, every_metric
+from diffusion_core.metrics.figures.metric import COUNTS
+from diffusion_core.samplers import SamplerChoice
+from diffusion_core.samplers.guidance import Guidance
+
+__all__ = [
+    "Comparison",
+    "EvaluateSettings",
+    "IngestSettings",
+    "Limit",
+    "PrepareSettings",
+    "PromoteSettings",
+    "ReferenceSettings",
+    "SampleSettings",
+    "Settings",
+    "TrainSettings",
+]
+
+
+class IngestSettings(Section):
+    """Where the images come from."""
+
+    source: Annotated[SourceChoice, BY_KIND]
+
+
+class PrepareSettings(Section):
+    """What every image is made into."""
+
+    image_size: int | tuple[int, int] = Field(description="of a square, or height and width")
+    color: Literal["grayscale", "rgb", "rgba"]
+    validation_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _one_side_or_two(cls, value: Any) -> Any:
+        # In one sentence, where a union of types would have one for each.
+        sides = value if isinstance(value, list | tuple) else (value, value)
+        if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+            raise PydanticCustomError("image_size", "write a number of pixels, or [height, width]")
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def channels(self) -> int:
+        return {"grayscale": 1, "rgb": 3, "rgba": 4}[self.color]
+
+
+class ReferenceSettings(Section):
+    """The feature extractor that evaluation looks through, and how it is trained."""
+
+    seed: Seed = 0
+    features: PositiveInt = 64
+    images: PositiveInt = Field(description="training budget, in images")
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 3e-3
+
+
+class SampleSettings(Section):
+    """Which images are drawn from the trained model."""
+
+    count: int = Field(1000, ge=2)
+    seed: Seed = 0
+    sampler: Annotated[SamplerChoice, BY_KIND]
+    guidance: Guidance = Guidance()
+
+
+class EvaluateSettings(Section):
+    """How the samples are measured."""
+
+    seed: Seed = 0
+    half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
+    metrics: tuple[Annotated[MetricChoice, BY_KIND], ...] = Field(default_factory=every_metric, min_length=1)
+
+    @model_validator(mode="after")
+    def _no_figure_is_measured_twice(self) -> Self:
+        if double := sorted({name for name in self.figures if self.figures.count(name) > 1}):
+            raise ValueError(f"metrics gives {', '.join(double)} more than once: leave one of the two out")
+        return self
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names in metrics/evaluate.json."""
+        return (*COUNTS, *(name for metric in self.metrics for name in metric.figures))
+
+
+class Limit(Section):
+    """An absolute bound on one figure of metrics/evaluate.json."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("a limit needs at_most or at_least")
+        return self
+
+
+class Comparison(Section):
+    """What "not worse than the champion" means for one figure."""
+
+    better: Literal["lower", "higher"]
+    tolerance: float = Field(0.0, ge=0.0, description="how much worse is still the same, relative to the champion's")
+
+
+class PromoteSettings(Section):
+    """The gate in front of the alias `champion`."""
+
+    limits: dict[str, Limit] = Field(default_factory=dict)
+    champion: dict[str, Comparison] = Field(default_factory=dict)
+
+
+class Settings(Section):
+    """The whole of params.yaml."""
+
+    ingest: IngestSettings
+    prepare: PrepareSettings
+    reference: ReferenceSettings
+    train: TrainSettings
+    sample: SampleSettings
+    evaluate: EvaluateSettings
+    promote: PromoteSettings
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Self:
+        # As it stands in the file.
+        image_size = self.prepare.model_dump(mode="json")["image_size"]
+        if min(self.prepare.size) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"prepare.image_size is {image_size}; evaluation needs at least {SMALLEST_IMAGE} on each side"
+            )
+        downsampling = 2 ** (len(self.train.network.dim_mults) - 1)
+        if any(side % downsampling for side in self.prepare.size):
+            raise ValueError(
+                f"prepare.image_size is {image_size}; with {len(self.train.network.dim_mults)} levels in"
+                f" train.network.dim_mults each side must be a multiple of {downsampling}"
+            )
+        try:
+            self.train.process.check_sampler(self.sample.sampler)
+        except ValueError as error:
+            raise ValueError(f"sample.sampler does not fit train.process: {error}") from None
+        scale = self.sample.guidance.scale
+        if scale != 1.0 and not self.train.network.class_conditional:
+            raise ValueError(
+                f"sample.guidance.scale is {scale}; it must be 1.0 where train.network.class_conditional is false"
+            )
+        if scale != 1.0 and self.train.network.cond_drop_prob == 0.0:
+            raise ValueError(
+                f"sample.guidance.scale is {scale}; it must be 1.0 where train.network.cond_drop_prob is 0.0"
+            )
+        _check_figures("promote.limits", self.promote.limits, self.evaluate.figures)
+        _check_figures("promote.champion", self.promote.champion, self.evaluate.figures)
+        return self
+
+
+def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> None:
+    for name in names:
+        if name not in figures:
+            raise ValueError(f"{key} names {name}, which evaluate.metrics does not measure: use {', '.join(figures)}")

@@ -1,0 +1,102 @@
+"""The section `train`: the run, the network and the process."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from diffusion_core.config.section import BY_KIND, Fraction, Section, Seed
+from diffusion_core.process.loss import DiffusionLoss
+from diffusion_core.process.losses import LossChoice
+from diffusion_core.process.noise_schedule import NoiseSchedule
+from diffusion_core.process.objectives import choose_objective
+from diffusion_core.process.schedules import ScheduleChoice
+from diffusion_core.process.weightings import WeightingChoice
+from diffusion_core.samplers.protocols import Sampler
+
+
+class NetworkSettings(Section):
+    """The U-Net; keys are the arguments of `Unet`."""
+
+    dim: int = Field(64, ge=4, multiple_of=2)
+    dim_mults: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1)
+    full_attn: tuple[bool, ...] | None = Field(None, description="one a level; None: the innermost only")
+    linear_attn: bool = True
+    attn_heads: PositiveInt = 4
+    attn_dim_head: PositiveInt = 32
+    dropout: Fraction = 0.0
+    self_condition: bool = True
+    learned_variance: bool = False
+    class_conditional: bool = Field(True, description="where the dataset has classes")
+    cond_drop_prob: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _attention_is_told_for_every_level(self) -> Self:
+        if self.full_attn is not None and len(self.full_attn) != len(self.dim_mults):
+            raise ValueError(
+                f"full_attn has {len(self.full_attn)} values; it must have one for each of the"
+                f" {len(self.dim_mults)} levels of dim_mults"
+            )
+        return self
+
+
+class ProcessSettings(Section):
+    """The process and what the network predicts; keys are the arguments of `GaussianDiffusion`."""
+
+    timesteps: PositiveInt = 1000
+    objective: Literal["pred_noise", "pred_x0", "pred_v"] = "pred_v"
+    beta_schedule: Annotated[ScheduleChoice, BY_KIND]
+    zero_terminal_snr: bool = False
+    weighting: Annotated[WeightingChoice, BY_KIND]
+    loss: Annotated[LossChoice, BY_KIND]
+    vb_loss_weight: float = Field(0.001, ge=0.0, description="of the bound, where the variance is learned")
+    offset_noise_strength: float = Field(0.0, ge=0.0)
+    immiscible: bool = False
+
+    @model_validator(mode="after")
+    def _process_exists(self) -> Self:
+        DiffusionLoss(
+            self._schedule(),
+            choose_objective(self.objective, self.zero_terminal_snr),
+            self.weighting,
+            self.loss,
+            offset_noise_strength=self.offset_noise_strength,
+            immiscible=self.immiscible,
+        )
+        return self
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """Refuse a sampler that does not fit this process.
+
+        Raises:
+            ValueError: it takes more steps than there are timesteps, say.
+        """
+        sampler.transitions(self._schedule())
+
+    def _schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(self.beta_schedule, self.timesteps, self.zero_terminal_snr)
+
+
+class TrainSettings(Section):
+    """The training run; amounts of training are counted in images, so that they hold for any batch size."""
+
+    seed: Seed = 0
+    images: PositiveInt = Field(description="training budget, in images")
+    batch_size: PositiveInt = 64
+    accumulate: PositiveInt = Field(1, description="micro-batches a step; divides batch_size")
+    learning_rate: PositiveFloat = 3e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    weight_decay: float = Field(0.0, ge=0.0)
+    warmup_images: int = Field(0, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    ema_halflife_images: PositiveFloat = 50_000
+    horizontal_flip: bool = False
+    report_every_images: PositiveInt = 10_000
+    preview_every_images: PositiveInt = 100_000
+    network: NetworkSettings
+    process: ProcessSettings
+
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> Self:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate is {self.accumulate}; it must divide batch_size, which is {self.batch_size}")
+        return self

@@ -1,0 +1,102 @@
+"""Which devices the work runs on, and how many processes share it."""
+
+import os
+from typing import Literal
+
+import torch
+
+from diffusion_core.errors import UserError
+from diffusion_core.runtime.distributed import Ranks, local_count, local_rank
+from diffusion_core.runtime.precision import Precision, choose_precision
+from diffusion_core.runtime.threads import ThreadChoice, candidates
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return a device: "cuda", "mps" or "cpu"; "auto" takes CUDA, then Apple's GPU, then the CPU.
+
+    Of several processes on a machine, each gets a GPU of its own.
+
+    Args:
+        wanted: of DIFFUSION_DEVICE.
+
+    Raises:
+        UserError: the named device is not on this machine, or there are more processes than devices.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(name for name, there in available.items() if there) if wanted == "auto" else wanted
+    if not available[kind]:
+        reason = why_no_cuda() if kind == "cuda" else "PyTorch finds none"
+        raise UserError(f"DIFFUSION_DEVICE is {kind}, and {reason}: set it to auto")
+    if local_count() > _devices(kind):
+        raise UserError(
+            f"{local_count()} processes were started, and this machine has {_devices(kind)} {_names(kind)}: set"
+            " DIFFUSION_PROCESSES to at most that number"
+        )
+    return torch.device(kind, local_rank()) if kind == "cuda" else torch.device(kind)
+
+
+def why_no_cuda() -> str:
+    """Return why no CUDA GPU is available, with the remedy where the build of PyTorch is the reason."""
+    if torch.version.cuda:
+        return "PyTorch finds none"
+    return "this PyTorch is built without CUDA (https://pytorch.org/get-started/locally has builds with it)"
+
+
+def choose_processes(wanted: Literal["auto"] | int, device: torch.device) -> int:
+    """Return how many processes share the work on this machine; "auto" is one a GPU, or one.
+
+    Args:
+        wanted: of DIFFUSION_PROCESSES.
+        device: on which they compute.
+
+    Raises:
+        UserError: there are more of them than devices.
+    """
+    if wanted == "auto":
+        return _devices(device.type) if device.type == "cuda" else 1
+    if wanted > _devices(device.type):
+        raise UserError(
+            f"DIFFUSION_PROCESSES is {wanted}, and this machine has {_devices(device.type)}"
+            f" {_names(device.type)}: set it to at most that number, or to auto"
+        )
+    return wanted
+
+
+def choose_dtype(wanted: str, device: torch.device) -> Precision:
+    """Return the precision that DIFFUSION_PRECISION asks for, with its reason.
+
+    Raises:
+        UserError: the device lacks it.
+    """
+    try:
+        return choose_precision(wanted, device)
+    except ValueError as error:
+        raise UserError(f"DIFFUSION_PRECISION: {error}") from None
+
+
+def choose_compiled(wanted: str, device: torch.device) -> bool:
+    """Return whether the network is compiled: "on", "off", or "auto", which does it on a CUDA GPU.
+
+    On two CPU cores compiling took 82 s and made a training step no faster.
+    """
+    return device.type == "cuda" if wanted == "auto" else wanted == "on"
+
+
+def choose_threads(wanted: Literal["auto"] | int, device: torch.device, ranks: Ranks) -> ThreadChoice | None:
+    """Return what chooses the threads of each training step: on a CPU, where one process trains."""
+    if device.type != "cpu" or ranks.count > 1:
+        return None
+    return ThreadChoice(candidates(torch.get_num_threads()) if wanted == "auto" else (wanted,))
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _devices(kind: str) -> int:
+    return {"cuda": torch.cuda.device_count, "mps": lambda: 1, "cpu": cores}[kind]()
+
+
+def _names(kind: str) -> str:
+    return {"cuda": "CUDA GPUs", "mps": "GPU", "cpu": "processor cores"}[kind]
