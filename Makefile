@@ -71,13 +71,13 @@ bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its 
 	touch $@
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
-	$(BIN)/python -m flows.serve
+	$(BIN)/python -m stack.serve
 
 stack: setup ## Start a team's servers on this machine: PostgreSQL, S3, MLflow, Prefect and a worker
-	$(BIN)/python -m flows.stack up
+	$(BIN)/python -m stack up
 
 stack-down: setup ## Stop what `make stack` has started; the data stay
-	$(BIN)/python -m flows.stack down
+	$(BIN)/python -m stack down
 
 POOL ?= machine
 

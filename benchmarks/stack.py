@@ -85,10 +85,10 @@ def main() -> None:
     place.chmod(0o755)
     server = clone(place / "server")
     try:
-        first, _ = run(server, "flows.stack", "up")
+        first, _ = run(server, "stack", "up")
         content["stack"] = {"MiB": memory(server)}
-        stop, _ = run(server, "flows.stack", "down")
-        again, _ = run(server, "flows.stack", "up")
+        stop, _ = run(server, "stack", "down")
+        again, _ = run(server, "stack", "up")
         content["stack"] |= {"first_start_seconds": first, "start_seconds": again, "stop_seconds": stop}
 
         known = dict(line.split("=", 1) for line in (server / ".stack/env").read_text(encoding="utf-8").splitlines())
@@ -100,7 +100,7 @@ def main() -> None:
         alone, _ = run(clone(place / "alone"), "flows.pipeline")
         nothing, _ = run(place / "flow-0", "flows.pipeline", **prefect)
     finally:
-        run(server, "flows.stack", "down")
+        run(server, "stack", "down")
         shutil.rmtree(place)
     added = statistics.median(one - other for one, other in zip(flow, dvc, strict=True))
     content["flow"] = {

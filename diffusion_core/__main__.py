@@ -1,17 +1,18 @@
-"""The command line: `python -m diffusion_core <stage>`; what to do is in params.yaml, where in the environment."""
+"""The command `diffusion`: what to do is in params.yaml, where it runs in the environment."""
 
 import errno
 import inspect
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field
-from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliPositionalArg, CliSubCommand, SettingsConfigDict
+import typer
 
 from diffusion_core.config.environment import Environment, load_environment
 from diffusion_core.errors import UserError
@@ -21,160 +22,180 @@ SECONDS_TO_TELL = 3.0
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
+# In the order in which each reads what those before it wrote; each is a module of `diffusion_core.stages`.
+STAGES = {
+    "ingest": "Bring the images, as they are, into data/raw.",
+    "prepare": "Decode the images into data/prepared; quarantine the rest.",
+    "reference": "Make what evaluation needs of the real images: data/reference.",
+    "train": "Train the model, or resume an interrupted training: models/.",
+    "sample": "Sample images from the trained model: samples/.",
+    "evaluate": "Measure the samples: metrics/evaluate.json and plots/.",
+    "publish": "Register the model as a version in MLflow.",
+    "promote": "Make the published version the champion if it passes the gate.",
+}
 
-class Stage(BaseModel):
-    """A stage: its class is called like its module in `diffusion_core.stages`."""
-
-    def cli_cmd(self) -> None:
-        """Run it with the sections of params.yaml that its function asks for, in as many processes as are wanted."""
-        # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
-        from diffusion_core.config.params import load_settings
-
-        settings, environment = load_settings(), load_environment()
-        name = type(self).__name__.lower()
-        run: Callable[..., None] = import_module(f"diffusion_core.stages.{name}").run
-        takes = inspect.signature(run).parameters
-        arguments: dict[str, object] = {each: getattr(settings, each) for each in takes if hasattr(settings, each)}
-        if "environment" in takes:
-            arguments["environment"] = environment
-        if "ranks" in takes:
-            self._shared(name, run, arguments, environment)
-        else:
-            run(**arguments)
-
-    def _shared(
-        self, name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment
-    ) -> None:
-        from diffusion_core.runtime.device import choose_device, choose_processes
-        from diffusion_core.runtime.distributed import is_started, process_group
-        from diffusion_core.runtime.launch import end_with_parent, launch
-
-        device = choose_device(environment.device)
-        if not is_started() and (count := choose_processes(environment.processes, device)) > 1:
-            sys.exit(launch([name], count))
-        if is_started():
-            end_with_parent()
-        with process_group(device) as ranks:
-            run(**arguments, ranks=ranks)
+application = typer.Typer(
+    name="diffusion",
+    help="Diffusion models of your own images.",
+    epilog="Example: diffusion train, after diffusion ingest and diffusion prepare.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+stack = typer.Typer(help="A team's servers on this machine.", no_args_is_help=True, rich_markup_mode=None)
+application.add_typer(stack, name="stack")
 
 
-class Ingest(Stage):
-    """Bring the images, as they are, into data/raw."""
+def _run_stage(name: str) -> None:
+    """Run a stage with the sections of params.yaml that its function asks for, in as many processes as are wanted."""
+    # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
+    from diffusion_core.config.params import load_settings
+
+    settings, environment = load_settings(), load_environment()
+    run: Callable[..., None] = import_module(f"diffusion_core.stages.{name}").run
+    takes = inspect.signature(run).parameters
+    arguments: dict[str, object] = {each: getattr(settings, each) for each in takes if hasattr(settings, each)}
+    if "environment" in takes:
+        arguments["environment"] = environment
+    if "ranks" in takes:
+        _run_shared(name, run, arguments, environment)
+    else:
+        run(**arguments)
 
 
-class Prepare(Stage):
-    """Decode the images into data/prepared; what cannot be decoded is quarantined."""
+def _run_shared(name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment) -> None:
+    from diffusion_core.runtime.device import choose_device, choose_processes
+    from diffusion_core.runtime.distributed import is_started, process_group
+    from diffusion_core.runtime.launch import end_with_parent, launch
+
+    device = choose_device(environment.device)
+    if not is_started() and (count := choose_processes(environment.processes, device)) > 1:
+        sys.exit(launch([name], count))
+    if is_started():
+        end_with_parent()
+    with process_group(device) as ranks:
+        run(**arguments, ranks=ranks)
 
 
-class Reference(Stage):
-    """Make what evaluation needs of the real images: data/reference."""
+def _add_stage(name: str, sentence: str) -> None:
+    @application.command(name, help=sentence, epilog=f"Example: diffusion {name}")
+    def command() -> None:
+        _run_stage(name)
 
 
-class Train(Stage):
-    """Train the model, or go on with an interrupted training: models/."""
+for _name, _sentence in STAGES.items():
+    _add_stage(_name, _sentence)
 
 
-class Sample(Stage):
-    """Draw images from the trained model: samples/."""
+@application.command(
+    "import",
+    epilog="Example: diffusion import model-100.pt --image-size 64 --out imported",
+)
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="model-100.pt, say, of its Trainer; or a state_dict")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, model.json and online.safetensors.")] = Path(
+        "imported"
+    ),
+    image_size: Annotated[
+        str, typer.Option(help="Of the images, which no checkpoint tells: 64, or 48x64 (height first).")
+    ] = "32",
+    objective: Annotated[
+        str, typer.Option(help="pred_noise, pred_x0 or pred_v, where the file does not tell or is overruled.")
+    ] = "auto",
+    beta_schedule: Annotated[str, typer.Option(help="linear, cosine or sigmoid, likewise.")] = "auto",
+) -> None:
+    """Import a checkpoint of denoising-diffusion-pytorch.
+
+    Reads its weights alone, runs no code of it, and infers its options."""
+    from diffusion_core.stages.import_lucidrains import run
+
+    run(checkpoint, out, image_size, objective, beta_schedule)
 
 
-class Evaluate(Stage):
-    """Measure the samples against the real images: metrics/evaluate.json and plots/."""
+@application.command(epilog="Example: diffusion upload pictures s3://bucket/pictures")
+def upload(
+    folder: Annotated[Path, typer.Argument(help="of the images; the names of its sub-folders are the classes")],
+    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, which params.yaml names as ingest.source.url")],
+) -> None:
+    """Put the images of a folder that a bucket lacks into it."""
+    from diffusion_core.stages.upload import run
+
+    run(folder, url, load_environment())
 
 
-class Publish(Stage):
-    """Register the model as a version in MLflow."""
+@application.command(epilog="Example: DIFFUSION_DVC_REMOTE=s3://bucket/dvc diffusion remote")
+def remote() -> None:
+    """Let DVC on this machine use the bucket in DIFFUSION_DVC_REMOTE."""
+    from diffusion_core.stages.remote import run
+
+    run(load_environment())
 
 
-class Promote(Stage):
-    """Move the alias `champion` to the published version if it passes the gate."""
+@application.command(epilog="Example: diffusion doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Check that each device computes correctly; exit code 1 if not."""
+    from diffusion_core.stages.doctor import run
+
+    run(load_environment(), as_json)
 
 
-class ImportLucidrains(BaseModel):
-    """Bring a checkpoint of denoising-diffusion-pytorch: weights alone are read, and its options are inferred."""
-
-    checkpoint: CliPositionalArg[Path] = Field(description="model-100.pt, say, of its Trainer; or a state_dict")
-    out: Path = Field(Path("imported"), description="folder for model.safetensors, model.json and online.safetensors")
-    image_size: str = Field("32", description="of the images, which no checkpoint tells: 64, or 48x64 (height first)")
-    objective: str = Field(
-        "auto", description="pred_noise, pred_x0 or pred_v, where the file does not tell or is to be overruled"
-    )
-    beta_schedule: str = Field("auto", description="linear, cosine or sigmoid, likewise")
-
-    def cli_cmd(self) -> None:
-        """Write the model."""
-        from diffusion_core.stages.import_lucidrains import run
-
-        run(self.checkpoint, self.out, self.image_size, self.objective, self.beta_schedule)
+@application.command(epilog="Example: diffusion run")
+def run() -> None:
+    """Run the whole pipeline once, as Prefect does every night."""
+    _of_checkout("flows.pipeline")
 
 
-class Upload(BaseModel):
-    """Put a folder of images into a bucket, without those that are there already."""
-
-    folder: CliPositionalArg[Path] = Field(description="of the images; its sub-folders' names are the classes")
-    url: CliPositionalArg[str] = Field(description="s3://bucket/prefix, which params.yaml names as ingest.source.url")
-
-    def cli_cmd(self) -> None:
-        """Send the images."""
-        from diffusion_core.stages.upload import run
-
-        run(self.folder, self.url, load_environment())
+@application.command(epilog="Example: diffusion serve")
+def serve() -> None:
+    """Keep the nightly schedule, and the pages of Prefect and MLflow."""
+    _of_checkout("stack.serve")
 
 
-class Remote(BaseModel):
-    """Tell DVC, on this machine, of the bucket in DIFFUSION_DVC_REMOTE where machines share outputs."""
-
-    def cli_cmd(self) -> None:
-        """Look at the bucket and write .dvc/config.local."""
-        from diffusion_core.stages.remote import run
-
-        run(load_environment())
+@application.command(epilog="Example: diffusion deploy kubernetes")
+def deploy(pool: Annotated[str, typer.Argument(help="machine, docker or kubernetes")] = "machine") -> None:
+    """Put the nightly run on the Prefect server of this environment."""
+    _of_checkout("flows.deploy", pool)
 
 
-class Doctor(BaseModel):
-    """Check that each device of this machine computes correctly; exit code 1 if not."""
-
-    as_json: CliImplicitFlag[bool] = Field(False, alias="json", description="JSON, for scripts")
-
-    def cli_cmd(self) -> None:
-        """Print what was compared."""
-        from diffusion_core.stages.doctor import run
-
-        run(load_environment(), self.as_json)
+@stack.command(epilog="Example: diffusion stack up")
+def up() -> None:
+    """Start PostgreSQL, an S3 store, MLflow, Prefect and a worker."""
+    _of_checkout("stack", "up")
 
 
-class CommandLine(BaseSettings):
-    """Diffusion models of your own images. The stages in their order: each reads what those before it wrote."""
+@stack.command(epilog="Example: diffusion stack down")
+def down() -> None:
+    """Stop what `up` has started; the data stay."""
+    _of_checkout("stack", "down")
 
-    model_config = SettingsConfigDict(cli_prog_name="python -m diffusion_core", cli_kebab_case=True)
 
-    ingest: CliSubCommand[Ingest]
-    prepare: CliSubCommand[Prepare]
-    reference: CliSubCommand[Reference]
-    train: CliSubCommand[Train]
-    sample: CliSubCommand[Sample]
-    evaluate: CliSubCommand[Evaluate]
-    publish: CliSubCommand[Publish]
-    promote: CliSubCommand[Promote]
-    import_lucidrains: CliSubCommand[ImportLucidrains]
-    upload: CliSubCommand[Upload]
-    remote: CliSubCommand[Remote]
-    doctor: CliSubCommand[Doctor]
+@stack.command(epilog="Example: diffusion stack renew-passwords")
+def renew_passwords() -> None:
+    """Give all servers new passwords."""
+    _of_checkout("stack", "renew-passwords")
 
-    def cli_cmd(self) -> None:
-        """Run the stage that was named."""
-        CliApp.run_subcommand(self)
+
+def _of_checkout(module: str, *arguments: str) -> None:
+    """Become a module of the project's folder, which is no part of the installed package."""
+    place = Path(*module.split("."))
+    if not (place.is_dir() or place.with_suffix(".py").exists()):
+        raise UserError(f"{place.parts[0]}/ is not in this folder: run the command in a checkout of the project")
+    if os.name == "nt":
+        sys.exit(subprocess.call([sys.executable, "-m", module, *arguments]))
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 def main() -> None:
-    """Run one stage; exit code 2 and a sentence for a mistake or a disk that refuses, 75 for a server that is down."""
+    """Run one command; exit code 2 and a sentence for a mistake or a full disk, 75 for a server that is down."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # What a training chooses on its way.
     logging.getLogger("diffusion_core").setLevel(logging.INFO)
     try:
-        CliApp.run(CommandLine, cli_args=sys.argv[1:] or ["--help"])
+        application(prog_name="diffusion")
     except UserError as error:
-        # All processes of a stage make the same mistake at once: the first tells of it, and the launcher ends the rest.
+        # All processes of a stage make the same mistake at once: the first reports it, and the launcher ends the rest.
         time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECONDS_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -17,7 +17,6 @@ RUN uv pip install --no-cache --compile-bytecode --python /srv/diffusion/bin/pyt
 
 COPY LICENSE README.md ./
 COPY diffusion_core diffusion_core
-COPY flows flows
 RUN uv pip install --no-cache --compile-bytecode --python /srv/diffusion/bin/python --no-deps \
         --build-constraint requirements.lock .
 
@@ -58,4 +57,4 @@ USER 10001
 WORKDIR /home/diffusion
 ENTRYPOINT ["tini", "--"]
 # One training at a time: two would share the GPU's memory.
-CMD ["python", "-m", "flows.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]
+CMD ["python", "-m", "diffusion_core.runtime.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]

@@ -3,15 +3,11 @@
 import base64
 import io
 import json
-from pathlib import Path
 
 from PIL import Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-METRICS = Path("metrics/evaluate.json")
-GRID = Path("samples/grid.png")
-PUBLICATION = Path(".cache/publication.json")
-PROMOTION = Path(".cache/promotion.json")
+from diffusion_core.stages.paths import METRICS, PROMOTION, PUBLICATION, SAMPLES
 
 FLOOR = "_floor"
 # The picture is stored in Prefect's database.
@@ -32,7 +28,7 @@ def show_metrics() -> None:
 def show_samples() -> None:
     """Show the grid of samples. The page draws no picture of a path, so it is given the picture itself."""
     picture = io.BytesIO()
-    with Image.open(GRID) as grid:
+    with Image.open(SAMPLES / "grid.png") as grid:
         grid.thumbnail(LARGEST_PICTURE)
         grid.save(picture, format="png")
     text = base64.b64encode(picture.getvalue()).decode()

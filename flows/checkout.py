@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from diffusion_core.files import Locked, exclusive_lock
 from flows.failure import StageFailed
 
 LOCK = Path(".cache/pipeline.lock")
@@ -14,16 +13,15 @@ PARAMS = Path("params.yaml")
 
 @contextmanager
 def only_run() -> Iterator[None]:
-    """Keep other runs out of this folder for the block; the hold of a run that was killed ends with it.
+    """Keep other runs out of this folder for the block.
 
     Raises:
         StageFailed: another run works here.
     """
-    LOCK.parent.mkdir(exist_ok=True)
     try:
-        with FileLock(LOCK, timeout=0):
+        with exclusive_lock(LOCK):
             yield
-    except Timeout:
+    except Locked:
         raise StageFailed(
             f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
             is_mistake=True,

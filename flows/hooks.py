@@ -11,7 +11,7 @@ from prefect import Flow, State, Task
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.events import emit_event
 
-from flows.artifacts import PROMOTION
+from diffusion_core.stages.paths import PROMOTION
 
 FAILED = "diffusion.failed"
 PROMOTED = "diffusion.promoted"

@@ -12,10 +12,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
+from diffusion_core.runtime.child import leave
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
 from flows.checkout import only_run, params_kept
-from flows.child import leave
 from flows.failure import StageFailed
 from flows.hooks import tell_failure
 from flows.lock_file import keep_lock

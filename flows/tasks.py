@@ -16,14 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import PrefectException
 
-from flows.child import run_child
+from diffusion_core.errors import Unavailable
+from diffusion_core.runtime.child import run_child
 from flows.failure import StageFailed
 from flows.hooks import tell_promotion
 from flows.parameters import Override
 from flows.transcript import Transcript, without_userinfo
 
-# Of a child that a server did not answer; `diffusion_core.errors.Unavailable` ends with it.
-EX_TEMPFAIL = 75
 RETRY_SECONDS = [10.0, 60.0]
 # What waits for the network alone can hang there; a stage that computes is bounded by its budget in params.yaml.
 NETWORK_SECONDS = timedelta(hours=12).total_seconds()
@@ -140,7 +139,9 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     trouble = transcript.trouble or ""
     if transcript.error is not None:
         raise StageFailed(
-            f"{stage}: {transcript.error}", is_mistake=True, may_pass=_stage_code(code, trouble) == EX_TEMPFAIL
+            f"{stage}: {transcript.error}",
+            is_mistake=True,
+            may_pass=_stage_code(code, trouble) == Unavailable.exit_code,
         )
     if "is busy" in trouble or "Unable to acquire lock" in trouble:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)

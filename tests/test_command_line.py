@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from diffusion_core.__main__ import main
+from diffusion_core.__main__ import STAGES, application, main
 from diffusion_core.stages import ingest
 
 PARAMS = Path("params.yaml").read_text(encoding="utf-8")
@@ -69,9 +70,59 @@ def test_an_empty_folder_is_told(folder):
     assert not (folder / "data" / "raw").exists()
 
 
-def test_an_unknown_stage_and_no_stage(folder):
-    assert stage("tarin", folder).returncode == 2
-    assert "ingest" in stage("", folder).stdout
+@pytest.mark.parametrize(
+    ("command", "nearest"),
+    [("tarin", "train"), ("stack upp", "up"), ("doctor --jsn", "--json"), ("import a --oot b", "--out")],
+)
+def test_the_nearest_right_word_is_named(folder, command, nearest):
+    done = stage(command, folder)
+    assert done.returncode == 2
+    assert nearest in done.stderr.splitlines()[-1]
+
+
+def test_without_a_word_the_commands_are_shown(folder):
+    shown = stage("", folder).stdout + stage("", folder).stderr
+    assert all(f"  {name} " in shown for name in (*STAGES, "import", "doctor", "stack", "serve", "deploy"))
+    assert "..." not in shown.partition("Commands:")[2], "each sentence has its line"
+
+
+def commands(group, words=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*words, name))
+        else:
+            yield " ".join((*words, name)), command
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), [*commands(get_command(application))], ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_every_command_has_a_sentence_and_an_example_that_is_one_of_it(words, command):
+    assert command.help.partition("\n")[0].strip().endswith(".")
+    assert f"diffusion {words}" in command.epilog
+    assert command.epilog.startswith("Example: ")
+
+
+def test_what_is_not_in_the_package_needs_a_checkout(folder):
+    done = stage("serve", folder)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: stack/ is not in this folder: run the command in a checkout of the project\n",
+    )
+
+
+def test_a_shell_completes_the_words(folder):
+    done = stage("", folder, _DIFFUSION_COMPLETE="complete_bash", COMP_WORDS="diffusion tr", COMP_CWORD="1")
+    assert done.stdout.split() == ["train"]
+
+
+def test_help_loads_no_torch(folder):
+    code = "import sys; sys.argv = ['diffusion', '--help']; from diffusion_core.__main__ import main\n"
+    code += (
+        "try:\n    main()\nfinally:\n    print([name for name in ('torch', 'mlflow', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])

@@ -54,3 +54,35 @@ def test_import_loads_no_server_library(tmp_path):
         "import sys, diffusion_core; print(sorted({'mlflow', 'prefect', 'dvc', 'boto3'} & set(sys.modules)))", tmp_path
     )
     assert done.stdout.strip() == "[]"
+
+
+LAZY = """
+import ast, inspect, sys
+import diffusion_core
+assert "torch" not in sys.modules
+tree = ast.parse(inspect.getsource(diffusion_core))
+imports = [each for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for each in node.names]
+typed = {each.asname for each in imports if each.asname}
+assert typed == set(diffusion_core.__all__), typed ^ set(diffusion_core.__all__)
+for name in diffusion_core.__all__:
+    assert getattr(diffusion_core, name).__name__ == name
+assert "torch" in sys.modules
+assert set(diffusion_core.__all__) <= set(dir(diffusion_core))
+from diffusion_core import *
+assert Unet is diffusion_core.Unet
+try:
+    diffusion_core.Unett
+except AttributeError as error:
+    assert str(error) == "module 'diffusion_core' has no attribute 'Unett'"
+"""
+
+
+def test_a_name_loads_torch_when_it_is_first_used(tmp_path):
+    done = run(LAZY, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_flows_and_the_stack_load_no_torch():
+    code = "import sys, flows.pipeline, stack.__main__, stack.serve; print([n for n in ('torch', 'mlflow') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[-2] == "[]"

@@ -5,6 +5,7 @@ Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never
 
 import logging
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "DIFFUSION_"
 # Of deployments (prefect.yaml, docs/operate.md), not of the stages that they start.
 DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
+# What Kubernetes sets for each service of a namespace.
+OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP)|$)")
 # How pydantic says what else a variable may be.
 WORDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 
@@ -82,10 +85,10 @@ class Environment(BaseSettings):
 
 
 def load_environment() -> Environment:
-    """Read the environment; warn of a variable that is nearly one of these.
+    """Read the environment.
 
     Raises:
-        UserError: a variable has a value that its field does not take.
+        UserError: a variable has a value that its field does not take, or its name is nearly one of these.
     """
     try:
         environment = Environment()
@@ -100,17 +103,20 @@ def load_environment() -> Environment:
             if each["loc"][0] == field
         )
         raise UserError(f"{PREFIX}{str(field).upper()} is {first['input']!r}: it must be {wanted}") from None
-    _warn_of_misspelt()
+    _refuse_misspelt()
     return environment
 
 
-def _warn_of_misspelt() -> None:
-    # Not an error, because a cluster sets variables of this prefix too, one for each of its services.
+def _refuse_misspelt() -> None:
+    """Refuse a variable whose name is nearly one of these, and warn of others that change nothing.
+
+    A cluster sets variables of this prefix too, several for each of its services.
+    """
     known = [name.upper() for name in Environment.model_fields]
     given = {name.upper() for name in (*os.environ, *dotenv_values(DOTENV))}
     others = {name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX)} - {*known, *DEPLOYMENT}
-    for name in sorted(others):
-        if nearest := get_close_matches(name, known, n=1, cutoff=0.8):
-            logger.warning(
-                "%s%s is not known and changes nothing: did you mean %s%s?", PREFIX, name, PREFIX, nearest[0]
-            )
+    for name in sorted(name for name in others if not OF_A_SERVICE.search(name)):
+        nearest = get_close_matches(name, [*known, *DEPLOYMENT], n=1, cutoff=0.0)[0]
+        if get_close_matches(name, [nearest], cutoff=0.8):
+            raise UserError(f"{PREFIX}{name} is not known: did you mean {PREFIX}{nearest}?")
+        logger.warning("%s%s is not known and changes nothing; the nearest is %s%s", PREFIX, name, PREFIX, nearest)

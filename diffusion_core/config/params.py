@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], content)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            sentence = f"unknown key {key}: remove it or correct its spelling"
+            nearest = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
+            remedy = f"did you mean {nearest[0]}?" if nearest else "remove it or correct its spelling"
+            sentence = f"unknown key {key}: {remedy}"
         elif problem["type"] == "missing":
             sentence = f"{key} is missing: add it"
         elif problem["type"] == "value_error":
@@ -58,6 +61,22 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
             sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
         sentences.append(sentence)
     return "; ".join(sentences)
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """Return the keys that params.yaml may have at a location, by the schema of `Settings`."""
+    schema: dict[str, Any] = Settings.model_json_schema()
+    node = schema
+    for part in location:
+        if part in node.get("properties", {}):
+            node = node["properties"][part]
+        elif "discriminator" in node:
+            node = {"$ref": node["discriminator"]["mapping"][part]}
+        else:
+            node = node.get("items") or node.get("additionalProperties") or {}
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    return list(node.get("properties", {}))
 
 
 def _key(location: Sequence[str | int], content: Any) -> str:

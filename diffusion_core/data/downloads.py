@@ -5,17 +5,15 @@ lies in a folder that outlives the process. `.s3.json` is versioned with the ima
 pulled them knows as much of the bucket as the machine that fetched them.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from diffusion_core.files import Locked, exclusive_lock, sha256_of
 from diffusion_core.parallel import in_parallel
 
 INDEX = ".s3.json"
@@ -51,25 +49,21 @@ LOCK = ".lock"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Have the folder to oneself for the block, made if it is missing, and without what killed downloads left.
+def only_download(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder for the block, and remove what killed downloads left there.
 
-    Whoever comes second waits, and then finds what the first has fetched. The hold of a killed process ends with it.
+    Whoever comes second waits, and then finds what the first has fetched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"ingest: waits until another process has fetched into {folder}", flush=True)
-        lock.acquire()
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive_lock(folder / LOCK))
+        except Locked:
+            print(f"ingest: waits until another process has fetched into {folder}", flush=True)
+            held.enter_context(exclusive_lock(folder / LOCK, wait=True))
         # Now and not at the end: they may be what fills the disk.
         for leftover in folder.glob(".*.tmp-*"):
             leftover.unlink()
         yield
-    finally:
-        lock.release()
 
 
 def arrived(folder: Path, digests: Collection[str]) -> dict[str, str]:
@@ -94,9 +88,3 @@ def link(file: Path, place: Path) -> None:
         os.link(file.resolve(), place)
     except OSError:
         shutil.copyfile(file, place)
-
-
-def sha256_of(file: Path) -> str:
-    """Return the hash as hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.files import replaced_files
 from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
 from diffusion_core.metrics.evaluation import evaluate_features
 from diffusion_core.metrics.features import Images
@@ -17,7 +18,6 @@ from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,

@@ -6,9 +6,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import replaced_files
 from diffusion_core.interop.lucidrains import read_checkpoint
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, build_model, save_model
-from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import RUN_INFO
 
 ONLINE = "online.safetensors"

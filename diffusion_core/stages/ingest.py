@@ -4,7 +4,7 @@ import shutil
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import IngestSettings
-from diffusion_core.stages.output import replaced
+from diffusion_core.files import replaced
 from diffusion_core.stages.paths import RAW
 
 

@@ -14,7 +14,7 @@ from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
 from diffusion_core.data.parallel import decode_all
 from diffusion_core.data.shards import ShardWriter
 from diffusion_core.errors import UserError
-from diffusion_core.stages.output import replaced
+from diffusion_core.files import replaced
 from diffusion_core.stages.paths import PREPARED, RAW, needs
 
 

@@ -3,10 +3,10 @@
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.files import replaced
 from diffusion_core.metrics.reference import fit_reference
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import PREPARED, REFERENCE, needs
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
+from diffusion_core.files import replaced
 from diffusion_core.generation import even_size, generate, to_uint8
 from diffusion_core.lineage.evaluation import SamplesOrigin, sampling_key
 from diffusion_core.lineage.saved_model import TrainedModel, load_model, model_digest
@@ -23,7 +24,6 @@ from diffusion_core.runtime.device import choose_compiled, choose_device, choose
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.self_check.sampling import check_sampling
-from diffusion_core.stages.output import replaced
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
 
 logger = logging.getLogger(__name__)

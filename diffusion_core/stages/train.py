@@ -17,6 +17,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.files import replaced_files
 from diffusion_core.generation import generate
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.run_info import RunInfo
@@ -29,10 +30,15 @@ from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.stages.output import replaced_files
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.stages.plan import Plan, make_plan
-from diffusion_core.training.checkpoint import Checkpoint, held, load_newest, save_checkpoint, shared_checkpoint
+from diffusion_core.training.checkpoint import (
+    Checkpoint,
+    load_newest,
+    only_training,
+    save_checkpoint,
+    shared_checkpoint,
+)
 from diffusion_core.training.report import History, Progress
 from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
@@ -77,7 +83,7 @@ def run(
     plan = make_plan(train, environment)
     trainer = _trainer(plan, train, environment, ranks)
     assert_same_on_all_ranks(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
-    with held(plan.folder) if ranks.is_main else nullcontext():
+    with only_training(plan.folder) if ranks.is_main else nullcontext():
         _train(trainer, plan, train, environment, ranks)
 
 

@@ -5,7 +5,6 @@ and sha256 of each. It is written under a temporary name, flushed to the disk an
 removed. A checkpoint that does not verify is moved aside and the one before it is used.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import Locked, exclusive_lock, flush, sha256_of
 from diffusion_core.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
@@ -41,17 +40,16 @@ class Checkpoint:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of `folder` for the block; the hold of a process that was killed ends with it.
+def only_training(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of `folder` for the block.
 
     Raises:
-        UserError: another training holds it.
+        UserError: another training works there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with exclusive_lock(folder / LOCK):
             yield
-    except Timeout:
+    except Locked:
         raise UserError(
             f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
             " or stop it"
@@ -74,15 +72,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
         _write_json(temporary / "manifest.json", {"files": files})
         for file in temporary.iterdir():
-            _flush(file)
-        _flush(temporary)
+            flush(file)
+        flush(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder)
+    flush(folder)
     for old in _checkpoints(folder)[KEEP:]:
         shutil.rmtree(old)
     return target
@@ -153,17 +151,8 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

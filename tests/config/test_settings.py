@@ -33,8 +33,11 @@ def changed(tmp_path, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("train.learning_rat", 0.1, "unknown key train.learning_rat: remove it or correct"),
-        ("trian", {}, "unknown key trian"),
+        ("train.learning_rat", 0.1, "unknown key train.learning_rat: did you mean learning_rate?"),
+        ("trian", {}, "unknown key trian: did you mean train?"),
+        ("train.zzz", 1, "unknown key train.zzz: remove it or correct its spelling"),
+        ("train.network.dim_mult", [1], "unknown key train.network.dim_mult: did you mean dim_mults?"),
+        ("promote.limits", {"frechet": {"at_mots": 1.0}}, "key promote.limits.frechet.at_mots: did you mean at_most?"),
         ("train.images", "many", r"train.images is 'many'"),
         ("train.batch_size", 0, r"train.batch_size is 0"),
         ("train.images", None, "train.images is missing: add it"),
@@ -42,7 +45,7 @@ def changed(tmp_path, key, value):
         ("train.process.objective", "pred_score", "train.process.objective is 'pred_score'.*pred_noise"),
         ("train.process.beta_schedule", {"kind": "os.system"}, "beta_schedule.*'os.system'.*'cosine'"),
         ("sample.sampler", {"kind": "ddim", "eta": 2.0}, r"eta is 2.0; it must lie in \[0, 1\]"),
-        ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.step:"),
+        ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.step: did you mean steps?"),
         ("evaluate.metrics", [{"kind": "kernel", "size": 9}], "unknown key evaluate.metrics.0.size:"),
         ("evaluate.metrics", [], "evaluate.metrics is "),
         ("evaluate.metrics", [{"kind": "kernel"}, {"kind": "kernel", "seed": 1}], "evaluate: metrics gives kernel"),
@@ -69,7 +72,7 @@ def changed(tmp_path, key, value):
         ("sample.sampler", {"kind": "ddim", "spacing": "cubic"}, "sample.sampler.spacing is 'cubic'"),
         ("sample.sampler", {"kind": "heun", "sigma_min": 2.0, "sigma_max": 1.0}, "must be 0 < sigma_min < sigma_max"),
         ("sample.guidance", {"scale": -1.0}, r"guidance.scale is -1.0; it must be at least 0"),
-        ("sample.guidance", {"scal": 1.0}, r"unknown key sample.guidance.scal"),
+        ("sample.guidance", {"scal": 1.0}, "unknown key sample.guidance.scal: did you mean scale?"),
         ("sample.guidance.interval", [2.0, 1.0], r"guidance.interval is \(2.0, 1.0\); it must be two rising"),
         ("train.process.loss", {"kind": "l3"}, r"train.process.loss.*'l3'.*'huber'"),
         ("train.process.zero_terminal_snr", True, "the weighting min_snr, which gives weight 0 to the last timestep"),
@@ -163,20 +166,34 @@ def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes, wa
         load_environment()
 
 
-def test_a_misspelt_variable_is_told_wherever_it_stands(monkeypatch, caplog, tmp_path):
+def test_a_misspelt_variable_is_refused_wherever_it_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFUSION_PRECISON", "float32")
     (tmp_path / ".env").write_text("DIFFUSION_THREAD=1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^DIFFUSION_THREAD is not known: did you mean DIFFUSION_THREADS\?$"):
+        load_environment()
+    monkeypatch.setenv("DIFFUSION_PRECISON", "float32")
+    with pytest.raises(UserError, match=r"^DIFFUSION_PRECISON is not known: did you mean DIFFUSION_PRECISION\?$"):
+        load_environment()
+
+
+def test_a_variable_that_is_like_no_other_is_told_with_the_nearest(monkeypatch, caplog, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFUSION_CHECK", "7")
     load_environment()
-    assert [record.getMessage() for record in caplog.records] == [
-        "DIFFUSION_PRECISON is not known and changes nothing: did you mean DIFFUSION_PRECISION?",
-        "DIFFUSION_THREAD is not known and changes nothing: did you mean DIFFUSION_THREADS?",
-    ]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "DIFFUSION_CHECK is not known and changes nothing; the nearest is DIFFUSION_CHECKPOINTS"
 
 
 def test_variables_of_others_are_no_misspellings(monkeypatch, caplog, tmp_path):
     monkeypatch.chdir(tmp_path)
-    names = [f"DIFFUSION_{name}" for name in (*DEPLOYMENT, "POSTGRES_SERVICE_HOST", "DEVICE")]
+    of_a_service = (
+        "POSTGRES_SERVICE_HOST",
+        "DB_SERVICE_PORT_SQL",
+        "DB_PORT",
+        "DB_PORT_5432_TCP",
+        "DB_PORT_5432_TCP_ADDR",
+    )
+    names = [f"DIFFUSION_{name}" for name in (*DEPLOYMENT, *of_a_service, "DEVICE")]
     for name in (*names, "diffusion_device", "NUM_THREADS"):
         monkeypatch.setenv(name, "cpu")
     load_environment()

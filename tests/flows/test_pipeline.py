@@ -374,6 +374,6 @@ def test_a_user_who_wants_no_temporary_server_is_told_to_name_one(profile):
 
 
 def test_flows_load_neither_torch_nor_mlflow():
-    program = "import sys, flows.pipeline, flows.serve; print({'torch', 'mlflow', 'diffusion_core'} & set(sys.modules))"
+    program = "import sys, flows.pipeline, stack.serve; print({'torch', 'mlflow', 'diffusion_core'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -134,7 +134,7 @@ def assert_one_sentence(done):
 NOBODY = "http://somebody:secret@127.0.0.1:9/api"
 
 
-@pytest.mark.parametrize("module", ["flows.user_server", "flows.serve", "flows.pipeline"])
+@pytest.mark.parametrize("module", ["flows.user_server", "stack.serve", "flows.pipeline"])
 def test_a_server_that_does_not_answer_is_told_in_one_sentence(user, folder, module):
     assert_one_sentence(python(user | {"PREFECT_API_URL": NOBODY}, folder, "-m", module))
 
@@ -159,7 +159,7 @@ def test_who_answers_but_is_no_prefect_server_is_told(prefect_server, user, fold
 
 def test_settings_that_prefect_cannot_read_are_told(user, folder):
     (folder / "prefect.toml").write_text("[api")
-    done = python(user, folder, "-m", "flows.serve")
+    done = python(user, folder, "-m", "stack.serve")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "prefect config view" in line

@@ -267,7 +267,7 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
 
 def command(folder, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "diffusion_core", "import-lucidrains", *arguments],
+        [sys.executable, "-m", "diffusion_core", "import", *arguments],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr

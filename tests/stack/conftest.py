@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.data.sources.digits import Digits
-from flows.stack.postgres import owner, program
-from flows.stack.trouble import StackTrouble
+from stack.errors import StackError
+from stack.postgres import owner, program
 from tests.stack.project import SOURCE, python, variables, write_project
 
 
@@ -20,7 +20,7 @@ def place():
     try:
         program("initdb")
         owner()
-    except StackTrouble as trouble:
+    except StackError as trouble:
         pytest.skip(str(trouble))
     folder = Path(tempfile.mkdtemp(prefix="stack-"))
     folder.chmod(0o755)
@@ -37,7 +37,7 @@ def stack(place):
     (folder / ".env").write_text("DIFFUSION_CHECKPOINT_SECONDS=1\nDIFFUSION_DEVICE=cpu\n")
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "flows.stack", "up"], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "stack", "up"], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         images = place / "digits"
@@ -47,4 +47,4 @@ def stack(place):
         assert sent.returncode == 0, sent.stderr
         yield folder
     finally:
-        subprocess.run([sys.executable, "-m", "flows.stack", "down"], cwd=folder, check=True, env=variables(folder))
+        subprocess.run([sys.executable, "-m", "stack", "down"], cwd=folder, check=True, env=variables(folder))

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from flows.stack.home import open_home
-from flows.stack.postgres import program
-from flows.stack.processes import read_started
+from stack.home import open_home
+from stack.postgres import program
+from stack.processes import read_started
 from tests.stack.project import Server, python, until, variables
 
 
@@ -29,7 +29,7 @@ def finished(stack):
     images = max(saved_steps(stack)) * 64
     # It still seems to run, and its worker comes back.
     assert server.get(f"/flow_runs/{run}")["state_type"] == "RUNNING"
-    assert python(stack, "flows.stack", "up").returncode == 0
+    assert python(stack, "stack", "up").returncode == 0
     server.wait(run, {"CRASHED", "SCHEDULED", "PENDING"}, 180)
     server.wait(run, {"COMPLETED", "FAILED", "CANCELLED"}, 300)
     return run, images

@@ -15,10 +15,10 @@ import psycopg2
 import pytest
 from filelock import FileLock
 
-from flows.stack.home import HOST, keep_home, new_passwords, open_home
-from flows.stack.postgres import psql
-from flows.stack.processes import read_started
-from flows.stack.services import worker
+from stack.home import HOST, keep_home, new_passwords, open_home
+from stack.postgres import psql
+from stack.processes import read_started
+from stack.services import worker
 from tests.flows.repository import CHECKOUT, ran, write_repository
 from tests.registry.projects import write_project as write_published
 from tests.stack.project import python, until, variables, write_project
@@ -100,7 +100,7 @@ def test_nobody_listens_beyond_this_machine(stack):
 def test_a_second_start_finds_everything_running_and_starts_nothing(stack):
     file = stack / ".stack/started.json"
     before = file.read_text()
-    done = python(stack, "flows.stack", "up")
+    done = python(stack, "stack", "up")
     assert done.returncode == 0, done.stderr
     assert "answers" not in done.stdout
     assert file.read_text() == before
@@ -117,12 +117,12 @@ def other_place(place):
     folder = place / "other"
     write_project(folder)
     yield folder
-    subprocess.run([sys.executable, "-m", "flows.stack", "down"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "stack", "down"], cwd=folder, check=True)
 
 
 def up(folder):
     done = subprocess.run(
-        [sys.executable, "-m", "flows.stack", "up"], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "stack", "up"], cwd=folder, capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -175,7 +175,7 @@ def test_down_stops_exactly_what_up_has_started_and_the_data_outlast_it(other_pl
     with socket.socket() as foreign:
         foreign.bind((HOST, 0))
         foreign.listen()
-        done = python(other_place, "flows.stack", "down")
+        done = python(other_place, "stack", "down")
         assert done.stdout.startswith("stopped: worker")
         assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
         # A port that somebody took in the meantime is left to them.
@@ -194,7 +194,7 @@ def test_down_stops_exactly_what_up_has_started_and_the_data_outlast_it(other_pl
 def test_new_passwords_replace_all_old_ones_and_nothing_is_lost(other_place):
     assert up(other_place)[0] == 0
     old = open_home(other_place / ".stack")
-    done = python(other_place, "flows.stack", "renew-passwords")
+    done = python(other_place, "stack", "renew-passwords")
     assert done.returncode == 0, done.stderr
     new = open_home(other_place / ".stack")
     assert not set(old.passwords.values()) & set(new.passwords.values())
@@ -243,7 +243,7 @@ def test_a_renewal_that_was_broken_off_goes_on(other_place):
     half = replace(old, next_passwords=new_passwords())
     keep_home(half)
     psql(old, f"ALTER ROLE admin PASSWORD '{half.next_passwords['postgres']}'")
-    done = python(other_place, "flows.stack", "renew-passwords")
+    done = python(other_place, "stack", "renew-passwords")
     assert done.returncode == 0, done.stderr
     new = open_home(other_place / ".stack")
     assert new.passwords == half.next_passwords
@@ -261,7 +261,7 @@ def test_what_a_killed_worker_has_left_is_ended_by_down_and_cleared_away_by_up(o
         # While somebody works there, it stays.
         assert (runs / "checkout").exists()
         assert not (runs / "stray").exists()
-        assert python(other_place, "flows.stack", "down").returncode == 0
+        assert python(other_place, "stack", "down").returncode == 0
         assert orphan.wait(10) == -signal.SIGTERM
     assert up(other_place)[0] == 0
     assert not (runs / "checkout").exists()
@@ -273,7 +273,7 @@ def test_files_that_are_damaged_are_told(other_place, tmp_path):
     for name in ("started.json", "home.json"):
         (folder / name).write_text("[{")
         for command in ("up", "down") if name == "started.json" else ("up",):
-            done = python(tmp_path, "flows.stack", command, env=dict(os.environ))
+            done = python(tmp_path, "stack", command, env=dict(os.environ))
             assert (done.returncode, done.stderr.count("\n")) == (2, 1)
             assert f"{name} is damaged" in done.stderr
         (folder / name).unlink()
@@ -362,11 +362,11 @@ while not pathlib.Path("go").exists():
 
 def test_two_commands_at_once_are_refused(stack):
     with FileLock(stack / ".stack/lock"):
-        done = python(stack, "flows.stack", "up")
+        done = python(stack, "stack", "up")
     assert done.returncode == 2
     assert done.stderr == "error: another `make stack` or `make stack-down` is at work here: wait until it ends\n"
 
 
 def test_a_command_that_is_none_is_told(stack):
-    done = python(stack, "flows.stack", "sideways")
+    done = python(stack, "stack", "sideways")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

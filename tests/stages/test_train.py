@@ -22,7 +22,7 @@ from diffusion_core.runtime import device
 from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.stages import plan, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
-from diffusion_core.training.checkpoint import held, load_newest
+from diffusion_core.training.checkpoint import load_newest, only_training
 from diffusion_core.training.trainer import Trainer
 
 
@@ -230,7 +230,7 @@ def test_a_second_training_of_the_same_is_refused_while_the_first_lives_and_not_
         first.kill()
         first.communicate()
     (folder,) = Path(".checkpoints").iterdir()
-    with held(folder):
+    with only_training(folder):
         pass
 
 

@@ -17,15 +17,15 @@ from diffusion_core.data.downloads import (
     HASHING_THREADS,
     Entry,
     arrived,
-    held,
     keep_only,
     link,
+    only_download,
     read_index,
-    sha256_of,
     write_index,
 )
 from diffusion_core.data.image_files import image_suffixes
 from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
 from diffusion_core.parallel import in_parallel
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class S3(Choice):
         staged = {path: _digest(address.bucket, image) for path, image in images.items()}
         # One address removes nothing of another's.
         place = parts / hashlib.sha256(str(address).encode()).hexdigest()[:16]
-        with held(place):
+        with only_download(place):
             here = arrived(place, {staged[path] for path in images.keys() - entries.keys()})
             hashes = {path: here[digest] for path, digest in staged.items() if digest in here}
             missing = {path: image for path, image in images.items() if path not in entries and path not in hashes}

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import httpx
 
-from flows.stack.home import ADMIN, HOST, Home, keep_home, new_passwords
-from flows.stack.postgres import psql
-from flows.stack.trouble import StackTrouble
+from stack.errors import StackError
+from stack.home import ADMIN, HOST, Home, keep_home, new_passwords
+from stack.postgres import psql
 
 
 def renew(home: Home) -> None:
@@ -15,7 +15,7 @@ def renew(home: Home) -> None:
     The new ones are written down before any is in force. So whatever breaks this off, the next call goes on with them.
 
     Raises:
-        StackTrouble: PostgreSQL or MLflow does not take it.
+        StackError: PostgreSQL or MLflow does not take it.
     """
     words = home.next_passwords or new_passwords()
     home = replace(home, next_passwords=words)
@@ -34,7 +34,7 @@ def _tell_mlflow(home: Home) -> None:
             return
         httpx.patch(f"{api}/users/update-password", json=change, auth=(ADMIN, old), timeout=30.0).raise_for_status()
     except httpx.HTTPError as error:
-        raise StackTrouble(
+        raise StackError(
             f"MLflow does not take a new password ({error}): see that it runs, and do this again"
         ) from None
 
@@ -44,6 +44,6 @@ def _tell_postgres(home: Home) -> None:
     statement = f"ALTER ROLE {ADMIN} PASSWORD '{new}'"
     try:
         psql(home, statement)
-    except StackTrouble:
+    except StackError:
         # Perhaps it has it already.
         psql(replace(home, passwords=home.next_passwords), statement)

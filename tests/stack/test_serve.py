@@ -15,7 +15,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from flows.serve import MLFLOW, PREFECT, CannotServe, Server, running, watch
+from stack.serve import MLFLOW, PREFECT, CannotServe, Server, running, watch
 from tests.flows.repository import CHECKOUT
 from tests.registry.projects import new_environment
 
@@ -105,7 +105,7 @@ def test_a_process_that_ends_is_noticed(code):
 SERVE = """
 import sys
 from dataclasses import replace
-from flows import serve
+from stack import serve
 
 def at(server, port):
     module = tuple(str(port) if each == str(server.port) else each for each in server.module)
@@ -182,7 +182,7 @@ def test_servers_that_the_user_has_are_used_and_none_is_started(tmp_path, users_
 # Stand-ins for all three.
 SERVE_STAND_INS = """
 import sys
-from flows import serve
+from stack import serve
 
 serve.STOP_SECONDS = 3.0
 serve.PREFECT = serve.Server("prefect", ("listener", sys.argv[1]), int(sys.argv[1]), "/")

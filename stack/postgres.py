@@ -6,8 +6,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from flows.stack.home import ADMIN, Home, write_private
-from flows.stack.trouble import StackTrouble
+from diffusion_core.files import write_whole
+from stack.errors import StackError
+from stack.home import ADMIN, Home
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
 # Debian keeps the programs of each version apart.
@@ -18,12 +19,12 @@ def program(name: str, version: str = "*") -> str:
     """Return the path of one of PostgreSQL's programs, the newest there is or that of a major version.
 
     Raises:
-        StackTrouble: it is not installed.
+        StackError: it is not installed.
     """
     versions = sorted(DEBIAN.glob(f"{version}/bin/{name}"), key=lambda path: int(path.parts[-3]))
     found = str(versions[-1]) if versions else shutil.which(name)
     if found is None:
-        raise StackTrouble("PostgreSQL is not installed: install it, on Debian with `apt install postgresql`")
+        raise StackError("PostgreSQL is not installed: install it, on Debian with `apt install postgresql`")
     return found
 
 
@@ -31,21 +32,21 @@ def owner() -> str | None:
     """Return the user whom PostgreSQL must run as: it refuses root's rights, and Debian makes a user for it.
 
     Raises:
-        StackTrouble: there is no such user.
+        StackError: there is no such user.
     """
     if os.geteuid() != 0:
         return None
     try:
         return pwd.getpwnam("postgres").pw_name
     except KeyError:
-        raise StackTrouble("PostgreSQL does not run as root: become another user, or make the user postgres") from None
+        raise StackError("PostgreSQL does not run as root: become another user, or make the user postgres") from None
 
 
 def make_cluster(home: Home) -> Path:
     """Return the folder of the cluster, which is made the first time.
 
     Raises:
-        StackTrouble: it cannot be made.
+        StackError: it cannot be made.
     """
     folder = home.folder / "postgres"
     if (folder / "PG_VERSION").exists():
@@ -55,7 +56,7 @@ def make_cluster(home: Home) -> Path:
     shutil.rmtree(new, ignore_errors=True)  # of an attempt that was broken off
     new.mkdir(mode=0o700)
     word = home.folder / "postgres-password"
-    write_private(word, home.passwords["postgres"])
+    write_whole(word, home.passwords["postgres"], mode=0o600)
     if user is not None:
         shutil.chown(new, user)
         shutil.chown(word, user)
@@ -76,7 +77,7 @@ def make_cluster(home: Home) -> Path:
         word.unlink()
     if made.returncode:
         why = (made.stderr.strip().splitlines() or ["no reason is known"])[-1]
-        raise StackTrouble(
+        raise StackError(
             f"PostgreSQL cannot make its files in {new} ({why}): see that its user"
             f" {user or 'is you and'} may pass through all folders above"
         )
@@ -88,7 +89,7 @@ def make_databases(home: Home) -> None:
     """Make the databases that are missing.
 
     Raises:
-        StackTrouble: PostgreSQL refuses.
+        StackError: PostgreSQL refuses.
     """
     there = psql(home, "SELECT datname FROM pg_database").split()
     for name in DATABASES:
@@ -110,12 +111,12 @@ def psql(home: Home, statement: str) -> str:
     """Return what PostgreSQL answers; the statement, which may hold a password, is no argument of a process.
 
     Raises:
-        StackTrouble: it refuses.
+        StackError: it refuses.
     """
     command = [program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]
     done = subprocess.run(command, input=statement, env=_environment(home), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StackTrouble(
+        raise StackError(
             f"PostgreSQL refuses ({done.stderr.strip()}): {home.folder / 'home.json'} must hold the password that the"
             f" databases in {home.folder / 'postgres'} were made with"
         )

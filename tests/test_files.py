@@ -1,5 +1,7 @@
-"""An output is replaced as a whole or not at all."""
+"""Files are whole or not there, and one process has them at a time."""
 
+import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.stages.output import replaced, replaced_files
+from diffusion_core.files import Locked, exclusive_lock, replaced, replaced_files, sha256_of, write_whole
 
 
 def test_the_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -79,3 +81,54 @@ def test_files_are_replaced_together_or_not_at_all(tmp_path: Path, dead: int) ->
         fail()
     assert [file.read_text() for file in files] == ["one", "one"]
     assert {file.name for file in tmp_path.iterdir()} == {"a.txt", "sub"}
+
+
+def test_a_file_is_written_whole_and_for_its_owner_alone_where_that_is_asked(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("old")
+    write_whole(file, "new\n", mode=0o600)
+    assert file.read_text() == "new\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from diffusion_core.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(Locked), exclusive_lock(lock):
+            pass
+        holder.kill()
+    with exclusive_lock(lock):
+        pass
+
+
+def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()

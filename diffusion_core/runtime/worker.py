@@ -1,4 +1,6 @@
-"""Run `prefect worker start` with the options given, and stop it in good order: `python -m flows.worker --pool POOL`.
+"""Run `prefect worker start` with the options given, and stop it in good order.
+
+    python -m diffusion_core.runtime.worker --pool POOL
 
 On TERM, Prefect's worker leaves within a second and tells its flow runs nothing. In a container they would then be
 killed: no checkpoint, and runs that Prefect takes for running. So the flow runs are stopped first, and the worker

@@ -1,6 +1,6 @@
 """One machine's schedule, until it is stopped: Prefect's server, MLflow's pages, and the process that runs the nights.
 
-`python -m flows.serve` starts the three, watches them, and on Ctrl-C or TERM ends them and nothing else. A server that
+`python -m stack.serve` starts the three, watches them, and on Ctrl-C or TERM ends them and nothing else. A server that
 the user's own settings name is used instead of one of ours.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from flows.child import GRACE_SECONDS, leave, signals_held, started
-from flows.worker import stop_flow_runs
+from diffusion_core.runtime.child import GRACE_SECONDS, leave, signals_held, started
+from diffusion_core.runtime.worker import stop_flow_runs
 
 LOGS = Path(".cache")
 HOST = "127.0.0.1"

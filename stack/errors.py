@@ -1,5 +1,5 @@
 """What is in the way of the stack."""
 
 
-class StackTrouble(Exception):
+class StackError(Exception):
     """What is in the way, in one sentence."""

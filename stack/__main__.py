@@ -1,4 +1,4 @@
-"""`python -m flows.stack up`, `down` and `renew-passwords`; `make stack` and `make stack-down` call the first two."""
+"""`python -m stack up`, `down` and `renew-passwords`; `make stack` and `make stack-down` call the first two."""
 
 import shutil
 import sys
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
-from flows.child import GRACE_SECONDS, signals_held
-from flows.stack import services
-from flows.stack.home import HOST, Home, keep_home, open_home, with_port
-from flows.stack.passwords import renew
-from flows.stack.postgres import make_databases
-from flows.stack.processes import Service, Started, read_started, start, stop, wait_until_ready, write_started
-from flows.stack.trouble import StackTrouble
+from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.runtime.child import GRACE_SECONDS, signals_held
+from stack import services
+from stack.errors import StackError
+from stack.home import HOST, Home, keep_home, open_home, with_port
+from stack.passwords import renew
+from stack.postgres import make_databases
+from stack.processes import Service, Started, read_started, start, stop, wait_until_ready, write_started
 
 FOLDER = Path(".stack")
 
@@ -24,7 +24,7 @@ def up(folder: Path = FOLDER) -> Home:
     """Start what does not run yet, and return when all answer; what this call has started is stopped if one fails.
 
     Raises:
-        StackTrouble: a server cannot be started; the message names its log.
+        StackError: a server cannot be started; the message names its log.
     """
     home = open_home(folder)
     file = home.folder / "started.json"
@@ -42,7 +42,7 @@ def up(folder: Path = FOLDER) -> Home:
                 before = home.ports[name]
                 home = with_port(home, name)
                 if lasting and before not in (0, home.ports[name]):
-                    raise StackTrouble(
+                    raise StackError(
                         f"port {before} of {name} has been taken by another program, and the servers that run still"
                         " look there: `make stack-down` and `make stack` give them another"
                     )
@@ -118,7 +118,7 @@ def main() -> None:
     """Start or stop; exit code 2 and one sentence if that cannot be."""
     try:
         FOLDER.mkdir(mode=0o711, exist_ok=True)
-        with FileLock(FOLDER / "lock", timeout=0):
+        with exclusive_lock(FOLDER / "lock"):
             if sys.argv[1:] == ["up"]:
                 _show(up())
             elif sys.argv[1:] == ["down"]:
@@ -130,13 +130,11 @@ def main() -> None:
                 down()
                 _show(up())
             else:
-                raise StackTrouble(
-                    "say what the stack is to do: `python -m flows.stack up`, `down` or `renew-passwords`"
-                )
-    except Timeout:
+                raise StackError("say what the stack is to do: `python -m stack up`, `down` or `renew-passwords`")
+    except Locked:
         print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
         sys.exit(2)
-    except StackTrouble as trouble:
+    except StackError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
