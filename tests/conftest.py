@@ -8,6 +8,11 @@ from torch import nn
 
 from diffusion_core.runtime.precision import choose_precision
 
+# Workers of pytest-xdist share the cores: two of them with all threads each would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 # Tests speak to nobody, and what the developer's own runs use is not theirs.
 for name in list(os.environ):
     if name.startswith(("DIFFUSION_", "MLFLOW_TRACKING_")):

@@ -83,6 +83,7 @@ def test_a_name_loads_torch_when_it_is_first_used(tmp_path):
 
 
 def test_flows_and_the_stack_load_no_torch():
-    code = "import sys, flows.pipeline, stack.__main__, stack.serve; print([n for n in ('torch', 'mlflow') if n in sys.modules])"
+    code = "import sys, flows.pipeline, stack.__main__, stack.serve\n"
+    code += "print([name for name in ('torch', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[-2] == "[]"
