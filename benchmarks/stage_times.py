@@ -32,7 +32,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Run the stage and print."""
     train.save_checkpoint = timed("checkpoints", train.save_checkpoint)  # type: ignore[attr-defined]
-    train._preview = timed("previews", train._preview)
+    train.preview = timed("previews", train.preview)  # type: ignore[attr-defined]
     Run.metrics = timed("MLflow", Run.metrics)  # type: ignore[method-assign]
     Run.image = timed("MLflow", Run.image)  # type: ignore[method-assign]
     train._steps = timed("training, with all of these", train._steps)

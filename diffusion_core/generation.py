@@ -82,23 +82,6 @@ def even_size(count: int, most: int) -> int:
     return -(-count // -(-count // most)) if count else 0
 
 
-def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:
-    """Return `count` labels in the proportions of `class_counts`, as evenly spread as they can be.
-
-    Label i does not depend on `count`; classes of equal size take turns. Each time the label comes that the images so
-    far owe most (largest deficit first).
-    """
-    shares = np.asarray(class_counts, np.int64)
-    deficits = np.zeros_like(shares)
-    labels = []
-    for _ in range(count):
-        deficits += shares
-        label = int(deficits.argmax())
-        deficits[label] -= shares.sum()
-        labels.append(label)
-    return labels
-
-
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """Return images in [0, 1], (..., C, H, W), as uint8 (..., H, W, C)."""
     pixels: NDArray[np.uint8] = (images.clamp(0, 1) * 255).round().byte().movedim(-3, -1).cpu().numpy()

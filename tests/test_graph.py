@@ -65,7 +65,7 @@ LEFT_OUT = {
     "ingest": {},
     "prepare": {"storage": "is reached by the bucket's source alone"},
     "reference": WHERE_IT_RUNS,
-    "train": {"generation": "samples previews", "pictures": "arranges previews", "samplers": "sample previews"},
+    "train": {"stages.preview": "makes previews", "samplers": "samples previews"},
     "sample": {},
     "evaluate": WHERE_IT_RUNS,
 }

@@ -5,18 +5,18 @@ The network's and the process's options in `model.json` are the arguments of `Un
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diffusion_core.choices import choose
 from diffusion_core.errors import UserError
-from diffusion_core.generation import proportional_labels
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
@@ -45,6 +45,23 @@ class TrainedModel:
     def labels(self, count: int) -> list[int] | None:
         """Return labels for `count` images in the training data's proportions, or None for a model without classes."""
         return None if self.diffusion.num_classes is None else proportional_labels(self.class_counts, count)
+
+
+def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:
+    """Return `count` labels in the proportions of `class_counts`, as evenly spread as they can be.
+
+    Label i does not depend on `count`; classes of equal size take turns. Each time the label comes that the images so
+    far owe most (largest deficit first).
+    """
+    shares = np.asarray(class_counts, np.int64)
+    deficits = np.zeros_like(shares)
+    labels = []
+    for _ in range(count):
+        deficits += shares
+        label = int(deficits.argmax())
+        deficits[label] -= shares.sum()
+        labels.append(label)
+    return labels
 
 
 def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:

@@ -116,9 +116,9 @@ class GaussianDiffusion(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # What the parts have, under its usual name: `diffusion.alphas_cumprod`.
-        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr"):
+        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"):
             return getattr(self.schedule, name)
-        if name in ("immiscible", "loss_weight", "offset_noise_strength", "vb_loss_weight"):
+        if name in ("immiscible", "loss_weight", "offset_noise_strength"):
             return getattr(self.loss, name)
         if name in ("num_classes", "self_condition"):
             return getattr(self.denoiser, name)

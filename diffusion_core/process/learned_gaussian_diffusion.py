@@ -27,3 +27,8 @@ class LearnedGaussianDiffusion(GaussianDiffusion):
             raise ValueError(f"vb_loss_weight is {vb_loss_weight}; it must be at least 0")
         super().__init__(model, **options)
         self.loss.vb_loss_weight = vb_loss_weight
+
+    @property
+    def vb_loss_weight(self) -> float:
+        """Lambda, the weight of the variational bound."""
+        return self.loss.vb_loss_weight

@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
+from diffusion_core.data.decode import decode_all
 from diffusion_core.data.labels import class_name, class_names, split_of, strays
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
-from diffusion_core.data.parallel import decode_all
 from diffusion_core.data.shards import ShardWriter
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced

@@ -1,6 +1,6 @@
 """Train the model: data/prepared to models/, and plots/loss.csv."""
 
-import logging
+import hashlib
 import shutil
 import time
 from contextlib import nullcontext
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.config.environment import Environment
@@ -18,20 +16,17 @@ from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
-from diffusion_core.generation import generate
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.run_info import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
-from diffusion_core.pictures import grid
 from diffusion_core.randomness import derive_seed
 from diffusion_core.registry.tracking import Run, training_run
 from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
-from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
-from diffusion_core.stages.plan import Plan, make_plan
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, needs
+from diffusion_core.stages.preview import preview
 from diffusion_core.training.checkpoint import (
     Checkpoint,
     load_newest,
@@ -43,10 +38,24 @@ from diffusion_core.training.report import History, Progress
 from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
 
-logger = logging.getLogger(__name__)
 
-PREVIEW_IMAGES = 20
-PREVIEW_STEPS = 25
+@dataclass(frozen=True)
+class Plan:
+    """What is trained.
+
+    Attributes:
+        dataset: on what.
+        network: the U-Net's arguments.
+        process: the process's arguments.
+        params_digest: of all settings.
+        folder: of the checkpoints of just this.
+    """
+
+    dataset: ImageDataset
+    network: dict[str, Any]
+    process: dict[str, Any]
+    params_digest: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -201,11 +210,11 @@ def _steps(
                 if trainer.verdicts is not told:
                     told = trainer.verdicts
                     _report_self_check(trainer, tracked)
-                preview = last or report.reaches(train.preview_every_images)
+                wants_preview = last or report.reaches(train.preview_every_images)
                 # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
                 # time, and whatever fails from here on, the training itself is not lost.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
-                if preview or overdue or stop:
+                if wants_preview or overdue or stop:
                     save()
                     saved = time.monotonic()
                 if row is not None:
@@ -216,8 +225,10 @@ def _steps(
                 if stop:
                     print(f"train: stopped after {report.images:,} images; the same command goes on from there")
                     raise SystemExit(stop)
-                if preview and (picture := _preview(model, train.seed, environment, trainer)) is not None:
-                    tracked.image(picture, key="samples", step=report.images)
+                if wants_preview:
+                    picture = preview(model, train.seed, environment.sample_batch_size, trainer)
+                    if picture is not None:
+                        tracked.image(picture, key="samples", step=report.images)
         finally:
             progress.close()
 
@@ -228,32 +239,34 @@ def _report_self_check(trainer: Trainer, tracked: Run) -> None:
     tracked.tag("self_check", verdicts)
 
 
-def _preview(model: TrainedModel, seed: int, environment: Environment, trainer: Trainer) -> NDArray[np.uint8] | None:
-    """Return a picture of samples, or None, after a warning, where there is no memory for them."""
-    try:
-        return _samples(model, seed, environment, trainer.precision.dtype)
-    except torch.OutOfMemoryError:
-        # A recorded step keeps memory to itself.
-        trainer.forget_recording()
-    try:
-        return _samples(model, seed, environment, trainer.precision.dtype)
-    except torch.OutOfMemoryError as error:
-        logger.warning(
-            "no preview is drawn (%s): set DIFFUSION_SAMPLE_BATCH_SIZE below %d, which is how many it has",
-            " ".join(str(error).split()),
-            PREVIEW_IMAGES,
+def make_plan(train: TrainSettings, environment: Environment) -> Plan:
+    """Return the plan for the images that are prepared.
+
+    Raises:
+        UserError: data/prepared is missing, or the network does not fit its images.
+    """
+    dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
+    network, process = options(train, dataset)
+    digest = _digest(train.model_dump_json())
+    folder = environment.checkpoints / _digest(f"{dataset.info.digest} {digest}")[:16]
+    return Plan(dataset, network, process, digest, folder)
+
+
+def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of the network and of the process, which must fit the dataset."""
+    downsampling = 2 ** (len(train.network.dim_mults) - 1)
+    height, width = dataset.info.image_size
+    if height % downsampling or width % downsampling:
+        raise UserError(
+            f"the images in {PREPARED} are {height} x {width}; with {len(train.network.dim_mults)} levels in"
+            f" train.network.dim_mults each side must be a multiple of {downsampling}: run `dvc repro prepare`"
         )
-        return None
+    classes = len(dataset.info.classes) if train.network.class_conditional else 0
+    network = train.network.model_dump(exclude={"class_conditional"})
+    network |= {"channels": dataset.info.channels, "num_classes": classes or None}
+    process = train.process.model_dump(mode="json") | {"image_size": dataset.info.image_size}
+    return network, process
 
 
-def _samples(model: TrainedModel, seed: int, environment: Environment, dtype: torch.dtype) -> NDArray[np.uint8]:
-    images, _ = generate(
-        model.diffusion,
-        PREVIEW_IMAGES,
-        labels=model.labels(PREVIEW_IMAGES),
-        seed=seed,
-        sampler=DDIM(steps=min(PREVIEW_STEPS, model.diffusion.num_timesteps)),
-        batch_size=environment.sample_batch_size,
-        dtype=dtype,
-    )
-    return np.asarray(grid(images, columns=10))
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

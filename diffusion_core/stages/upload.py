@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from diffusion_core.address import parse_s3
 from diffusion_core.config.environment import Environment
-from diffusion_core.data.image_files import image_files
+from diffusion_core.data.sources.folder import image_files
 from diffusion_core.errors import UserError
 from diffusion_core.storage import open_store, upload_all
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from diffusion_core.data.parallel import CHUNK, decode_all
+from diffusion_core.data.decode import CHUNK, decode_all
 from diffusion_core.errors import UserError
 
 

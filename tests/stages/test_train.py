@@ -20,7 +20,7 @@ from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry.tracking import Run
 from diffusion_core.runtime import device
 from diffusion_core.runtime.threads import ThreadChoice
-from diffusion_core.stages import plan, train
+from diffusion_core.stages import preview, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.training.checkpoint import load_newest, only_training
 from diffusion_core.training.trainer import Trainer
@@ -80,14 +80,14 @@ def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, ca
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_preview_that_finds_no_memory_does_not_cost_the_training(project, environment, failures, monkeypatch, caplog):
-    generate, forgotten, forget = train.generate, [], Trainer.forget_recording
+    generate, forgotten, forget = preview.generate, [], Trainer.forget_recording
 
     def refused(*arguments, **options):
         if len(forgotten) == 0 or failures == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(*arguments, **options)
 
-    monkeypatch.setattr(train, "generate", refused)
+    monkeypatch.setattr(preview, "generate", refused)
 
     def forgets(trainer):
         forget(trainer)
@@ -99,7 +99,7 @@ def test_a_preview_that_finds_no_memory_does_not_cost_the_training(project, envi
     assert forgotten, "a recorded step gives its memory back"
     pictures = [*Path("mlruns").rglob("*samples*.png"), *Path("mlartifacts").rglob("*samples*.png")]
     assert bool(pictures) == (failures == 1)
-    assert ("no preview is drawn (CUDA out of memory)" in caplog.text) == (failures == 2)
+    assert ("no preview is made (CUDA out of memory)" in caplog.text) == (failures == 2)
 
 
 def test_the_number_of_threads_is_part_of_a_checkpoint(project, environment, stops_after, monkeypatch):
@@ -178,13 +178,13 @@ def test_a_checkpoint_of_another_network_is_refused(project, environment, stops_
     stops_after(2)
     with pytest.raises(SystemExit):
         train.run(project.train, environment)
-    options = plan.options
+    options = train.options
 
     def wider(*arguments):
         network, process = options(*arguments)
         return network | {"dim": 12}, process
 
-    monkeypatch.setattr(plan, "options", wider)
+    monkeypatch.setattr(train, "options", wider)
     with pytest.raises(UserError, match=r"does not fit this network.*remove .checkpoints"):
         train.run(project.train, environment)
 

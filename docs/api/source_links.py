@@ -1,0 +1,34 @@
+"""A hook of MkDocs: links from a page to files outside docs/, which the site does not have.
+
+On a page of the repository such a link opens the file. On the site it opens the file in the repository where mkdocs.yml
+has `repo_url`, and is plain text where it has none. A file that does not exist is a warning, which `strict` refuses.
+"""
+
+import logging
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("mkdocs.hooks.source_links")
+
+LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
+    """Replace the links that lead out of docs/."""
+    docs = Path(config.docs_dir)
+    root = docs.parent
+
+    def replaced(match: re.Match[str]) -> str:
+        folder = posixpath.dirname(page.file.src_uri)
+        path = posixpath.normpath(posixpath.join(docs.name, folder, match["target"]))
+        if path.startswith(f"{docs.name}/"):
+            return match[0]
+        if not (root / path).exists():
+            logger.warning("%s links to %s, which does not exist", page.file.src_uri, path)
+        if not config.repo_url:
+            return match["text"]
+        return f"[{match['text']}]({config.repo_url.rstrip('/')}/blob/HEAD/{path}{match['anchor'] or ''})"
+
+    return LINK.sub(replaced, markdown)
