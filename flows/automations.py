@@ -1,15 +1,45 @@
-"""What the Prefect server does by itself: it notices runs that died without a word, and starts them again.
+"""Events that runs send, and the automation of the Prefect server that restarts runs which died.
 
-A killed machine reports nothing, and its run would be running for ever, with the next one waiting behind it. A run that
-is started again goes on from its checkpoint.
+A run sends `diffusion.failed` or `diffusion.promoted`. Whoever wants a message or a webhook on them makes an automation
+once on Prefect's pages, where its address is kept as a secret.
+
+A killed machine reports nothing: its run would be running for ever, with the next one waiting behind it. The server
+notices its missing heartbeat and starts the run again, which then resumes from its checkpoint.
 """
 
+import json
 from datetime import timedelta
+from typing import Any
 
+from prefect import Flow, State, Task
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
+from prefect.events import emit_event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+from diffusion_core.stages.paths import PROMOTION
+
+FAILED = "diffusion.failed"
+PROMOTED = "diffusion.promoted"
+
+
+def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Send the sentence about why the run ended."""
+    payload = {"flow": flow.name, "state": state.name, "sentence": state.message}
+    emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
+
+
+def tell_promotion(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
+    """Send the gate's decision as an event if a model was promoted."""
+    decision: dict[str, Any] = json.loads(PROMOTION.read_text(encoding="utf-8"))
+    if decision["outcome"] == "promoted":
+        emit_event(PROMOTED, _resource(task_run.flow_run_id, task.name), payload=decision)
+
+
+def _resource(run: object, name: str) -> dict[str, str]:
+    return {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.name": name}
+
 
 # A run that takes its machine with it would come back for ever; one that could not even start has a count of 0.
 STARTS_THAT_ARE_REPEATED = ("1", "2", "3", "4")

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 
+from flows.checkout import LockPolicy
 from flows.failure import StageFailed
-from flows.parameters import LockPolicy
 from flows.tasks import NETWORK_SECONDS, task_options
 from flows.transcript import without_userinfo
 

@@ -15,11 +15,10 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, t
 from diffusion_core.runtime.child import leave
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
-from flows.checkout import only_run, params_kept
+from flows.automations import tell_failure
+from flows.checkout import LockPolicy, Override, check_overrides, only_run, params_kept
 from flows.failure import StageFailed
-from flows.hooks import tell_failure
 from flows.lock_file import keep_lock
-from flows.parameters import LockPolicy, Override, check_overrides
 from flows.user_server import NoServer, reason, user_server
 
 

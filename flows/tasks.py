@@ -18,9 +18,9 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.errors import Unavailable
 from diffusion_core.runtime.child import run_child
+from flows.automations import tell_promotion
+from flows.checkout import Override
 from flows.failure import StageFailed
-from flows.hooks import tell_promotion
-from flows.parameters import Override
 from flows.transcript import Transcript, without_userinfo
 
 RETRY_SECONDS = [10.0, 60.0]

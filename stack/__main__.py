@@ -11,8 +11,7 @@ import psutil
 from diffusion_core.files import Locked, exclusive_lock
 from diffusion_core.runtime.child import GRACE_SECONDS, signals_held
 from stack import services
-from stack.errors import StackError
-from stack.home import HOST, Home, keep_home, open_home, with_port
+from stack.home import HOST, Home, StackError, keep_home, open_home, with_port
 from stack.passwords import renew
 from stack.postgres import make_databases
 from stack.processes import Service, Started, read_started, start, stop, wait_until_ready, write_started

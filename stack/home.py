@@ -9,7 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from diffusion_core.files import write_whole
-from stack.errors import StackError
+
+
+class StackError(Exception):
+    """What is in the way, in one sentence."""
+
 
 HOST = "127.0.0.1"
 SERVERS = ("postgres", "s3", "mlflow", "prefect")

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import httpx
 
-from stack.errors import StackError
-from stack.home import ADMIN, HOST, Home, keep_home, new_passwords
+from stack.home import ADMIN, HOST, Home, StackError, keep_home, new_passwords
 from stack.postgres import psql
 
 

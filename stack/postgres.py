@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 from diffusion_core.files import write_whole
-from stack.errors import StackError
-from stack.home import ADMIN, Home
+from stack.home import ADMIN, Home, StackError
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
 # Debian keeps the programs of each version apart.

@@ -13,7 +13,7 @@ import psutil
 
 from diffusion_core.files import write_whole
 from diffusion_core.runtime.worker import runs_still
-from stack.errors import StackError
+from stack.home import StackError
 
 START_SECONDS = 120.0
 

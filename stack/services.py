@@ -14,8 +14,7 @@ import httpx
 from dotenv import dotenv_values
 
 from diffusion_core.runtime.worker import STOP_SECONDS
-from stack.errors import StackError
-from stack.home import ADMIN, HOST, Home
+from stack.home import ADMIN, HOST, Home, StackError
 from stack.postgres import is_ready, make_cluster, owner, program
 from stack.processes import Service
 

@@ -50,7 +50,6 @@ EVERYWHERE = {
     "errors": "holds classes of errors",
     "lineage.provenance": "records what a result was made of",
     "lineage.record": "writes and reads JSON",
-    "lineage.run_info": "records what a result was made of",
     "parallel": "runs calls side by side",
     "registry": "tells MLflow what was done",
     "files": "puts whole outputs in their place",
@@ -58,8 +57,6 @@ EVERYWHERE = {
 }
 WHERE_IT_RUNS = {
     "runtime.device": "says where it runs",
-    "runtime.transfer": "copies to a device",
-    "process": "is reached by copies to a device alone",
 }
 LEFT_OUT = {
     "ingest": {},

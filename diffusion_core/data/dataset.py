@@ -11,8 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, read_manifest
-from diffusion_core.data.reading import reading
-from diffusion_core.data.shards import map_shard
+from diffusion_core.data.shards import map_shard, reading
 
 INFO = "dataset.json"
 

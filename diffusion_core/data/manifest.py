@@ -9,7 +9,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffusion_core.data.reading import reading
+from diffusion_core.data.shards import reading
 
 MANIFEST = "manifest.parquet"
 

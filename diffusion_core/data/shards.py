@@ -5,12 +5,16 @@ A shard is a plain NumPy file (uint8, N x H x W x C), so that reading it is mapp
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from pydantic import ValidationError
 
-from diffusion_core.data.reading import reading
+from diffusion_core.errors import UserError
 
 SHARD_BYTES = 256 * 2**20
 
@@ -66,3 +70,21 @@ def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> np
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 {shape}")
     return pixels
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn what goes wrong in the block, which reads and checks `file`, into one sentence.
+
+    Raises:
+        UserError: `file` is missing, or the block raised ValueError or another error of a reader.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: run the stage that makes it with `dvc repro prepare`") from None
+    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(
+            f"{file} is damaged ({problem}): make it again with `dvc repro --force --single-item prepare`"
+        ) from None

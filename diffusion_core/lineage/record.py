@@ -1,4 +1,4 @@
-"""Small JSON files that one stage leaves for another."""
+"""Small JSON files that one stage leaves for another; `models/run_info.json` is one of them."""
 
 from pathlib import Path
 from typing import Self
@@ -30,3 +30,17 @@ class Record(BaseModel):
             raise UserError(f"{file} is missing: run the stage that makes it with `dvc repro {stage}`") from None
         except ValidationError:
             raise UserError(f"{file} is damaged: make it anew with `dvc repro --force --single-item {stage}`") from None
+
+
+class RunInfo(Record):
+    """`models/run_info.json`: the MLflow run of a model, and what it was made of; None where that is not known.
+
+    It is an output of `train`, so a model that DVC restores from its cache leads back to the run that made it.
+    """
+
+    run_id: str
+    dataset_md5: str | None
+    dataset_digest: str
+    git_commit: str | None
+    git_dirty: bool | None
+    params_digest: str

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from diffusion_core.process.noise_schedule import ExactTables, NoiseSchedule
 from diffusion_core.process.objectives import Objective
 from diffusion_core.process.variance import variational_bound
 from diffusion_core.process.weightings import Weighting
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 from diffusion_core.samplers.protocols import Conditioning
 
 

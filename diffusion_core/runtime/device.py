@@ -4,6 +4,7 @@ import os
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from diffusion_core.errors import UserError
 from diffusion_core.runtime.distributed import Ranks, local_count, local_rank
@@ -100,3 +101,13 @@ def _devices(kind: str) -> int:
 
 def _names(kind: str) -> str:
     return {"cuda": "CUDA GPUs", "mps": "GPU", "cpu": "processor cores"}[kind]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; the host does not wait for a CUDA GPU.
+
+    Such a copy is asynchronous from pinned memory alone, which PyTorch keeps until the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

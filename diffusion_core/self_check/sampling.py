@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 from diffusion_core.self_check.comparison import (
     TOLERANCE,
     Values,

@@ -8,7 +8,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
-from diffusion_core.lineage.run_info import RunInfo
+from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, run_page
 from diffusion_core.registry.publication import log_evaluation, original_run, register

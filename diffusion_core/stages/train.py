@@ -17,7 +17,7 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
-from diffusion_core.lineage.run_info import RunInfo
+from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.randomness import derive_seed
 from diffusion_core.registry.tracking import Run, training_run

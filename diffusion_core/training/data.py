@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.randomness import generator
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 
 
 class TrainingData(Protocol):

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 
 Module = TypeVar("Module", bound=nn.Module)
 

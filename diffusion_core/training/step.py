@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.runtime.device import to_device
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.runtime.transfer import to_device
 from diffusion_core.training.randomness import StepRandomness
 
 logger = logging.getLogger(__name__)

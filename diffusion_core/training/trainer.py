@@ -12,11 +12,11 @@ from torch import Tensor
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.randomness import derive_seed
 from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
+from diffusion_core.runtime.device import to_device
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.runtime.precision import Precision, choose_precision
 from diffusion_core.runtime.recording import Replayed
 from diffusion_core.runtime.threads import ThreadChoice
-from diffusion_core.runtime.transfer import to_device
 from diffusion_core.self_check.comparison import Verdict
 from diffusion_core.self_check.training import check_training
 from diffusion_core.training.data import TrainingData, batch_indices, batches, resident

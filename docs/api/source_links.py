@@ -25,10 +25,15 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         path = posixpath.normpath(posixpath.join(docs.name, folder, match["target"]))
         if path.startswith(f"{docs.name}/"):
             return match[0]
-        if not (root / path).exists():
+        if not _exists(root / path):
             logger.warning("%s links to %s, which does not exist", page.file.src_uri, path)
         if not config.repo_url:
             return match["text"]
         return f"[{match['text']}]({config.repo_url.rstrip('/')}/blob/HEAD/{path}{match['anchor'] or ''})"
 
     return LINK.sub(replaced, markdown)
+
+
+def _exists(path: Path) -> bool:
+    """Whether it is a file, or a folder with a file in it; a removed package leaves its byte code behind."""
+    return path.is_file() or any(each.is_file() for each in path.glob("*"))

@@ -6,9 +6,9 @@ import pytest
 import yaml
 from prefect import flow
 
+from flows.checkout import LockPolicy
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
-from flows.parameters import LockPolicy
 from tests.flows.repository import commit, git
 from tests.flows.test_pipeline import artifacts
 

@@ -18,8 +18,8 @@ from prefect.exceptions import ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 
 from flows import tasks
+from flows.automations import FAILED, PROMOTED
 from flows.failure import StageFailed
-from flows.hooks import FAILED, PROMOTED
 from flows.pipeline import pipeline
 from tests.flows.repository import commit, graph, ran
 

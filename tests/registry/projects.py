@@ -13,7 +13,7 @@ import torch
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, SampleSettings
 from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key, sampling_key
-from diffusion_core.lineage.run_info import RunInfo
+from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import FeatureNetwork, extract

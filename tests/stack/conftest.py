@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.data.sources.digits import Digits
-from stack.errors import StackError
+from stack.home import StackError
 from stack.postgres import owner, program
 from tests.stack.project import SOURCE, python, variables, write_project
 

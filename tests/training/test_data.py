@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion_core import TensorData
-from diffusion_core.runtime.transfer import to_device
+from diffusion_core.runtime.device import to_device
 from diffusion_core.training.data import batches, prefetch, resident
 
 
