@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test gpu-check lint lock serve bench stack stack-down deploy remote
+.PHONY: help setup demo test gpu-check lint prose docs lock serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,13 @@ lint: setup ## Check style, types and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+prose: setup ## Check the words and the length of sentences in documents and docstrings
+	$(BIN)/python -m tests.prose
+
+# Material's makers advertise their next generator at each build, unless the variable is set.
+docs: setup ## Build the documentation into site/ and check its links; open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # PyTorch's own CUDA packages are left out of the lock, so that each machine gets the build that fits it.
 lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lock UPGRADE=--upgrade for newer versions)

@@ -66,7 +66,7 @@ LEFT_OUT = {
     "sample": {},
     "evaluate": WHERE_IT_RUNS,
 }
-GRAPH = grimp.build_graph("diffusion_core")
+GRAPH = grimp.build_graph("diffusion_core", cache_dir=None)
 
 
 def choosable(stage):
