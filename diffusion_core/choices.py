@@ -1,7 +1,7 @@
-"""What `kind: ...` in params.yaml can name: the classes of a union, each a frozen dataclass.
+"""The choices of `kind: ...` in params.yaml: unions of frozen dataclasses.
 
-A new schedule, weighting or loss is a class beside its siblings; a new sampler, source or metric is a file beside its
-siblings. Either is listed in the union next to them. No dotted path is ever imported, and no package is scanned.
+To add a schedule, weighting or loss, add a class to its file. To add a sampler, source or metric, add a file to its
+folder. List the class in the union next to it. Dotted paths are never imported, and packages are never scanned.
 """
 
 from dataclasses import fields
@@ -10,14 +10,14 @@ from typing import Any, ClassVar, get_args
 
 
 class Options:
-    """Base of every frozen dataclass that params.yaml can hold."""
+    """Base class of all frozen dataclasses in params.yaml."""
 
-    # pydantic reads this when params.yaml is checked; the library itself does without pydantic.
+    # pydantic reads this to check params.yaml; the library does not need pydantic.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
 
 class Choice(Options):
-    """Base of every choice: a frozen dataclass whose field `kind` is the name it is chosen by."""
+    """Base class of all choices: frozen dataclasses with their name in the field `kind`."""
 
 
 def choices(union: UnionType) -> dict[str, type[Any]]:
@@ -26,16 +26,16 @@ def choices(union: UnionType) -> dict[str, type[Any]]:
 
 
 def choose(union: UnionType, kind: str, argument: str, **options: Any) -> Any:
-    """Build the choice called `kind`.
+    """Return an instance of the class with the name `kind`.
 
     Args:
-        union: of the classes to choose from.
+        union: the union of the classes.
         kind: name of one of them.
-        argument: what the choice is given to; for messages.
-        **options: fields of the choice.
+        argument: name of the argument that is set, for messages.
+        **options: fields of the class.
 
     Raises:
-        ValueError: no class has that name, or it has no such option; the message lists those that exist.
+        ValueError: the name or an option is unknown; the message lists the valid ones.
     """
     known = choices(union)
     if kind not in known:

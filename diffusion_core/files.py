@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, that outlive a crash, and that one process has at a time."""
+"""Atomic and durable writes, exclusive locks and hashes of files."""
 
 import hashlib
 import os
@@ -13,11 +13,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` and, when the block ends well, put it in the place of `folder`.
+    """Yield an empty folder next to `folder`; if the block succeeds, it replaces `folder`.
 
-    When the block raises, the new folder is removed and `folder` stays as it was. What a killed process left beside
-    `folder` is cleared away first; if it was killed between taking the old folder away and putting the new one there,
-    the old one is put back.
+    If the block raises, the new folder is removed and `folder` does not change. Leftovers of killed processes are
+    removed first. If a process was killed between the two renames, the old folder is restored.
     """
     new, old = (folder.with_name(f".{folder.name}.{word}-{os.getpid()}") for word in ("tmp", "old"))
     _sweep(folder)
@@ -35,11 +34,11 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Clear away what dead processes left of replacing `folder`."""
+    """Remove what killed processes left while replacing `folder`, or restore the old folder."""
     for word in ("tmp", "old"):
         for stale in folder.parent.glob(f".{folder.name}.{word}-*"):
             pid = int(stale.name.rpartition("-")[2])
-            # Containers number their processes alike: a folder that bears this process's own id is stale too.
+            # Processes of different containers have equal ids, so a folder with this process's id is stale too.
             if pid != os.getpid() and psutil.pid_exists(pid):
                 continue
             if word == "old" and not folder.exists():
@@ -50,9 +49,9 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
-    """Yield an empty folder and, when the block ends well, move the files of these names from it to their places.
+    """Yield an empty folder; if the block succeeds, move the files with these names from it to their paths.
 
-    When the block raises, nothing is moved. What killed processes left beside the first file is removed.
+    If the block raises, nothing is moved. What killed processes left next to the first file is removed first.
     """
     folder = files[0].with_name(f".{files[0].name}.tmp-{os.getpid()}")
     _sweep(files[0])
@@ -67,12 +66,12 @@ def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def write_whole(file: Path, content: str, mode: int = 0o666) -> None:
-    """Write text to a file beside `file`, flush it to the disk, and put it in the place of `file`.
+    """Write text to a file next to `file`, flush it to disk, and rename it to `file`.
 
     Args:
-        file: is afterwards either as it was or has all of `content`.
-        content: written as UTF-8.
-        mode: of the new file, from its first moment; what the process's umask takes away is taken away.
+        file: after an error it has its old content, else all of `content`.
+        content: the text, written as UTF-8.
+        mode: permissions of the new file from its creation, reduced by the process's umask.
     """
     beside = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     beside.unlink(missing_ok=True)
@@ -90,7 +89,7 @@ def write_whole(file: Path, content: str, mode: int = 0o666) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -99,19 +98,19 @@ def flush(path: Path) -> None:
 
 
 class Locked(Exception):
-    """Another process holds a lock."""
+    """Another process has the lock."""
 
 
 @contextmanager
 def exclusive_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out for the block; the lock of a process that was killed ends with it.
+    """Lock `file` against other processes during the block; the lock of a killed process is released.
 
     Args:
-        file: the lock; it and its folder are made if they are missing, and stay.
-        wait: until the other process has ended, instead of raising.
+        file: the lock file; it and its folder are created if missing, and not removed.
+        wait: wait for the lock instead of raising.
 
     Raises:
-        Locked: another process holds it.
+        Locked: another process has the lock, and `wait` is False.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
@@ -126,6 +125,6 @@ def exclusive_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the hash of a file's bytes as hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

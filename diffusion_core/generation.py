@@ -1,4 +1,4 @@
-"""Drawing a set of images in which image i depends on (seed, i) alone."""
+"""Samples a set of images; image i depends only on (seed, i)."""
 
 from collections.abc import Sequence
 
@@ -30,19 +30,19 @@ def generate(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
 
-    Of several processes each draws its share, and the first returns them all; the others return their own share alone.
+    Each of several processes samples its share. The main rank returns all images, the others return their share.
 
     Args:
         diffusion: the trained process, in eval mode.
-        count: how many images.
-        seed: of the set; another batch size or a longer set gives the same first images.
-        sampler: the way from noise to image.
-        guidance: classifier-free guidance; none if not given.
-        labels: one an image for a class-conditional network, else None.
-        batch_size: images at a time; only memory and speed depend on it.
-        dtype: of the network's products.
+        count: number of images.
+        seed: seed of the set; another batch size or a greater count gives the same first images.
+        sampler: the sampler.
+        guidance: classifier-free guidance; off by default.
+        labels: one per image for a class-conditional network, else None.
+        batch_size: images per batch; affects only memory and speed.
+        dtype: dtype of the network's matrix products.
         ranks: the processes that share the work.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Raises:
         ValueError: the labels do not fit the network or the count, or the sampler does not fit the process.
@@ -55,8 +55,8 @@ def generate(
         total=len(share), unit="image", desc="sample", disable=None if progress and ranks.is_main else True
     ) as bar:
         for start in range(0, len(share), size or 1):
-            # All batches have one size, because each further one would be compiled by itself: the last makes some
-            # images again, which are the same.
+            # All batches have the same size, because each size would be compiled separately. The last batch samples
+            # some images again, with the same result.
             indices = share[-size:] if start + size > len(share) else share[start : start + size]
             here = None if classes is None else classes[indices.start : indices.stop]
             with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
@@ -78,7 +78,7 @@ def generate(
 
 
 def even_size(count: int, most: int) -> int:
-    """Return the size of the fewest equal batches, of at most `most` each, that hold `count` images."""
+    """Return the batch size for the fewest equal batches of at most `most` images that cover `count` images."""
     return -(-count // -(-count // most)) if count else 0
 
 

@@ -1,4 +1,4 @@
-"""Generators made of what a draw is for, so that no draw depends on those before it and no state need be stored."""
+"""Random generators seeded by purpose, so that random numbers are independent of earlier ones and need no state."""
 
 import hashlib
 
@@ -12,5 +12,5 @@ def derive_seed(*key: int | str) -> int:
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new generator for the draws named by `key`, e.g. (seed, step, "noise")."""
+    """Return a new generator seeded by `key`, for example (seed, step, "noise")."""
     return torch.Generator(device=device).manual_seed(derive_seed(*key))

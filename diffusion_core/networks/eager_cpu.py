@@ -1,8 +1,8 @@
-"""The order of operations that pays on a CPU without a compiler, where each operation is a pass over memory.
+"""Faster implementations of layers for eager mode on a CPU, where each operation reads and writes memory.
 
-The layers are written plainly, as a compiler wants them: it fuses what stands between two convolutions. PyTorch alone
-does not, so here normalisation has its own backward pass, and halving and doubling are single convolutions. Each is the
-same function of the same weights (tests/networks/test_eager_cpu.py). `pays` is the one switch between the two.
+The layers contain the plain formulas, which a compiler fuses. Eager PyTorch does not fuse them. Here normalisation has
+its own backward pass, and halving and doubling are single convolutions. Each computes the same function of the same
+weights (tests/networks/test_eager_cpu.py). `pays` selects the implementation.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,22 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Which taps of a 3x3 kernel meet the same pixel once it has been doubled, by row of the 4x4 kernel.
+# For each row of the 4x4 kernel, the rows of the 3x3 kernel that read the same pixel before doubling.
 TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 def pays(x: Tensor) -> bool:
-    """Whether layers take this order for `x`: on a CPU, unless torch.compile is at work."""
+    """Whether layers use these implementations for `x`: on a CPU, unless torch.compile is tracing."""
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Keep the types that layers choose themselves, where this order does; a compiler could not cache such a block."""
+    """Disable autocast if `pays(x)`; under torch.compile do nothing, because it cannot cache such a block."""
     return torch.autocast(x.device.type, enabled=False) if pays(x) else nullcontext()
 
 
 def rms_norm(x: Tensor, g: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Return what `RMSNorm` is written as, with the backward pass below."""
+    """Return the result of `RMSNorm`, with the backward pass below.
+
+    Args:
+        x: (B, C, H, W).
+        g: (C,).
+        scale: (B, C), or None.
+        shift: (B, C), or None.
+    """
     gain = g.reshape(1, 1, -1)
     if scale is not None:
         gain = gain * (scale.unsqueeze(1).to(gain.dtype) + 1.0)
@@ -45,8 +52,8 @@ class _RMSNorm(torch.autograd.Function):
         dx = r (w - n mean(w n)),  w = dy a               with means over the channels of a pixel
         da = sum(dy n),  db = sum(dy)                     over the pixels of an image
 
-    An activation is kept once for the backward pass and not once an operation, and leaves in the precision it comes in:
-    in bfloat16, half of a training step went into copies from one type to another.
+    It saves one activation for the backward pass instead of one per operation, and returns the dtype of x. Without it,
+    type conversions took half of a training step in bfloat16.
     """
 
     @staticmethod
@@ -62,7 +69,7 @@ class _RMSNorm(torch.autograd.Function):
         (dy,) = gradients
         x, a, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # Someone differentiates this gradient, for which r must be known as a function of x.
+            # For a second derivative, r must be a differentiable function of x.
             inverse = _inverse_rms(x)
         scaled = dy * inverse
         product = scaled * x  # dy n
@@ -75,7 +82,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def _inverse_rms(x: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16:
-        # A product of matrices adds up in float32, and takes half the time of a sum.
+        # A matrix product accumulates in float32 and takes half the time of a sum.
         squares = (x.square() @ x.new_ones(x.shape[-1], 1)).float()
     else:
         squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1, keepdim=True)
@@ -84,15 +91,15 @@ def _inverse_rms(x: Tensor) -> Tensor:
 
 
 def halved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return 2x2 pixels moved into channels, then a 1x1 convolution: together a convolution of stride 2."""
+    """Return a pixel unshuffle by 2 and a 1x1 convolution, computed as one convolution of stride 2."""
     return F.conv2d(x, weight.view(-1, x.shape[1], 2, 2), bias, stride=2)
 
 
 def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x enlarged by nearest neighbour, then a 3x3 convolution: together a transposed convolution of stride 2.
+    """Return nearest-neighbour doubling and a 3x3 convolution, computed as one transposed convolution of stride 2.
 
-    Its 4x4 kernel is the 3x3 one, summed where its taps meet the same pixel: 16 products a pixel that comes in where
-    the two steps take 36.
+    Its 4x4 kernel sums the taps of the 3x3 kernel that read the same pixel. It needs 16 products per input pixel
+    instead of 36.
     """
     taps = TAPS.to(weight)
     with torch.autocast(x.device.type, enabled=False):

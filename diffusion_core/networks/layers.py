@@ -1,4 +1,4 @@
-"""The parts of the U-Net. Parameter names are those of denoising-diffusion-pytorch, so that its weights fit."""
+"""Layers of the U-Net. Parameter names are those of denoising-diffusion-pytorch, so that its weights fit."""
 
 import math
 from typing import cast
@@ -11,7 +11,12 @@ from diffusion_core.networks.norm import RMSNorm
 
 
 class SinusoidalPosEmb(nn.Module):
-    """cat(sin, cos) of t at `dim` / 2 frequencies from 1 to 1 / theta; (B,) to (B, dim)."""
+    """cat(sin, cos) of t at `dim` / 2 frequencies from 1 to 1 / theta.
+
+    Args:
+        dim: size of the embedding; even, at least 4.
+        theta: the inverse of the lowest frequency.
+    """
 
     frequencies: Tensor
 
@@ -22,12 +27,19 @@ class SinusoidalPosEmb(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
+        """Return the embedding, (B, dim), of timesteps t, (B,)."""
         angles = t[:, None] * self.frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 class Block(nn.Module):
-    """3x3 convolution, normalisation, scale and shift by the time embedding, SiLU, dropout."""
+    """3x3 convolution, normalisation, scale and shift by the time embedding, SiLU, dropout.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of the output.
+        dropout: dropout probability, in [0, 1).
+    """
 
     def __init__(self, dim: int, dim_out: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -37,12 +49,20 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Return the output, (B, dim_out, H, W); scale and shift are (B, dim_out)."""
         out: Tensor = self.dropout(self.act(self.norm(self.proj(x), scale, shift)))
         return out
 
 
 class ResnetBlock(nn.Module):
-    """Two blocks around which the input is added; the first is modulated by the time embedding, (B, time_emb_dim)."""
+    """Two blocks with a residual connection; the time embedding scales and shifts the first.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of the output.
+        time_emb_dim: size of the time embedding.
+        dropout: dropout probability of the first block, in [0, 1).
+    """
 
     def __init__(self, dim: int, dim_out: int, *, time_emb_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -52,6 +72,7 @@ class ResnetBlock(nn.Module):
         self.res_conv = nn.Conv2d(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, time_emb: Tensor) -> Tensor:
+        """Return the output, (B, dim_out, H, W); the time embedding is (B, time_emb_dim)."""
         scale, shift = self.mlp(time_emb).chunk(2, dim=1)
         h = self.block2(self.block1(x, scale, shift))
         out: Tensor = h + self.res_conv(x)
@@ -59,12 +80,18 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Sequential):
-    """Halve height and width: 2x2 pixels into channels, then a 1x1 convolution."""
+    """Halve height and width: a pixel unshuffle by 2, then a 1x1 convolution.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of the output.
+    """
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(dim * 4, dim_out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output, (B, dim_out, H / 2, W / 2)."""
         if eager_cpu.pays(x):
             convolution = cast(nn.Conv2d, self[1])
             return eager_cpu.halved(x, convolution.weight, convolution.bias)
@@ -72,12 +99,18 @@ class Downsample(nn.Sequential):
 
 
 class Upsample(nn.Sequential):
-    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+    """Double height and width: nearest neighbour, then a 3x3 convolution.
+
+    Args:
+        dim: channels of the input.
+        dim_out: channels of the output.
+    """
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(dim, dim_out, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output, (B, dim_out, 2 H, 2 W)."""
         if eager_cpu.pays(x):
             convolution = cast(nn.Conv2d, self[1])
             return eager_cpu.doubled(x, convolution.weight, convolution.bias)

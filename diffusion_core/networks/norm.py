@@ -11,8 +11,11 @@ from diffusion_core.networks import eager_cpu
 class RMSNorm(nn.Module):
     """x / |x| * g * sqrt(C) over the channels of (B, C, H, W), optionally times (scale + 1) plus shift, (B, C) each.
 
-    Computes in float32 or better and returns the precision it is given. In a state_dict, g is (1, C, 1, 1) as in
-    denoising-diffusion-pytorch; here it has one dimension, so that its gradient needs no reshaping.
+    Computes in at least float32 and returns the dtype of x. In a state_dict, g is (1, C, 1, 1) as in
+    denoising-diffusion-pytorch; the parameter is (C,), so that its gradient needs no reshaping.
+
+    Args:
+        dim: C.
     """
 
     def __init__(self, dim: int) -> None:
@@ -22,13 +25,14 @@ class RMSNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_loaded)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Return the normalised x, (B, C, H, W)."""
         if eager_cpu.pays(x):
             return eager_cpu.rms_norm(x, self.g, scale, shift)
         precise = x.to(torch.promote_types(x.dtype, torch.float32))
         length = precise.square().sum(dim=1, keepdim=True).clamp(min=1e-24).sqrt()
         gain = self.g * x.shape[1] ** 0.5
         if scale is not None:
-            gain = gain * (scale.to(gain.dtype) + 1.0)  # in bfloat16, 1.003 is 1
+            gain = gain * (scale.to(gain.dtype) + 1.0)  # bfloat16 rounds 1.003 to 1
         y: Tensor = precise / length * gain.unsqueeze(-1).unsqueeze(-1)
         if shift is not None:
             y = y + shift.unsqueeze(-1).unsqueeze(-1)

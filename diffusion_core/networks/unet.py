@@ -1,4 +1,4 @@
-"""The U-Net of Ho et al. 2020 as denoising-diffusion-pytorch builds it, with optional class conditioning."""
+"""The U-Net of Ho et al. 2020 as in denoising-diffusion-pytorch, with optional class conditioning."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -18,30 +18,29 @@ class Unet(nn.Module):
     """Predicts noise, x0 or v from x_t and t.
 
     Args:
-        dim: channels of the first level; even, because half of the time embedding is sines.
-        init_dim: channels after the first convolution; `dim` if not given.
-        out_dim: channels of the output; `channels`, or twice as many with `learned_variance`, if not given.
+        dim: channels of the first level; even and at least 4.
+        init_dim: channels after the first convolution; `dim` if None.
+        out_dim: channels of the output; if None, `channels`, or twice as many with `learned_variance`.
         dim_mults: channels of each level in multiples of `dim`; each level but the last halves height and width.
-        channels: of the images.
+        channels: channels of the images.
         self_condition: the input is cat(previous x0-hat or zeros, x_t) (Chen et al. 2022).
         learned_variance: the second half of the output's channels is for `LearnedGaussianDiffusion`.
         sinusoidal_pos_emb_theta: the longest period of the time embedding, in timesteps over 2 pi.
-        dropout: in the first block of each residual block, in [0, 1).
-        attn_dim_head: channels a head, one value a level or one for all.
-        attn_heads: heads, likewise.
-        full_attn: whether a level has softmax attention, one value a level or one for all; the innermost alone if not
-            given.
-        flash_attn: softmax attention by PyTorch's fused kernels; False takes the plain formula, which is slower and
+        dropout: dropout probability in the first block of each residual block, in [0, 1).
+        attn_dim_head: channels per head; one value, or one per level.
+        attn_heads: heads; one value, or one per level.
+        full_attn: whether a level has softmax attention; one value, or one per level. If None, only the last level.
+        flash_attn: use PyTorch's fused kernels for softmax attention. False uses the plain formula, which is slower and
             can be differentiated twice.
-        linear_attn: whether the other levels have linear attention or none.
-        num_classes: how many labels there are; None for an unconditional network. The label `num_classes` stands for
-            "no label".
-        cond_drop_prob: share of the labels that training drops, so that guidance has an unconditional prediction
-            (Ho & Salimans 2022).
+        linear_attn: whether the other levels have linear attention.
+        num_classes: number of classes; None for an unconditional network. The label `num_classes` is the null class.
+        cond_drop_prob: share of labels that training replaces by the null class, for guidance (Ho & Salimans 2022); in
+            [0, 1).
 
     Attributes:
-        recompute: in training, keep the inputs of residual blocks and attention alone and compute what is in them
-            again in the backward pass: a third more work, and a fraction of the memory.
+        downsample_factor: height and width of the images must be multiples of it.
+        recompute: in training, keep only the inputs of residual blocks and attention, and recompute their activations
+            in the backward pass. This needs a third more computation and a fraction of the memory.
 
     Raises:
         ValueError: an argument is outside its range; the message names it.
@@ -131,13 +130,13 @@ class Unet(nn.Module):
             )
         self.final_res_block = block(init_dim * 2, init_dim)
         self.final_conv = nn.Conv2d(init_dim, self.out_dim, 1)
-        # Convolutions are faster, and normalisation over channels much faster, where a pixel's channels lie together.
+        # Channels last makes convolutions faster, and normalisation over channels much faster.
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def drop_classes(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return labels, (B,), of which a share of `cond_drop_prob` has become "no label"."""
+        """Return labels, (B,), each replaced by the null class with probability `cond_drop_prob`."""
         dropped = torch.rand(classes.shape, generator=generator, device=classes.device) < self.cond_drop_prob
         return classes.masked_fill(dropped, self.num_classes or 0)
 
@@ -149,8 +148,11 @@ class Unet(nn.Module):
         Args:
             x: x_t, (B, channels, H, W); H and W are multiples of `downsample_factor`.
             time: t, (B,).
-            x_self_cond: the previous x0-hat, like x; zeros if not given.
-            classes: labels, (B,), in 0 .. num_classes; "no label" if not given.
+            x_self_cond: the previous x0-hat, shaped like x; zeros if None.
+            classes: labels, int64 (B,), in 0 .. num_classes; the null class if None.
+
+        Raises:
+            ValueError: H or W is no multiple of `downsample_factor`.
         """
         if x.shape[-2] % self.downsample_factor or x.shape[-1] % self.downsample_factor:
             raise ValueError(
@@ -189,7 +191,7 @@ class Unet(nn.Module):
         return self.final_conv(x).contiguous()  # type: ignore[no-any-return]
 
     def regions(self) -> Iterator[nn.Module]:
-        """Yield the parts worth compiling, each by itself: those of one shape are then compiled once."""
+        """Yield the parts to compile separately, so that parts of one shape are compiled once."""
         return (part for part in self.modules() if isinstance(part, ResnetBlock | Attention | LinearAttention))
 
 
@@ -202,7 +204,7 @@ def _recomputed(block: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def _each_level(argument: str, value: Value | Sequence[Value], levels: int) -> list[Value]:
-    """Return one value a level."""
+    """Return one value per level."""
     values = list(value) if isinstance(value, Sequence) else [value] * levels
     if len(values) != levels:
         raise ValueError(f"{argument} has {len(values)} values; it must have one for each of {levels} levels")

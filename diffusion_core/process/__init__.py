@@ -1,1 +1,1 @@
-"""The diffusion process: schedules, objectives, weightings and `GaussianDiffusion` that joins them."""
+"""The diffusion process: schedules, objectives, weightings and `GaussianDiffusion`, which combines them."""

@@ -1,4 +1,4 @@
-"""Whether what a caller hands in fits the process; each message names the argument and what it must be."""
+"""Checks of a caller's arguments against the process; each message names the argument and its valid values."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from diffusion_core.runtime.device import to_device
 
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Refuse images that are not floating point (B, *image_shape).
+    """Check that images are floating point, (B, *image_shape).
 
     Raises:
-        ValueError: they are of another shape or type.
+        ValueError: the shape or the dtype differs.
     """
     if tuple(images.shape[1:]) != image_shape:
         raise ValueError(f"the images are {tuple(images.shape[1:])}; this process is for {image_shape}")
@@ -24,7 +24,7 @@ def checked_classes(
     """Return labels, int64 (B,), on the device.
 
     Raises:
-        ValueError: the network takes none, they are no such tensor, or one that lies on the host is out of range.
+        ValueError: the network takes no classes, the shape or dtype differs, or a label on the CPU is out of range.
     """
     if classes is None:
         return None
@@ -36,7 +36,7 @@ def checked_classes(
         raise ValueError(
             f"classes is {classes.dtype} of shape {tuple(classes.shape)}; it must be int64 of {(batch_size,)}"
         )
-    # On another device, looking would make the host wait; the embedding there stops at a wrong label itself.
+    # On a GPU this check would synchronise with the host; there the embedding fails on an invalid label.
     if classes.device.type == "cpu":
         for label in classes[(classes < 0) | (classes >= num_classes)].tolist():
             raise ValueError(f"classes has the label {label}; labels must lie in 0 .. {num_classes - 1}")
@@ -47,7 +47,7 @@ def checked_mask(mask: Tensor, images: Tensor, device: torch.device) -> Tensor:
     """Return a mask of known pixels as bool on the device.
 
     Raises:
-        ValueError: it is no tensor of 0 and 1 that broadcasts against the images.
+        ValueError: it is not a tensor of 0 and 1 that broadcasts to the shape of the images.
     """
     if not isinstance(mask, Tensor):
         raise ValueError(f"mask is a {type(mask).__name__}; it must be a tensor of 0 and 1")
@@ -62,10 +62,10 @@ def checked_mask(mask: Tensor, images: Tensor, device: torch.device) -> Tensor:
 
 
 def check_network(out_dim: int, channels: int, outputs_per_channel: int, name: str) -> None:
-    """Refuse a network that gives another number of channels than the process `name` asks for.
+    """Check that the network has the number of output channels that the process `name` needs.
 
     Raises:
-        ValueError: it does.
+        ValueError: the number differs.
     """
     wanted = channels * outputs_per_channel
     if out_dim != wanted:
@@ -73,10 +73,10 @@ def check_network(out_dim: int, channels: int, outputs_per_channel: int, name: s
 
 
 def checked_image_size(image_size: int | tuple[int, int], factor: int) -> tuple[int, int]:
-    """Return height and width, each a multiple of `factor`, by which the network halves images.
+    """Return (height, width), each a multiple of `factor`, the network's downsampling factor.
 
     Raises:
-        ValueError: they are not two such numbers.
+        ValueError: there are not two numbers, or one is no multiple of `factor`.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or any(side < 1 or side % factor for side in sides):
@@ -85,10 +85,10 @@ def checked_image_size(image_size: int | tuple[int, int], factor: int) -> tuple[
 
 
 def check_default_sampler(sampling_timesteps: int, ddim_sampling_eta: float, timesteps: int) -> None:
-    """Refuse a number of steps that the process does not have, and a share of noise outside [0, 1].
+    """Check that `sampling_timesteps` is in 1 .. T and `ddim_sampling_eta` in [0, 1].
 
     Raises:
-        ValueError: it is one of them.
+        ValueError: one of them is out of its range.
     """
     if not 1 <= sampling_timesteps <= timesteps:
         raise ValueError(f"sampling_timesteps is {sampling_timesteps}; it must lie in 1 .. {timesteps}, as timesteps")

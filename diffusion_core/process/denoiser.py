@@ -1,4 +1,4 @@
-"""From the network's output to a prediction: the only caller of a network."""
+"""Converts a network's output to a prediction. Nothing else calls a network."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,14 +13,25 @@ from diffusion_core.samplers.protocols import Conditioning, Prediction
 
 
 class ModelPrediction(NamedTuple):
-    """A prediction under denoising-diffusion-pytorch's names: the noise and the clean image, both (B, C, H, W)."""
+    """A prediction with denoising-diffusion-pytorch's names.
+
+    Attributes:
+        pred_noise: the noise, (B, C, H, W).
+        pred_x_start: x0-hat, (B, C, H, W).
+    """
 
     pred_noise: Tensor
     pred_x_start: Tensor
 
 
 class LearnedModelPrediction(NamedTuple):
-    """The same of a network that has learned the variance too; see `Prediction.variance`."""
+    """A prediction of a network that also learned the variance.
+
+    Attributes:
+        pred_noise: the noise, (B, C, H, W).
+        pred_x_start: x0-hat, (B, C, H, W).
+        pred_variance: see `Prediction.variance`.
+    """
 
     pred_noise: Tensor
     pred_x_start: Tensor
@@ -29,13 +40,13 @@ class LearnedModelPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network, and what its output means.
+    """A network and the meaning of its output.
 
     Attributes:
-        network: called as `network(x_t, t, x_self_cond)`, or with `classes` after it where it has `num_classes`.
-        schedule: of the noise.
-        objective: what the output is a prediction of.
-        variance: what the output says of the variance.
+        network: called as `network(x_t, t, x_self_cond)`; with `classes` as a fourth argument if it has `num_classes`.
+        schedule: the noise schedule.
+        objective: the quantity that the network predicts.
+        variance: fixed, or learned by the network.
     """
 
     network: nn.Module
@@ -45,12 +56,12 @@ class Denoiser:
 
     @property
     def self_condition(self) -> bool:
-        """Whether the network takes the previous x0-hat."""
+        """Whether the network takes the previous x0-hat as an input."""
         return bool(self.network.self_condition)
 
     @property
     def num_classes(self) -> int | None:
-        """How many labels the network knows, or None."""
+        """Number of classes of the network, or None if it is unconditional."""
         network: Any = self.network
         return getattr(network, "num_classes", None)
 
@@ -66,12 +77,12 @@ class Denoiser:
 
         Args:
             x_t: (B, C, H, W).
-            t: timesteps, (B,), or the one of all images.
-            conditioning: what the network is told besides.
-            clip: clip x0-hat to [-1, 1]; the noise agrees with what is clipped.
+            t: timesteps, (B,), or one timestep for all images.
+            conditioning: labels and the previous x0-hat.
+            clip: clip x0-hat to [-1, 1]; the noise is computed from the clipped x0-hat.
 
         Raises:
-            ValueError: there are classes, and the network takes none.
+            ValueError: classes are given, and the network takes none.
         """
         if not isinstance(t, Tensor):
             dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
@@ -83,7 +94,7 @@ class Denoiser:
         return Prediction(x0, output if keeps_output else at.noise_from_x0(x_t, x0), variance)
 
     def output(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """Return the network's output for the objective, and for the variance where that is learned."""
+        """Return the network's output for the objective, and for the variance if that is learned, else None."""
         classes, x_self_cond = conditioning
         if self.num_classes is not None:
             output = self.network(x_t, t, x_self_cond, classes)
@@ -91,11 +102,11 @@ class Denoiser:
             output = self.network(x_t, t, x_self_cond)
         else:
             raise ValueError("classes are given, but the network has no num_classes: leave them out")
-        # Under autocast it comes in a lower precision, in which nothing else is to be computed.
+        # Autocast returns a lower precision; all further computation is in the precision of x_t.
         return self.variance.split(output.to(x_t.dtype))
 
     def x0(self, output: Tensor, x_t: Tensor, at: Coefficients, *, clip: bool) -> Tensor:
-        """Return the clean image that an output stands for."""
+        """Return x0-hat, (B, C, H, W), computed from an output; `clip` clips it to [-1, 1]."""
         x0 = self.objective.x0(x_t, output, at)
         return x0.clamp(-1.0, 1.0) if clip else x0
 

@@ -1,9 +1,9 @@
-"""The diffusion process of Ho et al. 2020, with the names that lucidrains/denoising-diffusion-pytorch made usual.
+"""The diffusion process of Ho et al. 2020, with the names of lucidrains/denoising-diffusion-pytorch.
 
     q(x_t | x0) = N(sqrt(abar_t) x0, (1 - abar_t) I),     t = 0 .. T-1
 
-Images enter and leave in [0, 1] and are worked on in [-1, 1]. `NoiseSchedule`, `Denoiser`, `DiffusionLoss` and the
-samplers do the work.
+Images are in [0, 1] at the interface and in [-1, 1] inside. `GaussianDiffusion` delegates to `NoiseSchedule`,
+`Denoiser`, `DiffusionLoss` and the samplers.
 """
 
 from collections.abc import Mapping
@@ -40,33 +40,34 @@ class GaussianDiffusion(nn.Module):
     """A denoising network and the process it is trained for.
 
     Args:
-        model: called as `model(x, t, x_self_cond)`, or `model(x, t, x_self_cond, classes)` where it has `num_classes`;
-            has `channels`, `out_dim` and `self_condition`. x is (B, C, H, W) in about [-1, 1], t int64 (B,) in
-            0 .. T-1; the sampler Heun also asks between two timesteps, in floating point.
-        image_size: height and width of the images, in pixels, or one number for both.
+        model: the network. It has `channels`, `out_dim` and `self_condition`, and is called as
+            `model(x, t, x_self_cond)`, or as `model(x, t, x_self_cond, classes)` if it has `num_classes`. x is
+            (B, C, H, W) in about [-1, 1]; t is int64 (B,) in 0 .. T-1. The sampler Heun also passes floating-point t.
+        image_size: height and width of the images in pixels, or one number for both.
         timesteps: T, at least 1.
-        sampling_timesteps: steps of DDIM that `sample` takes when it is given no sampler; DDPM if not given or T.
-        objective: what the network's output means: "pred_noise", "pred_x0" or "pred_v".
-        beta_schedule: a name of `process/schedules.py` ("linear", "cosine", "sigmoid") or a schedule.
+        sampling_timesteps: steps of the default sampler, DDIM, in 1 .. T; the default sampler is DDPM if None or T.
+        objective: what the network predicts: "pred_noise", "pred_x0" or "pred_v".
+        beta_schedule: a name in `process/schedules.py` ("linear", "cosine", "sigmoid") or a schedule object.
         schedule_fn_kwargs: options of a schedule given by name.
-        ddim_sampling_eta: eta of that DDIM.
-        auto_normalize: images come and go in [0, 1] and not in [-1, 1].
+        ddim_sampling_eta: eta of the default DDIM, in [0, 1].
+        auto_normalize: images at the interface are in [0, 1]; if False, in [-1, 1].
         offset_noise_strength: standard deviation of the noise that all pixels of a channel share; 0 for none.
-        min_snr_loss_weight: the weighting is min-SNR with `min_snr_gamma`; goes without `weighting`.
+        min_snr_loss_weight: use min-SNR with `min_snr_gamma`; excludes `weighting`.
         min_snr_gamma: see `MinSNR`.
-        immiscible: give each image of a batch the nearest noise; see `assign_noise`. Needs SciPy.
-        weighting: a name of `process/weightings.py` ("snr", "min_snr", "p2", "uniform") or a weighting; "snr" if None.
-        loss: a name of `process/losses.py` ("l2", "l1", "huber") or a loss.
-        zero_terminal_snr: rescale the schedule so that x_T is noise alone (Lin et al. 2023). Needs pred_v or pred_x0,
-            and a weighting that does not ignore the last timestep ("uniform" or "p2").
+        immiscible: assign the noise of a batch to its nearest images; see `assign_noise`. Needs SciPy.
+        weighting: a name in `process/weightings.py` ("snr", "min_snr", "p2", "uniform") or a weighting object;
+            "snr" if None.
+        loss: a name in `process/losses.py` ("l2", "l1", "huber") or a loss object.
+        zero_terminal_snr: rescale the schedule so that x_T is pure noise (Lin et al. 2023). Needs pred_v or pred_x0,
+            and a weighting that is not 0 at the last timestep ("uniform" or "p2").
 
     Attributes:
         schedule: the `NoiseSchedule`.
         loss: the `DiffusionLoss`.
-        sampler: what `sample` takes when it is given none.
+        sampler: the default sampler of `sample` and `inpaint`.
 
     Raises:
-        ValueError: an argument is outside its range, or two of them exclude one another; the message names them.
+        ValueError: an argument is out of its range, or two arguments exclude each other; the message names them.
     """
 
     variance: ClassVar[Variance] = FixedVariance()
@@ -115,7 +116,7 @@ class GaussianDiffusion(nn.Module):
         self.sampler: Sampler = self._ddim() if self.is_ddim_sampling else DDPM()
 
     def __getattr__(self, name: str) -> Any:
-        # What the parts have, under its usual name: `diffusion.alphas_cumprod`.
+        # Attributes of the parts under their usual names, for example `diffusion.alphas_cumprod`.
         if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"):
             return getattr(self.schedule, name)
         if name in ("immiscible", "loss_weight", "offset_noise_strength"):
@@ -126,12 +127,12 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network with what its output means; made anew, so that `model` may be replaced."""
+        """The `Denoiser` of `model`; built at each access, so that `model` can be replaced."""
         return Denoiser(self.model, self.schedule, self._objective, self.variance)
 
     @property
     def is_ddim_sampling(self) -> bool:
-        """Whether `sample` takes DDIM where it is given no sampler."""
+        """Whether the default sampler is DDIM."""
         return self.sampling_timesteps < self.schedule.num_timesteps
 
     def _ddim(self) -> DDIM:
@@ -142,11 +143,11 @@ class GaussianDiffusion(nn.Module):
         return (self.channels, *self.image_size)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map [0, 1] to [-1, 1] where `auto_normalize`."""
+        """Map [0, 1] to [-1, 1] if `auto_normalize`, else return the images unchanged."""
         return images * 2.0 - 1.0 if self.auto_normalize else images
 
     def unnormalize(self, images: Tensor) -> Tensor:
-        """Map [-1, 1] to [0, 1] where `auto_normalize`."""
+        """Map [-1, 1] to [0, 1] if `auto_normalize`, else return the images unchanged."""
         return (images + 1.0) * 0.5 if self.auto_normalize else images
 
     def checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
@@ -187,14 +188,15 @@ class GaussianDiffusion(nn.Module):
         *,
         classes: Tensor | None = None,
     ) -> ModelPrediction | LearnedModelPrediction:
-        """Run the network at (x_t, t) and return the noise and x0-hat, and what a learned variance adds.
+        """Run the network at (x_t, t) and return the noise, x0-hat and a learned variance.
 
         Args:
             x: x_t, (B, C, H, W).
             t: timesteps, (B,).
             x_self_cond: the previous x0-hat for a self-conditioned network, or None for zeros.
             clip_x_start: clip x0-hat to [-1, 1].
-            rederive_pred_noise: let a noise prediction agree with the clipped x0-hat; the other objectives always do.
+            rederive_pred_noise: compute the noise from the clipped x0-hat also for pred_noise; other objectives
+                always do.
             classes: labels, (B,), for a class-conditional network; None for the unconditional prediction.
         """
         x0, noise, variance = self.denoiser(x, t, Conditioning(classes, x_self_cond), clip=False)
@@ -239,12 +241,12 @@ class GaussianDiffusion(nn.Module):
         unlabelled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the loss of images in [-1, 1] at t: a scalar, or each image's, (B,), where the reduction is "none".
+        """Return the loss of images in [-1, 1] at t: a scalar, or (B,) if `loss_reduction` is "none".
 
-        Arguments are those of `DiffusionLoss.forward`.
+        The other arguments are those of `DiffusionLoss.forward`.
 
         Raises:
-            ValueError: the images have another shape than the process's, or an argument is out of range.
+            ValueError: the shape of the images is not that of the process, or an argument is out of range.
         """
         check_images(x_start, self._image_shape)
         if loss_reduction not in ("mean", "none"):
@@ -271,12 +273,18 @@ class GaussianDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return `p_losses` of images, (B, C, H, W), in [0, 1] where `auto_normalize`, and of its other arguments.
+        """Return `p_losses` of images at random timesteps.
 
-        The timesteps `times`, (B,), are random if not given.
+        Args:
+            img: images, (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
+            *args: as for `p_losses`.
+            times: timesteps, int64 (B,); random if None.
+            loss_reduction: "mean" or "none".
+            generator: source of all random numbers; PyTorch's global one if None.
+            **kwargs: as for `p_losses`.
 
         Raises:
-            ValueError: as `p_losses`; or a label is out of range.
+            ValueError: as for `p_losses`; or a label is out of range.
         """
         check_images(img, self._image_shape)
         if kwargs.get("classes") is not None:
@@ -286,14 +294,14 @@ class GaussianDiffusion(nn.Module):
         return self.p_losses(self.normalize(img), times, *args, **kwargs)
 
     def random_times(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return random timesteps, each of 0 .. T-1 equally likely, int64 (B,)."""
+        """Return timesteps sampled uniformly from 0 .. T-1, int64 (B,)."""
         return torch.randint(0, self.num_timesteps, (batch_size,), generator=generator, device=self.device)
 
     def noise_assignment(self, x_start: Tensor, noise: Tensor) -> Tensor:
-        """Return which noise each image gets where the process is `immiscible`, int64 (B,)."""
+        """Return the index of each image's noise if the process is `immiscible`, int64 (B,)."""
         return assign_noise(x_start, noise)
 
-    # Whole images; each is a function in process/sampling.py.
+    # Defined in process/sampling.py.
     sample = sampling.sample
     inpaint = sampling.inpaint
     interpolate = sampling.interpolate

@@ -1,4 +1,4 @@
-"""A process whose variance is learned too, Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672)."""
+"""A process with learned variance, Nichol & Dhariwal 2021 (https://arxiv.org/abs/2102.09672)."""
 
 from typing import Any, ClassVar
 
@@ -13,11 +13,11 @@ class LearnedGaussianDiffusion(GaussianDiffusion):
 
     Args:
         model: as for `GaussianDiffusion`, with `out_dim` twice `channels` (`Unet(learned_variance=True)`).
-        vb_loss_weight: lambda, at least 0.
-        **options: of `GaussianDiffusion`.
+        vb_loss_weight: lambda, the weight of the variational bound, at least 0.
+        **options: as for `GaussianDiffusion`.
 
     Raises:
-        ValueError: as `GaussianDiffusion`; or `vb_loss_weight` is negative.
+        ValueError: as for `GaussianDiffusion`; or `vb_loss_weight` is negative.
     """
 
     variance: ClassVar[Variance] = LearnedVariance()

@@ -1,4 +1,4 @@
-"""The training loss: weighted, self-conditioned, and with the variational bound where the variance is learned."""
+"""The training loss: weighted, self-conditioned, and with the variational bound if the variance is learned."""
 
 import torch
 from torch import Tensor
@@ -18,20 +18,20 @@ class DiffusionLoss(ExactTables):
     """L_simple of Ho et al. 2020, equation 14, times a weight; plus lambda L_vlb for a learned variance.
 
     Args:
-        schedule: of the noise.
+        schedule: the noise schedule.
         objective: what the network predicts.
-        weighting: of the timesteps.
-        loss: of each element.
+        weighting: the weight of each timestep.
+        loss: the loss of each element.
         offset_noise_strength: standard deviation of the noise that all pixels of a channel share; 0 for none.
-        immiscible: give each image of a batch the nearest noise; see `assign_noise`. Needs SciPy.
+        immiscible: assign the noise of a batch to its nearest images; see `assign_noise`. Needs SciPy.
 
     Attributes:
-        loss_weight: of each timestep, (T,).
-        vb_loss_weight: lambda, of use where the variance is learned.
+        loss_weight: the weight of each timestep, (T,).
+        vb_loss_weight: lambda; used only if the variance is learned.
 
     Raises:
-        ValueError: a number is out of its range, SciPy is missing, or the last timestep has no weight although sampling
-            begins there in pure noise.
+        ValueError: a number is out of its range, SciPy is missing, or the schedule has zero terminal SNR and the
+            weighting is 0 at the last timestep.
     """
 
     loss_weight: Tensor
@@ -77,26 +77,26 @@ class DiffusionLoss(ExactTables):
     ) -> Tensor:
         """Return the loss of each image, (B,): the mean over its elements, times the weight of its timestep.
 
-        Where the network is self-conditioned, half of the batch gets an x0-hat predicted without gradient and the
-        other half zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202).
+        If the network is self-conditioned, half of the batch gets an x0-hat predicted without gradient, and the
+        other half gets zeros (Chen et al. 2022, https://arxiv.org/abs/2208.04202).
 
-        For parts of a batch to have the loss of the whole, sample `noise`, `self_cond_mask` and `unlabelled` for the
-        whole, and give each part its own.
+        To split a batch without changing its loss, sample `noise`, `self_cond_mask` and `unlabelled` for the whole
+        batch and pass each part its own elements.
 
         Args:
-            denoiser: of the network that is trained.
+            denoiser: the denoiser of the network to train.
             x0: images in [-1, 1], (B, C, H, W).
             t: timesteps, int64 (B,).
-            noise: (B, C, H, W); random if not given.
-            offset_noise_strength: overrides the loss's own.
-            classes: labels, (B,), for a class-conditional network, of which it drops a share.
-            self_cond_mask: which images get an x0-hat, bool (B,) on the host, or their indices, int64; half of them,
-                at random, if not given.
-            unlabelled: which labels are dropped, bool (B,); random if not given.
-            generator: source of all random numbers; torch's global one if not given.
+            noise: (B, C, H, W); random if None.
+            offset_noise_strength: overrides that of the loss.
+            classes: labels, (B,), for a class-conditional network; a random share is replaced by the null class.
+            self_cond_mask: which images get an x0-hat: bool (B,) on the host, or indices, int64; a random half if
+                None.
+            unlabelled: which labels are replaced by the null class, bool (B,); random if None.
+            generator: source of all random numbers; PyTorch's global one if None.
 
         Raises:
-            ValueError: the network takes no classes.
+            ValueError: classes are given, and the network takes none.
         """
         if noise is None:
             noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -116,7 +116,7 @@ class DiffusionLoss(ExactTables):
         loss: Tensor = elements.flatten(1).mean(1) * self.loss_weight[t]
         if variance is None:
             return loss
-        # The bound trains the variance alone.
+        # Detached, so that the bound trains only the variance.
         x0_hat = denoiser.x0(output.detach(), x_t, at, clip=False)
         _, log_variance = denoiser.variance.of(variance, t, denoiser.schedule, variance)
         bound = variational_bound(denoiser.schedule, x0, x0_hat, x_t, t, log_variance)
@@ -126,7 +126,7 @@ class DiffusionLoss(ExactTables):
 def _drop_classes(
     classes: Tensor | None, denoiser: Denoiser, unlabelled: Tensor | None, generator: torch.Generator | None
 ) -> Tensor | None:
-    """Return the labels with some replaced by the null class: those of `unlabelled`, or the network's share."""
+    """Return the labels, some replaced by the null class: those in `unlabelled`, or the network's random share."""
     if classes is None:
         return None
     if unlabelled is not None:
@@ -143,7 +143,7 @@ def _self_conditioning_estimate(
 ) -> Tensor:
     """Return x0-hat, without gradient, for the images of the mask, and zeros for the rest (Chen et al. 2022)."""
     estimate = torch.zeros_like(x_t)
-    # A mask is read on the host: the device would have to be waited for to learn how many there are.
+    # The mask is read on the host: counting its elements on a device would need a synchronisation.
     chosen = mask if mask.dtype == torch.long else mask.cpu().nonzero().squeeze(1)
     chosen = to_device(chosen, x_t.device)
     if len(chosen):

@@ -1,4 +1,4 @@
-"""What a wrong prediction costs, element by element, before means and weights."""
+"""Losses of each element, before means and weights."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,11 +10,11 @@ from diffusion_core.choices import Choice
 
 
 class Loss(Protocol):
-    """Gives the loss of each element."""
+    """A loss of each element."""
 
     @property
     def kind(self) -> str:
-        """The name it is chosen by."""
+        """Its name in params.yaml."""
         ...
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -26,12 +26,13 @@ class Loss(Protocol):
 class L2(Choice):
     """(output - target)^2, whose minimum is the mean (Ho et al. 2020, https://arxiv.org/abs/2006.11239, equation 14).
 
-    The one that the theory of diffusion asks for.
+    The loss of the variational bound.
     """
 
     kind: Literal["l2"] = "l2"
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the squared error of each element."""
         return F.mse_loss(output, target, reduction="none")
 
 
@@ -39,21 +40,22 @@ class L2(Choice):
 class L1(Choice):
     """|output - target|, whose minimum is the median (Chen et al. 2020, https://arxiv.org/abs/2009.00713, equation 11).
 
-    It gives less varied samples and fewer outliers (Saharia et al. 2021).
+    Samples are less diverse and have fewer outliers (Saharia et al. 2021).
     """
 
     kind: Literal["l1"] = "l1"
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the absolute error of each element."""
         return F.l1_loss(output, target, reduction="none")
 
 
 @dataclass(frozen=True)
 class Huber(Choice):
-    """e^2 / 2 up to |e| = delta, delta (|e| - delta / 2) beyond (Huber 1964, https://doi.org/10.1214/aoms/1177703732).
+    """e^2 / 2 up to |e| = delta, delta (|e| - delta / 2) above (Huber 1964, https://doi.org/10.1214/aoms/1177703732).
 
     Attributes:
-        delta: where the two meet; greater than 0.
+        delta: the error at which quadratic becomes linear; greater than 0.
     """
 
     kind: Literal["huber"] = "huber"
@@ -64,6 +66,7 @@ class Huber(Choice):
             raise ValueError(f"delta is {self.delta}; the Huber loss needs a value greater than 0")
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the Huber loss of each element."""
         return F.huber_loss(output, target, reduction="none", delta=self.delta)
 
 

@@ -1,4 +1,4 @@
-"""The noise of a training step, and which of its images are self-conditioned."""
+"""The noise and the self-conditioning mask of a training step."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ def with_offset(noise: Tensor, strength: float, generator: torch.Generator | Non
 
 
 def check_offset(strength: float) -> None:
-    """Refuse a strength that is negative."""
+    """Check that the strength is at least 0.
+
+    Raises:
+        ValueError: the strength is negative.
+    """
     if not strength >= 0.0:
         raise ValueError(f"offset_noise_strength is {strength}; it must be at least 0")
 
@@ -26,8 +30,8 @@ def check_offset(strength: float) -> None:
 def random_self_cond_mask(batch_size: int, generator: torch.Generator | None = None) -> Tensor:
     """Return which images of a batch get a self-conditioning estimate, bool (B,) on the host: half of them.
 
-    One of each two neighbours, so that every even part of a batch makes as many estimates as another of its size; a
-    fair coin decides for the last image of an odd batch. Where `generator` is a device's, the host waits for it.
+    Exactly one of each two neighbours, so that even parts of equal size compute equally many estimates. The last image
+    of an odd batch gets one with probability 1/2. With a generator on a device, the host waits for the device.
     """
     device = torch.device("cpu") if generator is None else generator.device
     first = torch.rand((batch_size + 1) // 2, generator=generator, device=device).cpu() < 0.5
@@ -35,7 +39,7 @@ def random_self_cond_mask(batch_size: int, generator: torch.Generator | None = N
 
 
 def require_scipy() -> None:
-    """Find out at the start, and not in the first step, whether `assign_noise` can work.
+    """Check before the first training step that `assign_noise` can import SciPy.
 
     Raises:
         ValueError: SciPy is not installed.
@@ -47,11 +51,11 @@ def require_scipy() -> None:
 
 
 def assign_noise(images: Tensor, noise: Tensor) -> Tensor:
-    """Return the permutation p, int64 (B,), that makes sum |images[i] - noise[p[i]]| least (Kuhn 1955).
+    """Return the permutation p, int64 (B,), that minimises sum |images[i] - noise[p[i]]| (Kuhn 1955).
 
-    Immiscible noise (Li et al. 2024, https://arxiv.org/abs/2406.12303) gives each image of a batch the nearest noise.
-    The batch's noise is as it was, only assigned otherwise, so that the network need not learn to map every image to
-    every noise. The same permutation holds for x_t and for the target.
+    Immiscible diffusion (Li et al. 2024, https://arxiv.org/abs/2406.12303) assigns the noise of a batch to its nearest
+    images. The noise itself does not change. The network need not learn to map every image to every noise.
+    Use the same permutation for x_t and for the target.
     """
     from scipy.optimize import linear_sum_assignment
 

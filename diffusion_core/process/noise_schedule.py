@@ -1,9 +1,9 @@
-"""The forward process: a schedule's tables, and what follows from them without a network.
+"""The forward process: a schedule's tables, and the quantities computed from them without a network.
 
     q(x_t | x0) = N(sqrt(abar_t) x0, (1 - abar_t) I),     t = 0 .. T-1
 
-Shapes are (B, C, H, W) for images and (B,) for t throughout. t is int64; samplers in terms of the noise level
-sigma = sqrt(1/abar - 1) also ask between two timesteps, where log sigma is interpolated.
+Images are (B, C, H, W) and t is int64 (B,) throughout. Samplers that step in the noise level
+sigma = sqrt(1/abar - 1) also use floating-point t; log sigma is interpolated between timesteps.
 """
 
 import math
@@ -19,19 +19,25 @@ from torch import Size, Tensor, nn
 from diffusion_core.process.schedules import BetaSchedule, rescale_to_zero_terminal_snr
 from diffusion_core.samplers.ddpm import posterior_coefficients
 
-# Stands for an alpha_bar of 0 where one divides by it: large enough a quotient to leave x_t alone in the limit.
+# Replaces an alpha_bar of 0 in divisions; the quotient is so large that the noise computed from x_t is x_t.
 MIN_ALPHA_BAR = 1e-20
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """The schedule at the timesteps of a batch, each broadcasting against its images, and what they convert.
+    """The schedule's values at the timesteps of a batch, and the conversions between x0, noise and v.
 
         x_t   = sqrt(abar) x0 + sqrt(1 - abar) noise          (Ho et al. 2020, equation 4)
         v     = sqrt(abar) noise - sqrt(1 - abar) x0          (Salimans & Ho 2022)
 
-    The reciprocals sqrt(1/abar) and sqrt(1/abar - 1) stand where the established implementations have them, so that
-    rounding agrees in float32.
+    sqrt(1/abar) and sqrt(1/abar - 1) are tables of their own, as in the established implementations, so that float32
+    rounding agrees.
+
+    Attributes:
+        sqrt_alpha_bar: sqrt(abar); this and the others broadcast against the images.
+        sqrt_one_minus_alpha_bar: sqrt(1 - abar).
+        sqrt_recip_alpha_bar: sqrt(1/abar).
+        sqrt_recipm1_alpha_bar: sqrt(1/abar - 1).
     """
 
     sqrt_alpha_bar: Tensor
@@ -61,21 +67,21 @@ class Coefficients:
 
 
 class ExactTables(nn.Module):
-    """Keeps tables in float64 beside their float32 buffers; `.double()` gives the float64 ones back, unrounded."""
+    """A module that keeps float64 tables beside its float32 buffers; `.double()` restores the float64 values."""
 
     def __init__(self) -> None:
         super().__init__()
         self._exact: dict[str, Tensor] = {}
 
     def register_table(self, name: str, table: Tensor) -> None:
-        """Add a float64 table as a buffer. It is not in the state_dict, because it follows from the schedule."""
+        """Register a float64 table as a buffer, outside the state_dict because the schedule determines it."""
         self.register_buffer(name, table.float(), persistent=False)
         self._exact[name] = table
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, table in self._exact.items():
-            # From the float64 values: a float32 table made double would keep the errors of float32.
+            # Copied from float64: a float32 table converted to double keeps its rounding errors.
             getattr(self, name).copy_(table)
         return self
 
@@ -84,16 +90,17 @@ class NoiseSchedule(ExactTables):
     """The tables of a schedule, with the usual names: a_t = 1 - b_t, abar_t = a_0 .. a_t, abar_{-1} = 1.
 
     Args:
-        beta_schedule: gives the betas.
+        beta_schedule: computes the betas.
         timesteps: T, at least 1.
-        zero_terminal_snr: rescale the schedule so that x_T is noise alone (Lin et al. 2023).
+        zero_terminal_snr: rescale the schedule so that x_T is pure noise (Lin et al. 2023).
 
     Attributes:
         num_timesteps: T.
+        zero_terminal_snr: whether the schedule was rescaled.
         snr: abar / (1 - abar), float64 (T,).
 
     Raises:
-        ValueError: no such schedule exists for that T; or a beta lies outside [0, 1), or the first is 0.
+        ValueError: the schedule does not exist for that T, a beta is outside [0, 1), or the first beta is 0.
     """
 
     betas: Tensor
@@ -143,7 +150,7 @@ class NoiseSchedule(ExactTables):
             "posterior_mean_coef2": coef2,
             # The noise level is at most 1e10.
             "log_sigma": sigma.log(),
-            # The four of `Coefficients` together, so that one look-up a step finds them.
+            # The four tables of `Coefficients` stacked, so that a step needs one indexing operation.
             "_coefficients": torch.stack(coefficients, dim=1),
         }.items():
             self.register_table(name, table)
@@ -152,7 +159,7 @@ class NoiseSchedule(ExactTables):
 
     @property
     def device(self) -> torch.device:
-        """Where the tables are."""
+        """The device of the tables."""
         return self.betas.device
 
     def alpha_bar(self, t: float) -> float:
@@ -166,9 +173,9 @@ class NoiseSchedule(ExactTables):
         return 1.0 / (1.0 + math.exp(2.0 * log_sigma))
 
     def time_of_sigma(self, sigma: float) -> float:
-        """Return the t, in 0 .. T-1 and between two timesteps as a rule, at which sqrt(1/abar_t - 1) is `sigma`.
+        """Return the floating-point t in [0, T-1] at which sqrt(1/abar_t - 1) is `sigma`.
 
-        Levels outside the schedule's are taken to its nearest.
+        Noise levels outside the schedule's range are clamped to it.
         """
         levels, wanted = self._log_sigma, math.log(sigma)
         high = bisect_right(levels, wanted)
@@ -192,7 +199,7 @@ class NoiseSchedule(ExactTables):
         return Coefficients(sqrt_alpha_bar, sigma * sqrt_alpha_bar, 1.0 / sqrt_alpha_bar, sigma)
 
     def noise_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Return the noise that leads from x0 to x_t."""
+        """Return (sqrt(1/abar) x_t - x0) / sqrt(1/abar - 1), the noise between x0 and x_t."""
         return self.at(t, x_t).noise_from_x0(x_t, x0)
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -217,7 +224,7 @@ TABLES = {name for name in NoiseSchedule.__annotations__ if not name.startswith(
 
 
 def extract(table: Tensor, t: Tensor, shape: Size) -> Tensor:
-    """Gather a table at timesteps t, (B,), shaped to broadcast against a batch of that shape: (B, 1, 1, 1)."""
+    """Return a table's values at timesteps t, (B,), as (B, 1, ...) that broadcasts against a batch of `shape`."""
     return table[t].reshape(len(t), *(1 for _ in shape[1:]))
 
 

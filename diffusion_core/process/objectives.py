@@ -8,20 +8,24 @@ from diffusion_core.process.noise_schedule import Coefficients
 
 
 class Objective(Protocol):
-    """One meaning of the network's output."""
+    """What a network predicts.
+
+    Attributes:
+        name: its name in params.yaml.
+    """
 
     name: ClassVar[str]
 
     def target(self, x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
-        """What the output should be."""
+        """Return the training target, (B, C, H, W)."""
         ...
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:
-        """The clean image that the output stands for."""
+        """Return x0-hat, (B, C, H, W), computed from the network's output."""
         ...
 
     def error_ratio(self, snr: Tensor) -> Tensor:
-        """The output's squared error in units of x0's."""
+        """Return the ratio of the output's squared error to that of x0, (T,)."""
         ...
 
 
@@ -31,12 +35,15 @@ class PredictNoise:
     name: ClassVar[str] = "pred_noise"
 
     def target(self, x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:  # noqa: ARG002
+        """Return the noise."""
         return noise
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:
+        """Return sqrt(1/abar) x_t - sqrt(1/abar - 1) output."""
         return at.x0_from_noise(x_t, output)
 
     def error_ratio(self, snr: Tensor) -> Tensor:
+        """Return SNR."""
         return snr
 
 
@@ -46,12 +53,15 @@ class PredictX0:
     name: ClassVar[str] = "pred_x0"
 
     def target(self, x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:  # noqa: ARG002
+        """Return x0."""
         return x0
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:  # noqa: ARG002
+        """Return the output."""
         return output
 
     def error_ratio(self, snr: Tensor) -> Tensor:
+        """Return 1 for each timestep."""
         return snr.new_ones(snr.shape)
 
 
@@ -61,12 +71,15 @@ class PredictV:
     name: ClassVar[str] = "pred_v"
 
     def target(self, x0: Tensor, noise: Tensor, at: Coefficients) -> Tensor:
+        """Return sqrt(abar) noise - sqrt(1 - abar) x0."""
         return at.v(x0, noise)
 
     def x0(self, x_t: Tensor, output: Tensor, at: Coefficients) -> Tensor:
+        """Return sqrt(abar) x_t - sqrt(1 - abar) output."""
         return at.x0_from_v(x_t, output)
 
     def error_ratio(self, snr: Tensor) -> Tensor:
+        """Return SNR + 1."""
         return snr + 1.0
 
 
@@ -77,7 +90,7 @@ def choose_objective(name: str, zero_terminal_snr: bool) -> Objective:
     """Return an objective by its name.
 
     Raises:
-        ValueError: there is none of that name, or it cannot start from pure noise, which `zero_terminal_snr` asks for.
+        ValueError: the name is unknown, or it is pred_noise with `zero_terminal_snr`.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"objective is {name!r}; it must be one of {', '.join(OBJECTIVES)}")

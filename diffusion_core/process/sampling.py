@@ -1,6 +1,6 @@
-"""Whole images from a process: new ones, those between two, and those of which a part is known.
+"""Sampling, inpainting and interpolation of images.
 
-These functions are the methods of `GaussianDiffusion` with the same names, hence their first argument.
+Each function is the method of `GaussianDiffusion` with the same name, so its first argument is `self`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,20 +32,20 @@ def sample(
     classes: Tensor | None = None,
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
 ) -> Tensor:
-    """Return new images, (B, C, H, W), in [0, 1] where `auto_normalize`.
+    """Return new images, (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
 
     Args:
-        batch_size: B.
+        batch_size: B, at least 1.
         return_all_timesteps: return (B, S + 1, C, H, W), the starting noise first and the image last.
-        sampler: the process's own if not given.
-        noise: the x_T to start from, (B, C, H, W); random if not given.
-        randn: source of all noise; `samplers.noise.ImageNoise` gives each image a seed of its own.
-        classes: labels, (B,), int64, for a class-conditional network.
-        guidance: classifier-free guidance; none if not given.
+        sampler: that of the process if None.
+        noise: x_T, (B, C, H, W); random if None.
+        randn: source of all noise; `samplers.noise.ImageNoise` seeds each image separately.
+        classes: labels, int64 (B,), for a class-conditional network.
+        guidance: classifier-free guidance; off by default.
 
     Raises:
         ValueError: the sampler does not fit the process, the noise has another shape, a label is out of range, or
-            guidance lacks classes.
+            there is guidance without classes.
     """
     if isinstance(sampler, str | type):
         raise ValueError(f"sampler is {sampler!r}; it must be one that was made, DDIM(steps=50) say")
@@ -71,19 +71,23 @@ def inpaint(
     classes: Tensor | None = None,
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
 ) -> Tensor:
-    """Return the images with their unknown pixels painted anew (RePaint, Lugmayr et al. 2022).
+    """Return the images with their unknown pixels sampled (RePaint, Lugmayr et al. 2022).
 
     Args:
-        images: (B, C, H, W), in [0, 1] where `auto_normalize`.
-        mask: 1 where a pixel is known and kept, 0 where it is to be painted; broadcasts against the images.
-        sampler: ddpm, ddim or heun; the process's own if not given.
-        jump_length: steps that a resampling goes back.
-        resamplings: how often each stretch is sampled; 1 costs the least and fits the known pixels the worst.
-        return_all_timesteps: as in `sample`, with the steps back among the others.
-        noise, randn, classes, guidance: as in `sample`.
+        images: (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
+        mask: 1 for a known pixel, 0 for a pixel to sample; broadcasts to the shape of the images.
+        sampler: ddpm, ddim or heun; that of the process if None.
+        jump_length: steps from one noise level back to a higher one.
+        resamplings: how often each segment of `jump_length` steps is sampled; 1 is fastest and fits the known pixels
+            worst.
+        return_all_timesteps: as for `sample`; includes the jumps back.
+        noise: as for `sample`.
+        randn: as for `sample`.
+        classes: as for `sample`.
+        guidance: as for `sample`.
 
     Raises:
-        ValueError: as in `sample`; or images or mask have another shape, or the sampler is a multistep one.
+        ValueError: as for `sample`; or images or mask have another shape, or the sampler is a multistep one.
     """
     check_images(images, self._image_shape)
     known = checked_mask(mask, images, self.device)
@@ -115,19 +119,19 @@ def interpolate(
     *,
     classes: Tensor | None = None,
 ) -> Tensor:
-    """Return the images between two: noised to t, mixed by `lam`, and denoised (Ho et al. 2020, section 4.4).
+    """Return interpolated images in [-1, 1]: noised to t, mixed by `lam`, denoised (Ho et al. 2020, section 4.4).
 
     Denoising begins at t - 1, as in denoising-diffusion-pytorch.
 
     Args:
-        x1: (B, C, H, W), worked on as they are, in [-1, 1], like the result.
-        x2: likewise.
-        t: how far they are noised, 0 .. T-1; T - 1 if not given.
-        lam: 0 gives what comes of x1, 1 what comes of x2.
-        classes: labels, (B,), for a class-conditional network.
+        x1: images in [-1, 1], (B, C, H, W).
+        x2: images in [-1, 1], (B, C, H, W).
+        t: timestep of the noised images, in 0 .. T-1; T - 1 if None.
+        lam: weight of x2; x1 has the weight 1 - lam.
+        classes: labels, int64 (B,), for a class-conditional network.
 
     Raises:
-        ValueError: the shapes differ, t is no timestep, or a label is out of range.
+        ValueError: the shapes differ, or t or a label is out of range.
     """
     t = self.num_timesteps - 1 if t is None else t
     if x1.shape != x2.shape:
@@ -144,12 +148,12 @@ def interpolate(
 
 
 def p_sample_loop(self: "GaussianDiffusion", shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
-    """Return `sample` by DDPM; `shape` is (B, C, H, W)."""
+    """Return the images of `sample` with DDPM; `shape` is (B, C, H, W)."""
     return self.sample(_batch_size(self, shape), return_all_timesteps, sampler=DDPM())
 
 
 def ddim_sample(self: "GaussianDiffusion", shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
-    """Return `sample` by DDIM in `sampling_timesteps` steps; `shape` is (B, C, H, W)."""
+    """Return the images of `sample` with DDIM in `sampling_timesteps` steps; `shape` is (B, C, H, W)."""
     return self.sample(_batch_size(self, shape), return_all_timesteps, sampler=self._ddim())
 
 
@@ -160,10 +164,10 @@ def _batch_size(self: "GaussianDiffusion", shape: Sequence[int]) -> int:
 
 
 def _starting_noise(shape: tuple[int, ...], noise: Tensor | None, randn: Randn, like: Tensor) -> Tensor:
-    """Return x_T on the device and in the type of `like`: the noise that is given, or new noise.
+    """Return x_T with the device and dtype of `like`: `noise`, or new noise if None.
 
     Raises:
-        ValueError: there is no image, or the noise has another shape.
+        ValueError: the batch is empty, or the noise has another shape.
     """
     if shape[0] < 1:
         raise ValueError(f"batch_size is {shape[0]}; it must be at least 1")
@@ -175,7 +179,7 @@ def _starting_noise(shape: tuple[int, ...], noise: Tensor | None, randn: Randn, 
 
 
 def _finish(x_t: Tensor, steps: Iterator[Tensor], return_all_timesteps: bool) -> Tensor:
-    """Take all steps; return the last x, or all from `x_t` on, (B, S + 1, C, H, W)."""
+    """Run all steps; return the last x, or every x including `x_t`, (B, S + 1, C, H, W)."""
     if return_all_timesteps:
         return torch.stack([x_t, *steps], dim=1)
     for x in steps:

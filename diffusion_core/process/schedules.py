@@ -1,4 +1,4 @@
-"""Beta schedules: how much noise each timestep adds, as a function of the number of timesteps; in float64."""
+"""Beta schedules, in float64: the variance of the noise that each timestep adds."""
 
 import math
 from collections.abc import Mapping
@@ -10,32 +10,32 @@ from torch import Tensor
 
 from diffusion_core.choices import Choice, choose
 
-# Keeps abar_T above zero, so that SNR and the posterior stay finite (Nichol & Dhariwal 2021, section 3.2).
+# Keeps abar_T above 0, so that SNR and the posterior stay finite (Nichol & Dhariwal 2021, section 3.2).
 MAX_BETA = 0.999
 
 
 class BetaSchedule(Protocol):
-    """Gives the noise that is added at each timestep."""
+    """Computes the betas for a number of timesteps."""
 
     @property
     def kind(self) -> str:
-        """The name it is chosen by."""
+        """Its name in params.yaml."""
         ...
 
     def betas(self, timesteps: int) -> Tensor:
         """Return b_0 .. b_{T-1}: float64, shape (timesteps,), each in (0, 1).
 
         Raises:
-            ValueError: no such schedule exists for that number of timesteps.
+            ValueError: the schedule does not exist for that number of timesteps.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Linear(Choice):
-    """The schedule of Ho et al. 2020 (https://arxiv.org/abs/2006.11239), scaled so that it does not depend on T.
+    """The schedule of Ho et al. 2020 (https://arxiv.org/abs/2006.11239), scaled so that abar_T hardly depends on T.
 
-    b rises evenly from 1e-4 to 0.02 at T = 1000; other T scale both ends by 1000 / T.
+    b rises linearly from 1e-4 to 0.02 for T = 1000; other T scale both ends by 1000 / T.
     """
 
     kind: Literal["linear"] = "linear"
@@ -44,7 +44,7 @@ class Linear(Choice):
         """Return linspace(1e-4, 0.02, T) * 1000 / T.
 
         Raises:
-            ValueError: T is so small that the last beta reaches 1.
+            ValueError: T is at most 20, so that the last beta reaches 1.
         """
         scale = 1000 / timesteps
         last = scale * 0.02
@@ -63,7 +63,7 @@ class Cosine(Choice):
         abar(u) = cos^2((u/T + s) / (1 + s) * pi/2)
 
     Attributes:
-        s: offset that keeps the first betas from vanishing; in (0, 1).
+        s: offset that keeps the first betas above 0; in (0, 1).
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -81,14 +81,14 @@ class Cosine(Choice):
 
 @dataclass(frozen=True)
 class Sigmoid(Choice):
-    """The schedule of Jabri et al. 2022 (https://arxiv.org/abs/2212.11972), appendix B; better for images past 64x64.
+    """The schedule of Jabri et al. 2022 (https://arxiv.org/abs/2212.11972), appendix B; for images above 64x64.
 
         abar(u) = (g(end) - g(start + u/T (end - start))) / (g(end) - g(start)),     g(x) = sigmoid(x / tau)
 
     Attributes:
         start: argument of the sigmoid at the clean image.
-        end: argument at the noise; greater than `start`.
-        tau: temperature; greater than 0, and a smaller one makes the middle steeper.
+        end: argument of the sigmoid at the noise; greater than `start`.
+        tau: temperature, greater than 0; a smaller one makes the middle steeper.
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
@@ -105,8 +105,8 @@ class Sigmoid(Choice):
     def betas(self, timesteps: int) -> Tensor:
         """Return the T betas, clipped to at most 0.999."""
         u = torch.linspace(0.0, 1.0, timesteps + 1, dtype=torch.float64)
-        # Rounded as lucidrains/denoising-diffusion-pytorch rounds them, because the last abar, 3e-7, is the difference
-        # of two nearly equal numbers and differs by 3e-5 of itself otherwise.
+        # In float32, as in lucidrains/denoising-diffusion-pytorch: the last abar, 3e-7, is the difference of two nearly
+        # equal numbers, and in float64 it would differ by a relative 3e-5.
         first, last = torch.sigmoid(
             torch.tensor([self.start / self.tau, self.end / self.tau], dtype=torch.float32)
         ).double()
@@ -118,10 +118,10 @@ ScheduleChoice = Linear | Cosine | Sigmoid
 
 
 def chosen_schedule(schedule: str | BetaSchedule, options: Mapping[str, Any] | None) -> BetaSchedule:
-    """Return a schedule that may be given by its name and options.
+    """Return the schedule; build it if it is given by its name and options.
 
     Raises:
-        ValueError: there is none of that name, it has no such option, or options go with a schedule that was made.
+        ValueError: the name or an option is unknown, or there are options and a schedule object.
     """
     if isinstance(schedule, str):
         named: BetaSchedule = choose(ScheduleChoice, schedule, "beta_schedule", **(options or {}))
@@ -132,25 +132,25 @@ def chosen_schedule(schedule: str | BetaSchedule, options: Mapping[str, Any] | N
 
 
 def betas_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
-    """Return the betas whose running product of 1 - b is `alpha_bar`, clipped to [0, 0.999].
+    """Return the betas whose cumulative product of 1 - b is `alpha_bar`, clipped to [0, 0.999]; float64, (T,).
 
     Args:
-        alpha_bar: float64, shape (T + 1,); the values at the T + 1 borders of the timesteps, first the clean image's.
+        alpha_bar: float64, (T + 1,); the first value is that of the clean image.
     """
     alpha_bar = alpha_bar / alpha_bar[0]
     return torch.clip(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.0, MAX_BETA)
 
 
 def rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Return betas whose last alpha_bar is exactly 0 and whose first is as it was; float64, (T,).
+    """Return betas with the same first alpha_bar and a last alpha_bar of exactly 0; float64, (T,).
 
-    The usual schedules leave a trace of the image in x_T, mostly its mean brightness, which sampling never gives.
-    Lin et al. 2023 (https://arxiv.org/abs/2305.08891), algorithm 1, rescale them:
+    The usual schedules leave some signal in x_T, mostly the mean brightness, which the noise that sampling starts from
+    does not have. Lin et al. 2023 (https://arxiv.org/abs/2305.08891), algorithm 1, rescale them:
 
         s_t = (sqrt(abar_t) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T)),   abar_t <- s_t^2
 
     Raises:
-        ValueError: there is one timestep alone, which cannot be both.
+        ValueError: there are fewer than 2 timesteps.
     """
     if len(betas) < 2:
         raise ValueError(f"zero_terminal_snr needs at least 2 timesteps; timesteps is {len(betas)}")

@@ -4,8 +4,8 @@ The three objectives measure the same error in different units: with e = x0 - x0
 
     |noise error|^2 = SNR |e|^2,     |v error|^2 = (SNR + 1) |e|^2.
 
-A weighting is handed this ratio of the objective's squared error to x0's, so that a weighting that is meant for x0
-is written once and divided by it.
+`error_ratio` is this ratio of the objective's squared error to that of x0. A weighting in x0-space is written once and
+divided by it.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from diffusion_core.choices import Choice, choose
 
 
 class Weighting(Protocol):
-    """Gives the factor by which a sample's loss at timestep t is multiplied."""
+    """The factor of the loss at each timestep."""
 
     @property
     def kind(self) -> str:
-        """The name it is chosen by."""
+        """Its name in params.yaml."""
         ...
 
     def __call__(self, snr: Tensor, error_ratio: Tensor) -> Tensor:
-        """Return the weight of each timestep.
+        """Return the weight of each timestep, (T,).
 
         Args:
-            snr: abar / (1 - abar), shape (T,).
-            error_ratio: the objective's squared error in units of x0's, shape (T,).
+            snr: abar / (1 - abar), (T,).
+            error_ratio: ratio of the objective's squared error to that of x0, (T,).
         """
         ...
 
@@ -41,6 +41,7 @@ class SNR(Choice):
     kind: Literal["snr"] = "snr"
 
     def __call__(self, snr: Tensor, error_ratio: Tensor) -> Tensor:
+        """Return SNR / error_ratio, (T,)."""
         return snr / error_ratio
 
 
@@ -48,10 +49,10 @@ class SNR(Choice):
 class MinSNR(Choice):
     """min(SNR, gamma) on the error of x0 (Hang et al. 2023, https://arxiv.org/abs/2303.09556).
 
-    Clean timesteps no longer dominate.
+    The cap keeps timesteps with little noise from dominating.
 
     Attributes:
-        gamma: the cap; greater than 0.
+        gamma: the cap, greater than 0.
     """
 
     kind: Literal["min_snr"] = "min_snr"
@@ -62,6 +63,7 @@ class MinSNR(Choice):
             raise ValueError(f"gamma is {self.gamma}; min-SNR's cap must be greater than 0")
 
     def __call__(self, snr: Tensor, error_ratio: Tensor) -> Tensor:
+        """Return min(SNR, gamma) / error_ratio, (T,)."""
         return snr.clamp(max=self.gamma) / error_ratio
 
 
@@ -70,8 +72,8 @@ class P2(Choice):
     """(k + SNR)^-gamma on the objective's own error (Choi et al. 2022, https://arxiv.org/abs/2204.00227).
 
     Attributes:
-        gamma: strength, at least 0; 0 weighs every timestep alike.
-        k: keeps the weight finite in the noise; greater than 0.
+        gamma: strength, at least 0; 0 gives every timestep the weight 1.
+        k: keeps the weight finite at SNR 0; greater than 0.
     """
 
     kind: Literal["p2"] = "p2"
@@ -85,16 +87,18 @@ class P2(Choice):
             raise ValueError(f"k is {self.k}; p2 needs a value greater than 0")
 
     def __call__(self, snr: Tensor, error_ratio: Tensor) -> Tensor:  # noqa: ARG002
+        """Return (k + SNR)^-gamma, (T,)."""
         return (self.k + snr) ** -self.gamma
 
 
 @dataclass(frozen=True)
 class Uniform(Choice):
-    """1 at every timestep, whichever the objective (Ho et al. 2020, equation 14); for pred_noise the same as `SNR`."""
+    """1 at every timestep for every objective (Ho et al. 2020, equation 14); for pred_noise the same as `SNR`."""
 
     kind: Literal["uniform"] = "uniform"
 
     def __call__(self, snr: Tensor, error_ratio: Tensor) -> Tensor:  # noqa: ARG002
+        """Return ones, (T,)."""
         return snr.new_ones(snr.shape)
 
 
@@ -102,10 +106,10 @@ WeightingChoice = SNR | MinSNR | P2 | Uniform
 
 
 def chosen_weighting(weighting: str | Weighting | None, min_snr: bool, gamma: float) -> Weighting:
-    """Return a weighting that may be given by its name, or min-SNR with the `gamma` of `GaussianDiffusion`.
+    """Return the weighting; build it if it is given by name. `min_snr` selects min-SNR with `gamma`.
 
     Raises:
-        ValueError: there is none of that name, gamma is not above 0, or both ways are taken at once.
+        ValueError: the name is unknown, gamma is not above 0, or both `weighting` and `min_snr` are given.
     """
     if min_snr and weighting is not None:
         raise ValueError(

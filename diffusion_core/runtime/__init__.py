@@ -1,1 +1,1 @@
-"""What the work runs on: threads, memory and compiled kernels."""
+"""The runtime: devices, precision, processes, threads, memory and compiled kernels."""

@@ -1,16 +1,16 @@
-"""The C library's memory allocator, told to keep what a training step gives back."""
+"""Settings of the C library's memory allocator for training."""
 
 import ctypes
 
-# Of mallopt(3).
+# From mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep freed memory for its next allocations, where the C library is glibc; else do nothing.
+    """Make glibc keep freed memory for this process's next allocations; with another C library do nothing.
 
-    By itself glibc returns large blocks to the kernel, which clears each page anew when the next step asks for it: a
-    seventh of a training step on a CPU. The peak of memory stays the same; less is given back before the process ends.
+    By default glibc returns large blocks to the kernel, which clears each page again when the next step allocates it.
+    This takes a seventh of a training step on a CPU. The peak memory stays the same.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""A child process in a group of its own, which never outlives the call that started it."""
+"""Child processes in their own process groups, which never outlive the call that started them."""
 
 import os
 import select
@@ -14,20 +14,20 @@ from typing import IO, Any
 
 import psutil
 
-# Prefect kills a cancelled flow 30 seconds after its TERM.
+# Less than the 30 seconds after which Prefect kills a cancelled flow.
 GRACE_SECONDS = 20.0
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
-    """Run `command` to its end and return its exit code, which is negative for a signal.
+    """Run `command` until it ends, and return its exit code, negative for a signal.
 
-    Whatever ends this call early, a cancelled flow for one, reaches the whole group as TERM: the command, what it has
-    started, and what that has started. Whoever is left after `GRACE_SECONDS` is killed.
+    If an exception ends this call early, for example in a cancelled flow, the whole process group gets TERM: the
+    command and all its descendants. After `GRACE_SECONDS` the rest are killed.
 
     Args:
         command: program and arguments.
-        environment: all variables of the child.
-        take: called with each piece of standard output and standard error, in their order.
+        environment: all environment variables of the child.
+        take: called with each piece of standard output and standard error, in order.
     """
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -60,12 +60,12 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
 
 @contextmanager
 def started(command: Sequence[str], seconds: float, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` for the block at the head of a group, of which nobody is left afterwards.
+    """Run `command` as leader of a new process group during the block, and stop the whole group afterwards.
 
     Args:
         command: program and arguments.
-        seconds: how long the group has after TERM.
-        options: more arguments of `Popen`.
+        seconds: seconds from TERM to KILL.
+        **options: more arguments of `Popen`.
     """
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -81,12 +81,12 @@ def started(command: Sequence[str], seconds: float, **options: Any) -> Iterator[
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back TERM and Ctrl-C until the block has ended.
+    """Delay TERM and INT until the block has ended.
 
-    So no process is started without its owner knowing of it, and whoever presses Ctrl-C twice breaks off no stopping.
+    A signal can then neither arrive between starting a process and storing it, nor interrupt stopping it.
     """
     if threading.current_thread() is not threading.main_thread():
-        # Signals reach the main thread alone.
+        # Only the main thread receives signals.
         yield
         return
     held: list[int] = []
@@ -103,12 +103,12 @@ def signals_held() -> Iterator[None]:
 
 
 def leave(number: int, _: FrameType | None) -> None:
-    """Leave on a signal as a shell would count it, so that whatever was started is stopped on the way."""
+    """Handle a signal by raising `SystemExit` with 128 + signal, so that context managers stop their processes."""
     sys.exit(128 + number)
 
 
 def end_group(leader: int, seconds: float) -> None:
-    """End all of the group that a process leads or led: by TERM, and whoever is left after `seconds` by KILL."""
+    """End all processes of the group of `leader`: by TERM, and by KILL after `seconds`."""
     with suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGTERM)
     deadline = time.monotonic() + seconds
@@ -119,7 +119,7 @@ def end_group(leader: int, seconds: float) -> None:
 
 
 def _lives(group: int) -> bool:
-    """Whether anybody of a process group is left; who is dead and only waits to be counted is not."""
+    """Return whether a process of a group has not ended; a zombie has ended."""
     for process in psutil.process_iter(["status"]):
         with suppress(ProcessLookupError, PermissionError):
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
@@ -128,10 +128,9 @@ def _lives(group: int) -> bool:
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float = float("inf")) -> Iterator[bytes]:
-    """Yield output until nobody can write any more, or until the deadline.
+    """Yield output until all processes have closed it, or until the deadline.
 
-    Closed output is how the end of the last member of the group is seen; whoever holds it open when the command has
-    ended has `GRACE_SECONDS` left.
+    Output closes when the last process of the group ends. After the command has ended, the others have `GRACE_SECONDS`.
     """
     pipe = _pipe(process).fileno()
     while time.monotonic() < deadline:

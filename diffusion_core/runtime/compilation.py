@@ -1,4 +1,4 @@
-"""torch.compile as this project uses it: by regions, and without what Inductor is known to get wrong."""
+"""torch.compile by regions, without an optimisation of Inductor that gives wrong results."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -8,20 +8,20 @@ from torch import nn
 
 from diffusion_core.runtime.recording import ReplayedPasses
 
-# Inductor's fusion of a sum over rows with one over columns, on by default since PyTorch 2.10, gives wrong gradients of
-# normalisation on CUDA: parts of a concatenated one, as of scale and shift, are never written (PyTorch issue 193061),
-# and others have another shape than their parameter (issue 178080).
+# Inductor fuses a sum over rows with a sum over columns by default since PyTorch 2.10. On CUDA this gives wrong
+# gradients of normalisation. Parts of a concatenated gradient, as of scale and shift, are never written (PyTorch issue
+# 193061), and other gradients have another shape than their parameter (issue 178080).
 OPTIONS: dict[str, str | int | bool] = {"triton.mix_order_reduction": False}
 
-# A region is compiled for each shape it has, with gradient and without; Dynamo gives up after 8 by itself.
+# A region is compiled for each shape, with and without gradient; Dynamo's default limit is 8.
 RECOMPILE_LIMIT = 128
 
-# Triton's own limit (NVIDIA Volta).
+# Triton's minimum compute capability (NVIDIA Volta).
 LEAST_CAPABILITY = (7, 0)
 
 
 def compiler_problem(device: torch.device) -> str | None:
-    """Return why nothing can be compiled for a CUDA device, or None."""
+    """Return why compiling for a CUDA device is impossible, or None if it is possible or the device is another."""
     if device.type != "cuda":
         return None
     if find_spec("triton") is None:
@@ -34,19 +34,19 @@ def compiler_problem(device: torch.device) -> str | None:
 
 
 def compile_network(network: nn.Module) -> None:
-    """Let torch.compile build the kernels of a network, in place, when they are first needed.
+    """Compile a network in place with torch.compile, at its first call.
 
-    A network that names its `regions()` is compiled one by one: regions of equal shapes share their kernels, and what
-    lies between them stays as it is. Any other is compiled whole.
+    If the network has `regions()`, each region is compiled separately and regions of equal shapes share kernels; the
+    code between them stays eager. Otherwise the whole network is compiled.
 
-    In this process cuDNN's attention is then switched off, and dropout runs eagerly.
+    This also disables cuDNN's attention in this process, and runs dropout eagerly.
     """
-    # cuDNN's attention is the youngest of PyTorch's four, and over a few hundred pixels it gains nothing.
+    # cuDNN's attention is the newest of PyTorch's four, and is not faster for a few hundred pixels.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # The self-check runs without dropout, so dropout must not be fused into a kernel that it has checked.
+    # The self-check runs without dropout, so dropout must not be fused into the checked kernels.
     torch._dynamo.disallow_in_graph(torch.nn.functional.dropout)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
-    # An Inductor that no longer has the option has nothing to switch off.
+    # Only the options that this version of Inductor has.
     options = {name: value for name, value in OPTIONS.items() if name in torch._inductor.list_options()}
     regions: Iterable[nn.Module] = network.regions() if hasattr(network, "regions") else [network]  # type: ignore[operator]
     for region in regions:
@@ -54,9 +54,9 @@ def compile_network(network: nn.Module) -> None:
 
 
 def compile_for_sampling(network: nn.Module) -> None:
-    """Compile a network in place for passes without gradient, which a CUDA device then replays as graphs.
+    """Compile a network in place for forward passes without gradient; on CUDA, replay them as CUDA graphs.
 
-    One that is compiled whole is not replayed.
+    A network without `regions()` is not replayed.
     """
     compile_network(network)
     if hasattr(network, "regions") and next(network.parameters()).device.type == "cuda":
@@ -64,7 +64,7 @@ def compile_for_sampling(network: nn.Module) -> None:
 
 
 def forget_compilation(network: nn.Module) -> None:
-    """Let a network run as it is written again."""
+    """Make a network run eagerly again."""
     for part in network.modules():
-        # What nn.Module.compile sets; PyTorch has no call that takes it back.
+        # Set by nn.Module.compile; PyTorch has no call to undo it.
         part._compiled_call_impl = None

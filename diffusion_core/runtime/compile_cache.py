@@ -1,8 +1,8 @@
-"""torch.compile's caches in a folder that outlives the process, so that the next one starts at once.
+"""A persistent folder for torch.compile's caches, so that the next process compiles nothing again.
 
-The folder has a sub-folder for each key: PyTorch, Python, device, processor and the code that is compiled. What another
-PyTorch or another machine has written is never read. PyTorch loads what it finds there as code: whoever can write to
-the folder can run code as whoever reads it.
+The folder has a sub-folder for each key: PyTorch, Python, device, processor and the compiled code. Results of another
+PyTorch or another machine are never read. PyTorch executes the files in this folder, so a user with write access can
+run code as the user that reads it.
 """
 
 import errno
@@ -20,41 +20,41 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# Whose code is compiled. A key that another state of it made is never used again, and goes.
+# The folders of the compiled code. When it changes, so does the key, and the old key is removed later.
 PACKAGE = Path(__file__).parent.parent
 COMPILED = (PACKAGE / "networks", PACKAGE / "runtime")
 
-# Each key's marker; its time is that of the last use.
+# A file in each key's folder; its modification time is that of the last use.
 LAST_USE = "compile-cache-last-use"
 UNUSED_SECONDS = 30 * 24 * 3600.0
 
-# What this process has set for another device before; not the user's.
+# Values that this process has set, for example for another device; not set by the user.
 _set_here: set[str] = set()
 
-# What a folder must have room for; the kernels of a small network take more.
+# Free space that the folder must have; the kernels of a small network need more.
 PROBE_BYTES = 2**20
 
 
 def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
-    """Let torch.compile keep its results in a folder, and find there what earlier processes compiled.
+    """Make torch.compile store its results in `folder` and reuse those of earlier processes.
 
-    Call it before the first compilation. Keys that have not been used for 30 days are removed. A
-    TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR that the user has set stays.
+    Call it before the first compilation. It removes keys that have not been used for 30 days. It does not change a
+    TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR that the user has set.
 
     Returns:
-        Where the results are kept; None if the folder cannot be used. A warning then says why, and PyTorch's own
+        The folder of the results; None if `folder` cannot be used. Then a warning gives the reason, and PyTorch's
         temporary folder stays in use.
     """
     if own := _set_by_user("TORCHINDUCTOR_CACHE_DIR"):
         return Path(own).absolute()
     try:
-        # Absolute, because the processes that compile may have another current folder.
+        # Absolute, because compiler processes may have another working directory.
         folder = Path(os.path.realpath(folder))
         path = folder / _key(device)
         _check_name(path)
         path.mkdir(parents=True, exist_ok=True)
         (path / LAST_USE).touch()
-        # First, because it makes room.
+        # Before the check, because it frees space.
         _remove_unused(path)
         _check(path)
     except OSError as error:
@@ -65,7 +65,7 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
             error.strerror or error,
         )
         return None
-    # PyTorch reads them at each compilation, and hands them to the processes that compile.
+    # PyTorch reads the variables at each compilation and passes them to compiler processes.
     triton = _set_by_user("TRITON_CACHE_DIR")
     _set_here.update((str(path / "inductor"), str(path / "triton")))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path / "inductor")
@@ -75,7 +75,7 @@ def use_compile_cache(folder: Path, device: torch.device) -> Path | None:
 
 
 def _set_by_user(variable: str) -> str | None:
-    """Return the variable's value unless it is PyTorch's default, which importing torch._dynamo writes there."""
+    """Return the variable's value, or None if it is PyTorch's default, which importing torch._dynamo sets."""
     value = os.environ.get(variable)
     if not value or value in _set_here or value.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
         return None
@@ -83,14 +83,14 @@ def _set_by_user(variable: str) -> str | None:
 
 
 def _key(device: torch.device) -> str:
-    """Return the file name of what this process can load: readable first, then a digest."""
+    """Return the name of this process's key: readable parts, then a digest."""
     processor, details = _processor()
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{torch.cuda.get_device_name(device)} sm{major}{minor}"
     else:
         name = f"{device.type} {processor}"
-    # The processor matters beside a GPU too: there the C compiler builds what launches the kernels.
+    # The processor also matters for a GPU: the C compiler builds the code that launches kernels.
     digest = hashlib.sha256("\n".join([platform.machine(), *platform.libc_ver(), details]).encode())
     for folder in COMPILED:
         for file in sorted(folder.rglob("*.py")):
@@ -100,9 +100,9 @@ def _key(device: torch.device) -> str:
 
 
 def _processor() -> tuple[str, str]:
-    """Return the processor's name, and what it can do: PyTorch compiles for exactly that (-march=native).
+    """Return the processor's name and its features; PyTorch compiles for exactly these (-march=native).
 
-    Virtual machines give different processors one name, and code of one stops with SIGILL on the other.
+    Virtual machines may give different processors the same name; code for one can then end with SIGILL on another.
     """
     try:
         first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
@@ -114,41 +114,40 @@ def _processor() -> tuple[str, str]:
 
 
 def _check_name(path: Path) -> None:
-    """Check that the compiler takes the path.
+    """Check that the C compiler accepts the path.
 
     Raises:
-        OSError: it does not.
+        OSError: the path has white space or quotes.
     """
     if re.search(r"[\s'\"\\]", str(path)):
         raise OSError(errno.EINVAL, "the C compiler's command takes no white space or quotes in a path")
 
 
 def _check(path: Path) -> None:
-    """Check that results can be written there and loaded.
+    """Check that shared libraries can be written to the folder and loaded from it.
 
     Raises:
         OSError: they cannot.
     """
-    # Results are libraries.
     if hasattr(os, "statvfs") and os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
         raise OSError(errno.EACCES, "it is mounted with noexec")
     with tempfile.NamedTemporaryFile(dir=path) as file:
-        # Random, because a file system may keep zeros without room.
+        # Random bytes, because a file system may store zeros without using space.
         file.write(os.urandom(PROBE_BYTES))
         file.flush()
         os.fsync(file.fileno())
 
 
 def _remove_unused(current: Path) -> None:
-    """Remove the keys beside the current one that have not been used for 30 days; other processes may do the same."""
+    """Remove other keys that have not been used for 30 days; other processes may do so at the same time."""
     for path in current.parent.glob("torch-*"):
         try:
             unused = time.time() - (path / LAST_USE).stat().st_mtime
         except OSError:
-            # No key, or another process has just removed it.
+            # Not a key, or another process has just removed it.
             continue
         if path != current and unused > UNUSED_SECONDS:
-            # The marker goes last: a removal that is cut short is finished by the next.
+            # The marker is removed last, so that a later process completes an interrupted removal.
             for name in ("inductor", "triton"):
                 shutil.rmtree(path / name, ignore_errors=True)
             shutil.rmtree(path, ignore_errors=True)

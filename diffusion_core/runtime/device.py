@@ -1,4 +1,4 @@
-"""Which devices the work runs on, and how many processes share it."""
+"""Selects the device, the number of processes, the precision, compilation and threads."""
 
 import os
 from typing import Literal
@@ -13,15 +13,15 @@ from diffusion_core.runtime.threads import ThreadChoice, candidates
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Return a device: "cuda", "mps" or "cpu"; "auto" takes CUDA, then Apple's GPU, then the CPU.
+    """Return the device of this process.
 
-    Of several processes on a machine, each gets a GPU of its own.
+    Each of several processes on a machine gets its own GPU.
 
     Args:
-        wanted: of DIFFUSION_DEVICE.
+        wanted: the value of DIFFUSION_DEVICE: "cuda", "mps", "cpu", or "auto" for the first of these that exists.
 
     Raises:
-        UserError: the named device is not on this machine, or there are more processes than devices.
+        UserError: this machine does not have the device, or there are more processes than devices.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     kind = next(name for name, there in available.items() if there) if wanted == "auto" else wanted
@@ -37,21 +37,21 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def why_no_cuda() -> str:
-    """Return why no CUDA GPU is available, with the remedy where the build of PyTorch is the reason."""
+    """Return why no CUDA GPU is available, with the remedy if this build of PyTorch has no CUDA."""
     if torch.version.cuda:
         return "PyTorch finds none"
     return "this PyTorch is built without CUDA (https://pytorch.org/get-started/locally has builds with it)"
 
 
 def choose_processes(wanted: Literal["auto"] | int, device: torch.device) -> int:
-    """Return how many processes share the work on this machine; "auto" is one a GPU, or one.
+    """Return how many processes share the work on this machine.
 
     Args:
-        wanted: of DIFFUSION_PROCESSES.
-        device: on which they compute.
+        wanted: the value of DIFFUSION_PROCESSES; "auto" is one process per CUDA GPU, else one.
+        device: the device of the work.
 
     Raises:
-        UserError: there are more of them than devices.
+        UserError: there are more processes than devices.
     """
     if wanted == "auto":
         return _devices(device.type) if device.type == "cuda" else 1
@@ -64,10 +64,10 @@ def choose_processes(wanted: Literal["auto"] | int, device: torch.device) -> int
 
 
 def choose_dtype(wanted: str, device: torch.device) -> Precision:
-    """Return the precision that DIFFUSION_PRECISION asks for, with its reason.
+    """Return the precision for the value of DIFFUSION_PRECISION, with its reason.
 
     Raises:
-        UserError: the device lacks it.
+        UserError: the device has no hardware for it.
     """
     try:
         return choose_precision(wanted, device)
@@ -76,22 +76,22 @@ def choose_dtype(wanted: str, device: torch.device) -> Precision:
 
 
 def choose_compiled(wanted: str, device: torch.device) -> bool:
-    """Return whether the network is compiled: "on", "off", or "auto", which does it on a CUDA GPU.
+    """Return whether to compile the network: "on", "off", or "auto" for only on a CUDA GPU.
 
-    On two CPU cores compiling took 82 s and made a training step no faster.
+    On two CPU cores, compiling took 82 s and did not make a training step faster.
     """
     return device.type == "cuda" if wanted == "auto" else wanted == "on"
 
 
 def choose_threads(wanted: Literal["auto"] | int, device: torch.device, ranks: Ranks) -> ThreadChoice | None:
-    """Return what chooses the threads of each training step: on a CPU, where one process trains."""
+    """Return the `ThreadChoice` of a training on a CPU with one process, else None."""
     if device.type != "cpu" or ranks.count > 1:
         return None
     return ThreadChoice(candidates(torch.get_num_threads()) if wanted == "auto" else (wanted,))
 
 
 def cores() -> int:
-    """Return how many processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -104,9 +104,9 @@ def _names(kind: str) -> str:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; the host does not wait for a CUDA GPU.
+    """Return the tensor on the device, without host-device synchronisation on CUDA.
 
-    Such a copy is asynchronous from pinned memory alone, which PyTorch keeps until the copy is done.
+    Only a copy from pinned memory is asynchronous. PyTorch keeps that memory until the copy is done.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""The processes that share a stage's work, as torchrun's variables tell of them.
+"""The processes that share a stage's work, from torchrun's environment variables.
 
-Whoever starts the processes, this project's own launcher (`launch.py`), torchrun (which SLURM starts once a machine) or
-a Kubernetes training job, sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each of
-them. Without these there is one process, and everything here does nothing.
+The launcher sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each process. It is
+`launch.py`, torchrun (which SLURM starts once per machine) or a Kubernetes training job. Without these variables there
+is one process, and the functions here do nothing.
 """
 
 import os
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from diffusion_core.errors import UserError
 
-# How long ranks wait for one that is busy, with a preview say; one that has died is noticed at once.
+# How long ranks wait for a busy rank, for example during a preview. The end of a rank is detected at once.
 PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share its work.
+    """The rank of this process and the number of processes.
 
     Attributes:
-        index: its number; 0 alone writes files and speaks to MLflow.
-        count: how many processes there are.
+        index: rank of this process; only rank 0 writes files and uses MLflow.
+        count: number of processes.
     """
 
     index: int = 0
@@ -36,17 +36,17 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the results."""
+        """Whether this process is rank 0, which writes the results."""
         return self.index == 0
 
     def share(self, total: int) -> range:
-        """Return this process's part of 0 .. total-1: equal parts, of which the first may have one more."""
+        """Return this process's part of 0 .. total-1; the sizes of parts differ by at most one."""
         each, rest = divmod(total, self.count)
         start = self.index * each + min(self.index, rest)
         return range(start, start + each + (self.index < rest))
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the greatest value that any process gave; all must call it, and none waits for its device."""
+        """Return the greatest `value` of all processes; all must call it. It does not wait for a device."""
         if self.count == 1:
             return value
         greatest = torch.tensor(value)
@@ -54,7 +54,7 @@ class Ranks:
         return int(greatest)
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
-        """Return the mean of the tensors that the processes give, on their device."""
+        """Return the mean of `value` over all processes, on its device; all must call it."""
         if self.count == 1:
             return value
         total = value.clone()
@@ -62,11 +62,11 @@ class Ranks:
         return total / self.count
 
     def gather(self, rows: Tensor, total: int) -> Tensor | None:
-        """Return all rows, (total, ...), on the first process and None on the others.
+        """Return all rows, (total, ...), on the main rank and None on the others.
 
         Args:
-            rows: those of this process's `share`, on the host.
-            total: how many there are of all.
+            rows: the rows of this process's `share`, on the host.
+            total: number of rows of all processes.
         """
         if self.count == 1:
             return rows
@@ -80,7 +80,7 @@ class Ranks:
         return torch.cat([part[: len(Ranks(i, self.count).share(total))] for i, part in enumerate(parts)])
 
     def broadcast(self, content: bytes) -> bytes:
-        """Return the first process's bytes; what the others give does not matter."""
+        """Return the `content` of the main rank on all ranks."""
         if self.count == 1:
             return content
         size = torch.tensor(len(content))
@@ -92,23 +92,23 @@ class Ranks:
         return bytes(buffer.numpy())
 
     def ddp(self, module: nn.Module) -> nn.Module:
-        """Return a module that is called like this one, and whose gradients are the means over all processes."""
+        """Return the module in DistributedDataParallel, so that gradients are averaged over all processes."""
         if self.count == 1:
             return module
-        # So it says of 1x1 kernels, whose layouts differ in name alone.
+        # PyTorch warns about 1x1 kernels, although their memory layouts are equal.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
-            # That the argument has a new name, which older versions do not know.
+            # The argument has a new name that older versions do not accept.
             warnings.simplefilter("ignore", FutureWarning)
-            # The buffers are tables that all processes have alike.
+            # The buffers are tables that are equal on all processes.
             return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 def assert_same_on_all_ranks(what: str, ranks: Ranks) -> None:
-    """Compare a text with the first process's.
+    """Check that a text equals that of the main rank.
 
     Raises:
-        UserError: it is another, so the processes would train different things.
+        UserError: the texts differ, so the processes would train on different data or parameters.
     """
     if ranks.broadcast(what.encode()).decode() != what:
         raise UserError(
@@ -123,21 +123,21 @@ def is_started() -> bool:
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine."""
+    """Return this process's rank on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_count() -> int:
-    """Return how many processes share this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the processes for the block.
+    """Join the process group for the block, and yield this process's rank.
 
-    When the block raises, the group is left as it is: the others find out by the end of this process, and taking
-    leave of those that wait for it could last for ever.
+    If the block raises, the group is not destroyed, because that could wait forever. The other ranks detect the end of
+    this process.
     """
     if not is_started():
         yield Ranks()

@@ -1,7 +1,7 @@
-"""Starting several processes of one stage on this machine, with torchrun's variables.
+"""Starts several processes of one stage on this machine, with torchrun's environment variables.
 
-They stay in this process's group, so whoever stops that group stops all of them. (torchrun itself gives each a session
-of its own, in which a flow that is killed would leave them behind.)
+They stay in this process's group, so that stopping the group stops all of them. torchrun gives each process its own
+session, so its processes would outlive a killed flow.
 """
 
 import ctypes
@@ -16,21 +16,23 @@ from types import FrameType
 
 from diffusion_core.runtime.device import cores
 
-# After TERM, processes have so long to write a checkpoint; all are gone within half a minute.
+# Seconds from TERM to KILL, to write a checkpoint.
 GRACE_SECONDS = 20.0
 
-# Exit codes of a training that was asked to stop.
+# Exit codes of a training process that TERM or INT stopped.
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
-# Of prctl(2).
+# From prctl(2).
 PR_SET_PDEATHSIG = 1
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `python -m diffusion_core` with these arguments in `count` processes.
 
-    Returns the exit code of the first to fail, as a shell counts it, or 0. When one fails, the others are asked to
-    stop, and killed if they do not. TERM and Ctrl-C are passed on.
+    If one fails, the others get TERM, and KILL after `GRACE_SECONDS`. TERM and INT are forwarded to all processes.
+
+    Returns:
+        The exit code of the first process that failed, 128 + signal for a signal; 0 if none failed.
     """
     children: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
@@ -60,7 +62,7 @@ def _variables(count: int) -> dict[str, str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     defaults = {
-        # Otherwise each process would use all cores.
+        # Otherwise each process would use all cores:
         "OMP_NUM_THREADS": str(max(1, cores() // count)),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     }
@@ -74,15 +76,15 @@ def _variables(count: int) -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Let Linux stop this process when the one that started it dies, even by KILL."""
+    """Make Linux send TERM to this process when its parent ends, even by KILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int:
-    """Wait until all have ended; return the exit code of the first to fail, as a shell counts it.
+    """Wait until all have ended; return the exit code of the first that failed, 128 + signal for a signal.
 
-    Who was asked to stop takes the time that a checkpoint takes.
+    Without a failure there is no deadline: after TERM or INT, each process first writes its checkpoint.
     """
     failure: int | None = None
     deadline = float("inf")

@@ -1,4 +1,4 @@
-"""What the network computes in: float32, or bfloat16 where the device multiplies it in hardware."""
+"""The precision of the network: float32, or bfloat16 on devices with hardware for it."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,13 @@ import torch
 
 
 class Precision(NamedTuple):
-    """The dtype of the network's products, and why it was chosen.
+    """The dtype of the network's matrix products.
 
-    Weights, the loss, its gradient's sum over micro-batches and all updates stay in float32, and so do the statistics
-    of normalisation.
+    Weights, the loss, accumulated gradients, updates and the statistics of normalisation are always float32.
+
+    Attributes:
+        dtype: float32 or bfloat16.
+        reason: why it was chosen.
     """
 
     dtype: torch.dtype
@@ -20,14 +23,14 @@ class Precision(NamedTuple):
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
-    """Return what to compute in.
+    """Return the precision to compute in.
 
     Args:
-        precision: "float32", "bfloat16" or "auto": bfloat16 where the hardware has it.
-        device: where the training runs.
+        precision: "float32", "bfloat16", or "auto" for bfloat16 if the device has hardware for it.
+        device: the device of the network.
 
     Raises:
-        ValueError: the precision is unknown, or the device lacks it.
+        ValueError: the precision is unknown, or the device has no hardware for it.
     """
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is {precision!r}; it must be auto, float32 or bfloat16")
@@ -44,9 +47,9 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 
 def _bfloat16_hardware(device: torch.device) -> str | None:
-    """Return the name of what multiplies bfloat16, or None."""
+    """Return the name of the hardware that multiplies bfloat16, or None."""
     if device.type == "cuda":
-        with torch.cuda.device(device):  # PyTorch asks the current one
+        with torch.cuda.device(device):  # PyTorch checks the current device
             return torch.cuda.get_device_name() if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return "AMX"

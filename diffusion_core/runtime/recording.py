@@ -1,4 +1,4 @@
-"""Functions of tensors that a CUDA device replays by itself: one launch by the host in the place of thousands."""
+"""CUDA graphs of functions of tensors: one launch by the host replaces thousands."""
 
 import logging
 from collections.abc import Callable
@@ -13,24 +13,28 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Inputs = tuple[Tensor | None, ...]
 
-# Recordings of one function; each keeps memory of its own. Micro-batches of an odd size have many combinations of
-# shapes: their numbers of self-conditioning estimates differ.
+# Maximum number of recordings of one function, because each keeps its own memory. Micro-batches of an odd size have
+# many combinations of shapes, because their numbers of self-conditioning estimates differ.
 MOST = 4
 
 
 class Recording(Generic[Result]):
-    """One run of a function on a CUDA device, recorded as a graph (nothing is computed yet) and replayed by each call.
+    """A function recorded as a CUDA graph, which each call replays. Recording computes no results.
 
-    The function must do the same work whatever its inputs hold, and must have run before with such inputs. Its results
-    are overwritten by the next call. Random numbers of torch's global generator are new in each replay.
+    The function's operations must not depend on the values of its inputs, and it must have run with inputs of these
+    shapes before. The next call overwrites the results. Each replay uses new numbers of PyTorch's global generator.
+
+    Args:
+        function: the function of tensors on one CUDA device.
+        inputs: tensors with the shapes and dtypes of later calls; some may be None.
 
     Raises:
-        RuntimeError: the function does what a graph cannot hold, or memory is too small; nothing was computed.
+        RuntimeError: a CUDA graph cannot record the function, or memory is too small.
     """
 
     def __init__(self, function: Callable[..., Result], inputs: Inputs) -> None:
         self._device = next(each.device for each in inputs if each is not None)
-        with torch.inference_mode(False):  # else they could be written in inference mode alone
+        with torch.inference_mode(False):  # inference tensors can be written only in inference mode
             self._inputs = tuple(None if each is None else each.clone() for each in inputs)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device):
@@ -38,10 +42,10 @@ class Recording(Generic[Result]):
             offset = torch.cuda.default_generators[index].get_offset()
             pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
             stream.wait_stream(torch.cuda.current_stream(self._device))
-            # Entered here too, because a capture that is refused does not leave its stream.
+            # Entered here too, because a failed capture does not exit its stream.
             with torch.cuda.stream(stream):
                 try:
-                    # Other threads, that read the next batch say, may use the device meanwhile.
+                    # Other threads may use the device meanwhile, for example to read the next batch.
                     with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):
                         self._result: Result = function(*self._inputs)
                 except BaseException:
@@ -50,6 +54,7 @@ class Recording(Generic[Result]):
             torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def __call__(self, *inputs: Tensor | None) -> Result:
+        """Copy the inputs, replay the graph and return the results, which the next call overwrites."""
         with torch.cuda.device(self._device):
             for own, given in zip(self._inputs, inputs, strict=True):
                 if own is not None and given is not None:
@@ -59,21 +64,22 @@ class Recording(Generic[Result]):
 
 
 def _end_refused_capture(index: int, pool: tuple[int, int], offset: int) -> None:
-    """Undo what PyTorch leaves behind where CUDA refuses a capture at its end: memory and random numbers of the graph.
+    """Release the memory pool and reset the generator after a failed capture, which PyTorch does not do.
 
     Args:
-        index: of the device.
-        pool: of the graph.
-        offset: where the device's global generator stood before the capture.
+        index: index of the device.
+        pool: the graph's memory pool.
+        offset: offset of the device's global generator before the capture.
     """
-    # Products of matrices keep a workspace in the graph's pool.
+    # Matrix products keep a workspace in the graph's pool.
     torch._C._cuda_clearCublasWorkspaces()
-    # Tensors would still be allocated in that pool, and its memory never be released. PyTorch has no public call for
-    # either. A capture that failed before its end has released the pool already; then the first call raises.
+    # Otherwise tensors would still be allocated in that pool, and its memory would never be released. PyTorch has no
+    # public calls for this. If the capture failed before its end, the pool is released already and the first call
+    # raises.
     with suppress(RuntimeError):
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
-    # And the generator would still count for the graph.
+    # The generator would still use the graph's state.
     own = torch.cuda.default_generators[index]
     other = torch.Generator(f"cuda:{index}").manual_seed(own.initial_seed())
     other.set_offset(offset)
@@ -81,14 +87,14 @@ def _end_refused_capture(index: int, pool: tuple[int, int], offset: int) -> None
 
 
 class Replayed(Generic[Result]):
-    """A function that runs once as it is, which compiles and chooses kernels, and is replayed from then on.
+    """A function that runs normally at the first call, to compile and select kernels, and then as a CUDA graph.
 
-    Each combination of shapes and types has a recording of its own, of which there are at most `MOST`. What is beyond
-    that, or cannot be recorded, runs as it is, after a warning.
+    Each combination of shapes and dtypes has its own recording, at most `MOST`. Beyond that, or if recording fails, the
+    function runs normally after a warning.
 
     Args:
-        function: of tensors on one CUDA device, some of which may be None; see `Recording`.
-        name: what it is, for warnings.
+        function: a function of tensors on one CUDA device, some of which may be None; see `Recording`.
+        name: its name in warnings.
     """
 
     def __init__(self, function: Callable[..., Result], name: str) -> None:
@@ -99,6 +105,7 @@ class Replayed(Generic[Result]):
         self._warned = False
 
     def __call__(self, *inputs: Tensor | None) -> Result:
+        """Return the function's result for the inputs; the next call may overwrite it."""
         shapes = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
         signature = (shapes, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         if signature in self._warm and signature not in self._recordings:
@@ -128,9 +135,12 @@ class Replayed(Generic[Result]):
 
 
 class ReplayedPasses:
-    """The forward pass of a denoising network, replayed where no gradient is asked for.
+    """The forward pass of a denoising network, replayed as a CUDA graph if gradients are disabled.
 
-    Takes the place of the network's own `forward`. Results are new tensors.
+    Replaces the network's `forward`. Results are new tensors.
+
+    Args:
+        network: the network, on a CUDA device.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -139,10 +149,11 @@ class ReplayedPasses:
         self._self_condition: bool = getattr(network, "self_condition", False)
 
     def __call__(self, x: Tensor, t: Tensor, *conditions: Tensor | None) -> Tensor:
+        """Return the network's output for x_t, t, x0-hat and labels."""
         if torch.is_grad_enabled():
             return self._forward(x, t, *conditions)
         if self._self_condition and (not conditions or conditions[0] is None):
-            # What the network itself takes for none, so that the first step of sampling needs no recording of its own.
+            # The network's default, zeros, so that the first sampling step needs no separate recording.
             conditions = (torch.zeros_like(x), *conditions[1:])
         output: Tensor = self._replayed(x, t, *conditions)
         return output.clone()

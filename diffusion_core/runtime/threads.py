@@ -1,11 +1,11 @@
-"""How many OpenMP threads a training on a CPU uses, chosen by measuring steps.
+"""Chooses the number of OpenMP threads of training on a CPU by measuring steps.
 
-All cores are best on a quiet machine. Beside another busy process they are the worst choice: each parallel loop waits
-for the thread that lost its core. Beside one, on two cores, the demo trains at a third of its speed with two threads
-and at 0.85 of it with one (benchmarks/busy_cpu.json).
+All cores are best on an idle machine. If another process is busy they are the worst choice, because each parallel loop
+waits for the thread that lost its core. On two cores with one busy process, the demo trains at a third of its speed
+with two threads and at 0.85 of it with one (benchmarks/busy_cpu.json).
 
-The number of threads changes the rounding of gradients. So it is training state: a checkpoint holds it, and on a quiet
-machine the step's number alone decides when another number is tried.
+The number of threads changes the rounding of gradients, so it is training state and saved in checkpoints. On an idle
+machine, only the step number determines when another count is tried.
 """
 
 import logging
@@ -18,27 +18,27 @@ from typing import Any
 
 import torch
 
-# Steps of one trial; the fastest counts. The first step with another count is slower: it took 1.4 times as long.
+# Steps of one trial; its result is the fastest. The first step with another count is slower: it took 1.4 times as long.
 TRIAL_STEPS = 3
-# Steps before the first trial: one in which PyTorch and its allocator warm up, then as many as a trial has.
+# Steps before the first trial: one warm-up step of PyTorch and its allocator, then `TRIAL_STEPS`.
 START_STEPS = 1 + TRIAL_STEPS
-# While the first trial's choice is not the largest count, a larger one is tried at this step, and whenever the number
-# has doubled. The first trial may have met a busy process.
+# If the first trial did not choose the largest count, a larger one is tried at this step and at each doubling of it.
+# A process that was busy during the first trial may have ended.
 AGAIN_STEP = 100
-# A smaller count replaces a larger one if it is so many times as fast. Noise of 10% hardly ever adds up to that.
+# A smaller count replaces a larger one if it is faster by this factor; noise of 10% hardly ever reaches it.
 GAIN = 1.2
-# Smaller counts than one that takes so many times the fastest's seconds are not tried: they would be slower still.
+# If a count is slower than the fastest by this factor, smaller counts are not tried: they would be slower still.
 LOSS = 1.5
-# A trial ends after a first step that takes so many times the fastest's seconds; beside a busy process it may be 30.
-# Halves and doubles of a count differ by less on a quiet machine, where noise must not decide how long a trial lasts.
+# A trial ends early if its first step is slower than the fastest by this factor; with a busy process it may be 30.
+# On an idle machine, halving or doubling a count changes less, so that noise does not end a trial.
 GIVE_UP = 3.0
-# The machine is busy if steps take so many times their best seconds, over so many stretches in a row. A stretch is one
-# step, or the steps of one second: scheduling makes short steps fast and slow by turns.
+# The machine is busy if steps are slower than the best by `SLOW` over `SLOW_STRETCHES` consecutive stretches. A stretch
+# is one step, or the steps of one second, because scheduling makes short steps alternate between fast and slow.
 SLOW = 1.7
 SLOW_STRETCHES = 3
 STRETCH_SECONDS = 1.0
-# Seconds of training after which a larger count is tried again on a busy machine. The wait doubles with each trial that
-# does not pay, and whenever the machine is busy again soon.
+# Seconds of training until a larger count is tried again on a busy machine. The wait doubles after each trial without
+# gain, and if the machine is soon busy again.
 FIRST_WAIT = 30.0
 LONGEST_WAIT = 600.0
 
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def candidates(cores: int) -> tuple[int, ...]:
-    """Return the counts worth a trial: all cores, halves of them, down to one thread.
+    """Return the counts to try: all cores, then repeated halves, down to one thread.
 
     Raises:
         ValueError: `cores` is below 1.
@@ -57,30 +57,30 @@ def candidates(cores: int) -> tuple[int, ...]:
 
 
 def _doubled(steps: int) -> bool:
-    """Return whether `steps` is `AGAIN_STEP`, or that number doubled once or more."""
+    """Return whether `steps` is `AGAIN_STEP` times a power of two."""
     times, remainder = divmod(steps, AGAIN_STEP)
     return remainder == 0 and times.bit_count() == 1
 
 
 @dataclass
 class _State:
-    """What a checkpoint holds. Durations are seconds a step.
+    """The state in a checkpoint. Durations are seconds per step.
 
     Args:
-        count: threads in use, trials aside.
-        chosen: the most threads that trials have chosen so far; None before the first trial has ended.
-        steps: steps taken.
-        best: the shortest duration by count.
-        last: the last steps with `count`, at most `TRIAL_STEPS`.
-        stretch_seconds: of the stretch that has not ended.
-        stretch_steps: of the stretch that has not ended.
-        slow: the slow stretches in a row, up to now, at most `SLOW_STRETCHES`.
+        count: threads in use outside trials.
+        chosen: the greatest count chosen by a trial so far; None before the first trial has ended.
+        steps: number of steps so far.
+        best: the shortest duration of each count.
+        last: durations of the last steps with `count`, at most `TRIAL_STEPS`.
+        stretch_seconds: seconds of the current stretch.
+        stretch_steps: steps of the current stretch.
+        slow: mean durations of the latest consecutive slow stretches, at most `SLOW_STRETCHES`.
         rest: seconds of training since the last trial.
-        wait: seconds of training from the last trial to the next, on a busy machine.
-        futile: the last trial of smaller counts changed nothing, so the next waits.
-        rivals: counts of the trial under way; the first is being tried.
-        taken: steps with the count that is being tried.
-        tried: duration by count in the trial under way, with that of `count`.
+        wait: seconds of training between trials on a busy machine.
+        futile: whether the last trial of smaller counts changed nothing, so that the next one waits.
+        rivals: counts left in the current trial; the first is in use.
+        taken: durations of steps with the count in trial.
+        tried: duration of each count in the current trial, including `count`.
     """
 
     count: int
@@ -100,17 +100,17 @@ class _State:
 
 
 class ThreadChoice:
-    """Sets PyTorch's number of threads for each training step; for a CPU and one process alone.
+    """Sets PyTorch's number of threads for each training step; only for a CPU and one process.
 
-    At fixed steps near the start it tries the smaller counts. It tries them again when steps become slow, and returns
-    to a larger count once that is faster. Call `close` when the training ends.
+    It tries smaller counts at fixed steps near the start and when steps become slow. It returns to a larger count when
+    that is faster. Call `close` when training ends.
 
     Args:
-        candidates: counts to choose from, falling, each at least 1. With a single one nothing is ever tried.
-        clock: returns seconds; only differences count.
+        candidates: counts to choose from, in decreasing order, each at least 1. A single count means no trials.
+        clock: returns seconds; only differences matter.
 
     Raises:
-        ValueError: `candidates` is empty, does not fall, or has a number below 1.
+        ValueError: `candidates` is empty, not decreasing, or has a number below 1.
     """
 
     def __init__(self, candidates: Sequence[int], clock: Callable[[], float] = time.perf_counter) -> None:
@@ -128,9 +128,9 @@ class ThreadChoice:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Set the number of threads for the one training step that runs within, and time it.
+        """Set the number of threads for the training step in the block, and time it.
 
-        A step that raises an error is not counted.
+        A step that raises an error does not count.
         """
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
@@ -139,20 +139,20 @@ class ThreadChoice:
         self._took(self._clock() - began)
 
     def close(self) -> None:
-        """Set the number of threads that the process had when this was made."""
+        """Restore the number of threads that the process had before."""
         torch.set_num_threads(self._before)
 
     def state(self) -> dict[str, Any]:
-        """Return, as JSON, what `restore` needs to go on with the same numbers of threads."""
+        """Return the state for `restore`, as JSON values."""
         content = asdict(self._state)
         for name in ("best", "tried"):  # JSON's keys are strings
             content[name] = {str(count): seconds for count, seconds in content[name].items()}
         return {"candidates": list(self.candidates), **content}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` returned.
+        """Restore the result of `state()`.
 
-        If it was chosen from other candidates, as on another machine, measuring begins again with the largest.
+        If the candidates differ, as on another machine, start again with the largest count.
         """
         content = dict(state)
         if tuple(content.pop("candidates")) != self.candidates:
@@ -165,7 +165,7 @@ class ThreadChoice:
     # --- the rules
 
     def _took(self, seconds: float) -> None:
-        """Learn from a step, and decide whether a trial begins, goes on or ends."""
+        """Add the duration of a step, and start, continue or end a trial."""
         state = self._state
         state.steps += 1
         if state.rivals:
@@ -184,14 +184,14 @@ class ThreadChoice:
             soon = state.rest <= 2 * state.wait
             state.wait = min(2 * state.wait, LONGEST_WAIT) if soon else FIRST_WAIT
             self._begin(smaller, fmean(state.slow))
-        elif state.count < state.chosen:  # the machine was busy, so the time may decide
+        elif state.count < state.chosen:  # the machine was busy, so time and not only steps may decide
             if state.rest >= state.wait and len(state.last) == TRIAL_STEPS:
                 self._begin(larger, min(state.last))
         elif _doubled(state.steps):
             self._begin(larger, min(state.last))
 
     def _busy(self, seconds: float) -> bool:
-        """Return whether the stretch that this step ends is the last of several slow ones."""
+        """Return whether this step ends the last of `SLOW_STRETCHES` consecutive slow stretches."""
         state = self._state
         state.stretch_seconds += seconds
         state.stretch_steps += 1
@@ -204,12 +204,12 @@ class ThreadChoice:
         return len(state.slow) == SLOW_STRETCHES
 
     def _begin(self, rivals: list[int], seconds: float) -> None:
-        """Begin to compare `rivals`, in this order, with the count in use, which takes `seconds` a step."""
+        """Start a trial of `rivals`, in this order, against the current count, which takes `seconds` per step."""
         if rivals:
             self._state.rivals, self._state.tried = rivals, {self._state.count: seconds}
 
     def _compare(self, seconds: float) -> None:
-        """Take in a step of the trial under way; end the trial where what is left of it is not worth its time."""
+        """Add a step of the current trial; end the trial if the remaining counts cannot be better."""
         state = self._state
         state.taken = [*state.taken, seconds]
         fastest, duration = min(state.tried.values()), min(state.taken)
@@ -223,9 +223,9 @@ class ThreadChoice:
             self._end(climbs)
 
     def _end(self, climbs: bool) -> None:
-        """Keep the best of the counts that were tried."""
+        """Select the best count of the trial."""
         state = self._state
-        # A larger count than the one in use must be faster; a smaller one, faster by a margin.
+        # A larger count must be faster than the current one; a smaller count must be faster by `GAIN`.
         limit = min(state.tried.values()) * (1.0 if climbs else GAIN)
         kept = max(count for count, seconds in state.tried.items() if seconds <= limit)
         if kept != state.count:

@@ -1,10 +1,9 @@
-"""Run `prefect worker start` with the options given, and stop it in good order.
+"""Run `prefect worker start` with the given options, and stop its flow runs before it.
 
     python -m diffusion_core.runtime.worker --pool POOL
 
-On TERM, Prefect's worker leaves within a second and tells its flow runs nothing. In a container they would then be
-killed: no checkpoint, and runs that Prefect takes for running. So the flow runs are stopped first, and the worker
-waits.
+On TERM, Prefect's worker exits within a second and sends its flow runs no signal. In a container they would then be
+killed without a checkpoint, and Prefect would show them as running. So this process stops the flow runs first.
 """
 
 import signal
@@ -16,12 +15,12 @@ from types import FrameType
 
 import psutil
 
-# Below stop_grace_period in docker/compose.yaml, and above what a flow gives its stage.
+# Less than stop_grace_period in docker/compose.yaml, and more than the time that a flow gives its stage.
 STOP_SECONDS = 45.0
 
 
 def runs_still(process: psutil.Process) -> bool:
-    """Whether a process has not ended; who is dead and only waits to be counted has."""
+    """Return whether a process has not ended; a zombie has ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -29,7 +28,7 @@ def runs_still(process: psutil.Process) -> bool:
 
 
 def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
-    """Tell each flow run once, also those that start meanwhile, and wait until none is left."""
+    """Send TERM once to each flow run, including new ones, and wait at most `seconds` until all have ended."""
     told: set[psutil.Process] = set()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -44,13 +43,13 @@ def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
 
 
 def main() -> None:
-    """Run the worker to its end, and leave with its code."""
-    # A group of its own: what reaches this process shall not reach the worker past it.
+    """Run the worker until it ends, and exit with its code."""
+    # In a session of its own, so that signals to this process's group do not reach the worker directly.
     command = [sys.executable, "-m", "prefect", "worker", "start", *sys.argv[1:]]
     worker = subprocess.Popen(command, start_new_session=True)
 
     def leave(_number: int, _frame: FrameType | None) -> None:
-        # Once is enough.
+        # Ignore further signals.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with suppress(psutil.NoSuchProcess):

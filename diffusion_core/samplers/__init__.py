@@ -1,6 +1,6 @@
-"""From noise to images: samplers, one a file; guidance; and the loop that drives them.
+"""Samplers, one per file; guidance; and the sampling loop.
 
-A new sampler is a new file beside its siblings, listed in `SamplerChoice`.
+To add a sampler, add a file here and list its class in `SamplerChoice`.
 """
 
 from diffusion_core.samplers.ddim import DDIM

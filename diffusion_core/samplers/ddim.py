@@ -1,5 +1,7 @@
 """Denoising diffusion implicit models, Song et al. 2020 (https://arxiv.org/abs/2010.02502), equations 12 and 16.
 
+With n the next timestep and r the share of the noise that is replaced by new noise:
+
 sigma^2 = (1 - abar_n) r,  r = eta^2 (1 - abar_t / abar_n) / (1 - abar_t),
 x_n = sqrt(abar_n) x0-hat + sqrt(1 - abar_n - sigma^2) noise-hat + sigma noise
 """
@@ -18,12 +20,14 @@ from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transit
 
 @dataclass(frozen=True)
 class DDIM(Choice):
-    """Any number of steps; deterministic at eta = 0, with the variance of DDPM at eta = 1.
+    """Deterministic for eta = 0; has the variance of DDPM for eta = 1.
 
     Attributes:
-        steps: how often the network runs, 1 to the process's timesteps.
-        eta: share of DDPM's noise, in [0, 1].
-        spacing: which timesteps are visited.
+        multistep: see `Sampler`.
+        kind: its name in params.yaml.
+        steps: number of network evaluations, 1 .. T.
+        eta: noise as a fraction of DDPM's, in [0, 1].
+        spacing: selects the timesteps; see `samplers/spacing.py`.
     """
 
     multistep: ClassVar[bool] = False
@@ -39,16 +43,22 @@ class DDIM(Choice):
             raise ValueError(f"eta is {self.eta}; it must lie in [0, 1]")
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
+        """Return `steps` pairs (t, t_next).
+
+        Raises:
+            ValueError: there are more steps than timesteps.
+        """
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(
         self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
     ) -> Tensor:
+        """Return x at `t_next` by equation 12."""
         x0, noise, _ = denoise(x_t, t)
         if t_next < 0:
             return x0
         alpha_bar, alpha_bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
-        # In this form nothing is rounded below 0 where eta is 1 and x_t is noise alone.
+        # In this form rounding gives no negative square root for eta = 1 and x_t of pure noise.
         renewed = self.eta**2 * (1.0 - alpha_bar / alpha_bar_next) / (1.0 - alpha_bar)
         sigma = math.sqrt((1.0 - alpha_bar_next) * renewed)
         direction = math.sqrt((1.0 - alpha_bar_next) * max(0.0, 1.0 - renewed))

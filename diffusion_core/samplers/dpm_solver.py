@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M), Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2: second order, one pass a step.
+"""DPM-Solver++(2M), Lu et al. 2022 (https://arxiv.org/abs/2211.01095), algorithm 2: second order.
 
 With alpha = sqrt(abar), sigma = sqrt(1 - abar), lambda = log(alpha / sigma), h = lambda_n - lambda_t, r = h_before / h:
 
@@ -20,11 +20,13 @@ from diffusion_core.samplers.spacing import Spacing, check_steps, spaced_transit
 
 @dataclass(frozen=True)
 class DPMSolver(Choice):
-    """Deterministic; in 15 to 25 steps about what DDIM reaches in 50 to 100.
+    """Deterministic; 15 to 25 steps are about as good as 50 to 100 steps of DDIM.
 
     Attributes:
-        steps: how often the network runs, 1 to the process's timesteps.
-        spacing: which timesteps are visited.
+        multistep: see `Sampler`.
+        kind: its name in params.yaml.
+        steps: number of network evaluations, 1 .. T.
+        spacing: selects the timesteps; see `samplers/spacing.py`.
     """
 
     multistep: ClassVar[bool] = True
@@ -37,6 +39,11 @@ class DPMSolver(Choice):
         check_steps(self.kind, self.steps, self.spacing)
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
+        """Return `steps` pairs (t, t_next).
+
+        Raises:
+            ValueError: there are more steps than timesteps.
+        """
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(
@@ -46,8 +53,9 @@ class DPMSolver(Choice):
         x_t: Tensor,
         t: float,
         t_next: float,
-        randn: Randn,  # noqa: ARG002 - it adds no noise
+        randn: Randn,  # noqa: ARG002
     ) -> Tensor:
+        """Return x at `t_next`; of second order if there is a previous x0-hat, else of first order."""
         before = denoise.previous
         x0 = denoise(x_t, t).x0
         if t_next < 0:
@@ -64,5 +72,5 @@ class DPMSolver(Choice):
 
 
 def _log_snr_root(alpha_bar: float) -> float:
-    """Return lambda; -inf in pure noise, from where the step is of first order."""
+    """Return lambda; -inf for pure noise, which makes the next step first order."""
     return 0.5 * math.log(alpha_bar / (1.0 - alpha_bar)) if alpha_bar > 0.0 else -math.inf

@@ -2,7 +2,8 @@
 
     x0 = x0(null) + scale (x0(label) - x0(null))
 
-It blends in x0: every conversion between the objectives is affine, so this equals the blend of the outputs.
+Predictions are combined in x0-space. The conversions between the objectives are affine, so combining the network's
+outputs gives the same result.
 """
 
 import math
@@ -17,15 +18,16 @@ from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Predic
 
 @dataclass(frozen=True)
 class Guidance(Options):
-    """How strongly samples are pushed towards their label.
+    """The strength of classifier-free guidance.
 
     Attributes:
-        scale: 1 for none; above 1, samples are more typical of their class and less varied; 0 leaves the label out.
-        rescale: phi in [0, 1] of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), equation 16, here of x0 and not of
-            the network's output: how far each image's standard deviation is brought back to the one it has without
-            guidance, against over-exposure.
-        interval: the noise levels (least, greatest], as sigma = sqrt(1/abar - 1), at which guidance acts; all if None.
-            At the others it harms, and costs a second pass (Kynkaanniemi et al. 2024,
+        scale: at least 0; 1 for none, 0 for unconditional samples. Above 1, samples are more typical of their class and
+            less diverse.
+        rescale: phi in [0, 1] of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), equation 16, applied to x0 instead
+            of the network's output. It moves each image's standard deviation towards that without guidance, which
+            reduces over-exposure.
+        interval: the noise levels (least, greatest], as sigma = sqrt(1/abar - 1), with guidance; all if None. Guidance
+            at other levels lowers quality and costs a second prediction (Kynkaanniemi et al. 2024,
             https://arxiv.org/abs/2404.07724).
     """
 
@@ -45,13 +47,13 @@ class Guidance(Options):
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """How many predictions of an image a pass of the network makes: 1, 2 where guidance blends, or both in turn."""
+        """The numbers of predictions per image that one network evaluation computes: (1,), (2,) or (1, 2)."""
         if self.scale in (0.0, 1.0):
             return (1,)
         return (2,) if self.interval is None else (1, 2)
 
     def acts_at(self, alpha_bar: float) -> bool:
-        """Whether the prediction without a label is needed at this noise level."""
+        """Whether the prediction for the null class is needed at this noise level."""
         if self.scale == 1.0 or self.interval is None:
             return self.scale != 1.0
         sigma = math.sqrt(1.0 / alpha_bar - 1.0) if alpha_bar > 0.0 else math.inf
@@ -64,24 +66,23 @@ class Guidance(Options):
             return guided
         dims = tuple(range(1, guided.ndim))
         wanted, found = (each.std(dims, correction=0, keepdim=True) for each in (conditional, guided))
-        # An image of one grey level has no contrast to bring back.
+        # A constant image has a standard deviation of 0 and stays as it is.
         ratio = torch.where(found > 0.0, wanted / found, 1.0)
         return guided * (self.rescale * ratio + 1.0 - self.rescale)
 
 
 class GuidedDenoiser:
-    """Looks like a denoiser, and blends its predictions with and without the label.
+    """A denoiser that combines another denoiser's predictions for the label and for the null class.
 
-    Clipping comes after guidance, so that it acts on the image that is used. The learned variance, if any, is that of
-    the label: there is nothing to blend.
+    x0-hat is clipped after guidance. A learned variance is that of the prediction for the label.
 
     Args:
-        denoiser: gives the predictions.
-        schedule: of the noise.
-        guidance: how strongly images are pushed towards their labels.
+        denoiser: computes the predictions.
+        schedule: the noise schedule.
+        guidance: the strength of guidance.
 
     Raises:
-        ValueError: `guidance` is a number, say.
+        ValueError: `guidance` is not a `Guidance`.
     """
 
     def __init__(self, denoiser: DenoiserLike, schedule: ScheduleLike, guidance: Guidance) -> None:
@@ -94,10 +95,10 @@ class GuidedDenoiser:
         self._guidance = guidance
 
     def __call__(self, x_t: Tensor, t: float, conditioning: Conditioning, *, clip: bool = True) -> Prediction:
-        """Return the guided prediction at the one timestep of all images.
+        """Return the guided prediction of a batch at timestep t.
 
         Raises:
-            ValueError: there is guidance, and there are no classes.
+            ValueError: there is guidance without classes.
         """
         classes, x_self_cond = conditioning
         scale = self._guidance.scale

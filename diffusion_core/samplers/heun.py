@@ -1,6 +1,6 @@
-"""Heun's method on the noise level, Karras et al. 2022 (https://arxiv.org/abs/2206.00364), algorithm 1, equation 5.
+"""Heun's method in the noise level, Karras et al. 2022 (https://arxiv.org/abs/2206.00364), algorithm 1, equation 5.
 
-With sigma = sqrt(1/abar - 1) and y = x_t / sqrt(abar) = x0 + sigma noise, sampling is dy/dsigma = (y - x0-hat) / sigma:
+With sigma = sqrt(1/abar - 1) and y = x_t / sqrt(abar) = x0 + sigma noise, it solves dy/dsigma = (y - x0-hat) / sigma:
 
     sigma_i = (sigma_max^(1/rho) + i / (S-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,   sigma_S = 0
 """
@@ -19,13 +19,15 @@ from diffusion_core.samplers.protocols import Denoise, Randn, ScheduleLike, Tran
 
 @dataclass(frozen=True)
 class Heun(Choice):
-    """Deterministic and of second order; the network runs 2 steps - 1 times, also between two timesteps.
+    """Deterministic and of second order; evaluates the network 2 S - 1 times, also between timesteps.
 
     Attributes:
+        multistep: see `Sampler`.
+        kind: its name in params.yaml.
         steps: S, at least 2.
         sigma_min: the last noise level before the image; greater than 0.
-        sigma_max: the first; greater than `sigma_min`. Both are taken to the schedule's nearest.
-        rho: how much denser the levels lie near the image; greater than 0.
+        sigma_max: the first noise level; greater than `sigma_min`. Both are clamped to the schedule's range.
+        rho: a greater one spaces the levels more densely near the image; greater than 0.
     """
 
     multistep: ClassVar[bool] = False
@@ -47,6 +49,11 @@ class Heun(Choice):
             )
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
+        """Return S pairs (t, t_next) of floating-point timesteps; the last t_next is -1.
+
+        Raises:
+            ValueError: two noise levels have the same t, because the schedule is too coarse.
+        """
         first, last = (
             _sigma(schedule.alpha_bar(schedule.time_of_sigma(sigma))) ** (1.0 / self.rho)
             for sigma in (self.sigma_max, self.sigma_min)
@@ -67,8 +74,9 @@ class Heun(Choice):
         x_t: Tensor,
         t: float,
         t_next: float,
-        randn: Randn,  # noqa: ARG002 - it adds no noise
+        randn: Randn,  # noqa: ARG002
     ) -> Tensor:
+        """Return x at `t_next` by an Euler step and its trapezoidal correction."""
         x0 = denoise(x_t, t).x0
         if t_next < 0:
             return x0

@@ -1,4 +1,4 @@
-"""The one loop that drives all samplers, and the network as they see it."""
+"""The sampling loop of all samplers, and the denoiser that it passes to them."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,15 @@ from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Predic
 
 
 class Trajectory:
-    """Gives predictions along one trajectory; feeds the previous x0-hat back to a self-conditioned network.
+    """Predictions along one trajectory; passes the previous x0-hat to a self-conditioned network.
 
     Args:
-        denoiser: gives the predictions.
-        classes: labels, (B,), or None.
-        x_self_cond: the x0-hat that the first call feeds back, or None.
+        denoiser: computes the predictions.
+        classes: labels, int64 (B,), or None.
+        x_self_cond: the x0-hat that the first call passes, (B, C, H, W), or None.
+
+    Attributes:
+        previous: see `Denoise`.
     """
 
     def __init__(self, denoiser: DenoiserLike, classes: Tensor | None, x_self_cond: Tensor | None = None) -> None:
@@ -23,6 +26,7 @@ class Trajectory:
         self._conditioning = Conditioning(classes, x_self_cond)
 
     def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        """Return the prediction at (x_t, t) and keep its x0-hat for the next call."""
         prediction = self._denoiser(x_t, t, self._conditioning)
         self.previous = (t, prediction.x0)
         if self._denoiser.self_condition:
@@ -42,15 +46,15 @@ def sample_loop(
     """Yield x after each transition, the clean image in [-1, 1] last.
 
     Args:
-        schedule: of the noise.
-        denoiser: gives x0-hat; guided where it is a `GuidedDenoiser`.
-        sampler: the way from noise to image.
+        schedule: the noise schedule.
+        denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
+        sampler: the sampler.
         x_t: standard normal noise, (B, C, H, W).
-        classes: labels, (B,), int64, for a class-conditional network.
-        randn: source of the noise that the sampler adds on the way.
+        classes: labels, int64 (B,), for a class-conditional network.
+        randn: source of the noise that the sampler adds.
 
     Raises:
-        ValueError: guidance without classes, or the sampler does not fit the schedule.
+        ValueError: there is guidance without classes, or the sampler does not fit the schedule.
     """
     denoise = Trajectory(denoiser, classes)
     for t, t_next in sampler.transitions(schedule):

@@ -1,4 +1,4 @@
-"""Noise by image: what image i gets depends on (seed, i) alone, whatever the batch, its size and the order."""
+"""Noise for each image: that of image i depends only on (seed, i), not on the batch or its order."""
 
 from collections.abc import Iterable
 
@@ -9,27 +9,27 @@ from diffusion_core.randomness import generator
 
 
 class ImageNoise:
-    """A source of noise with one generator an image.
+    """A source of noise with one generator per image.
 
-    Drawn on the CPU, so that every device gets the same numbers.
+    The noise is generated on the CPU, so that it is the same for every device.
 
     Args:
-        seed: of the whole set of samples.
-        indices: which images of that set the batch holds, in its order.
+        seed: the seed of all samples.
+        indices: the indices of the batch's images among all samples, in order.
     """
 
     def __init__(self, seed: int, indices: Iterable[int]) -> None:
         self._generators = [generator(seed, index, "sample") for index in indices]
 
     def __call__(self, like: Tensor) -> Tensor:
-        """Return the next noise of each image, shaped like `like`, (B, ...).
+        """Return the next noise of each image, with the shape, (B, ...), dtype and device of `like`.
 
         Raises:
-            ValueError: the batch has another number of images than there are indices.
+            ValueError: the numbers of images and indices differ.
         """
         if len(like) != len(self._generators):
             raise ValueError(f"the batch has {len(like)} images; this source was made for {len(self._generators)}")
-        # Into one tensor, which takes half the time of a stack of small ones.
+        # Filling one tensor takes half the time of stacking many small tensors.
         draws = torch.empty(like.shape, dtype=torch.float32)
         for image, generator_of_image in zip(draws.unbind(), self._generators, strict=True):
             image.normal_(generator=generator_of_image)

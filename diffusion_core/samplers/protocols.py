@@ -1,8 +1,7 @@
-"""What a sampler is, and what it may know of the diffusion process.
+"""The interfaces between samplers and the diffusion process.
 
-A sampler is one file with a frozen dataclass. It asks for x0-hat and the noise that goes with it, and never learns
-which objective trained the network, whether the previous x0-hat is fed back (self-conditioning) or whether two
-predictions are blended (guidance). The loop that drives all samplers is in `loop.py`.
+A sampler is a frozen dataclass in one file. It uses x0-hat and the noise at (x_t, t). It does not depend on the
+network's objective, self-conditioning or guidance. `loop.py` has the sampling loop of all samplers.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +9,15 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-# Gives standard normal noise shaped like its argument.
+# Returns standard normal noise shaped like its argument.
 Randn = Callable[[Tensor], Tensor]
 
-# From one timestep to the next; -1 is the clean image. A float lies between two timesteps.
+# A pair (t, t_next); -1 is the clean image. A float can be between two timesteps.
 Transition = tuple[float, float]
 
 
 class Conditioning(NamedTuple):
-    """What a network is told besides x_t and t.
+    """The inputs of a network besides x_t and t.
 
     Attributes:
         classes: labels, int64 (B,); None for the unconditional prediction.
@@ -30,14 +29,14 @@ class Conditioning(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network's output at (x_t, t) means.
+    """A network's prediction at (x_t, t).
 
     Attributes:
-        x0: x0-hat, the clean image, (B, C, H, W).
-        noise: the noise that leads from x0-hat to x_t.
-        variance: 2 v - 1 of a network that learned the variance, else None. v in [0, 1] is how far the logarithm of the
-            variance lies from the least to the greatest that is possible (Nichol & Dhariwal 2021, equation 15). Both
-            bounds depend on the next timestep, which the sampler alone knows.
+        x0: x0-hat, the predicted clean image, (B, C, H, W).
+        noise: the predicted noise, (B, C, H, W).
+        variance: 2 v - 1, (B, C, H, W), of a network that learned the variance, else None. v in [0, 1] interpolates the
+            log variance between its bounds (Nichol & Dhariwal 2021, equation 15). The sampler computes the bounds,
+            because they depend on the next timestep.
     """
 
     x0: Tensor
@@ -46,7 +45,11 @@ class Prediction(NamedTuple):
 
 
 class ScheduleLike(Protocol):
-    """The noise by timestep."""
+    """The noise schedule, as a sampler uses it.
+
+    Attributes:
+        num_timesteps: T.
+    """
 
     num_timesteps: int
 
@@ -55,25 +58,25 @@ class ScheduleLike(Protocol):
         ...
 
     def time_of_sigma(self, sigma: float) -> float:
-        """Return the t at which sqrt(1/abar_t - 1) is `sigma`, or the nearest that the schedule has."""
+        """Return the t at which sqrt(1/abar_t - 1) is `sigma`, clamped to [0, T-1]."""
         ...
 
     def noise_from_x0(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Return the noise that leads from x0 to x_t; t is (B,)."""
+        """Return the noise between x0 and x_t, (B, C, H, W); t is (B,)."""
         ...
 
 
 class DenoiserLike(Protocol):
-    """Gives predictions at one timestep for a batch."""
+    """Computes predictions for a batch at one timestep."""
 
     @property
     def self_condition(self) -> bool:
-        """Whether the previous x0-hat is wanted."""
+        """Whether the network takes the previous x0-hat as an input."""
         ...
 
     @property
     def num_classes(self) -> int | None:
-        """How many labels there are, or None; it is also the null class, the label that stands for none."""
+        """Number of classes, or None; as a label, this number is the null class."""
         ...
 
     def __call__(self, x_t: Tensor, t: float, conditioning: Conditioning, *, clip: bool = True) -> Prediction:
@@ -82,31 +85,33 @@ class DenoiserLike(Protocol):
 
 
 class Denoise(Protocol):
-    """Gives the prediction at (x_t, t), and remembers the x0-hat before."""
+    """Computes the prediction at (x_t, t) and keeps the previous x0-hat."""
 
     @property
     def previous(self) -> tuple[float, Tensor] | None:
-        """The t and the x0-hat of the last call, or None before the first."""
+        """The t and the x0-hat of the last call, or None before the first call."""
         ...
 
-    def __call__(self, x_t: Tensor, t: float) -> Prediction: ...
+    def __call__(self, x_t: Tensor, t: float) -> Prediction:
+        """Return the prediction at (x_t, t)."""
+        ...
 
 
 class Sampler(Protocol):
-    """A way from x_T to x_0."""
+    """A sampling method."""
 
     @property
     def kind(self) -> str:
-        """The name it is chosen by."""
+        """Its name in params.yaml."""
         ...
 
     @property
     def multistep(self) -> bool:
-        """Whether a step needs the x0-hat of the step before, so that no step can be taken by itself."""
+        """Whether a step uses the x0-hat of the previous step."""
         ...
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
-        """Return the pairs (t, t_next), falling; the last t_next is -1, the clean image.
+        """Return the pairs (t, t_next) in decreasing order; the last t_next is -1, the clean image.
 
         Raises:
             ValueError: the sampler does not fit that schedule.
@@ -116,5 +121,14 @@ class Sampler(Protocol):
     def step(
         self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
     ) -> Tensor:
-        """Return x at `t_next` from `x_t`."""
+        """Return x at `t_next`.
+
+        Args:
+            schedule: the noise schedule.
+            denoise: computes the prediction at (x, t).
+            x_t: x at t, (B, C, H, W).
+            t: the current timestep.
+            t_next: the next timestep; -1 for the clean image.
+            randn: source of noise.
+        """
         ...

@@ -1,7 +1,7 @@
-"""Inpainting by RePaint, Lugmayr et al. 2022 (https://arxiv.org/abs/2201.09865), algorithm 1, by any fit sampler.
+"""Inpainting by RePaint, Lugmayr et al. 2022 (https://arxiv.org/abs/2201.09865), algorithm 1, by a one-step sampler.
 
-After each step the known pixels are put in at the step's noise level. So that the rest comes to fit them, sampling goes
-back to a noisier level and down again, several times over.
+After each step, the known pixels at that step's noise level replace the sampled ones. Jumping back to a higher noise
+level and sampling again, several times, makes the unknown pixels consistent with the known ones.
 """
 
 import math
@@ -28,22 +28,22 @@ def inpaint_loop(
     classes: Tensor | None = None,
     randn: Randn = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """Yield x after each step and each return, the image with the known pixels in it last.
+    """Yield x after each step and each jump back; the last is the image with its known pixels.
 
     Args:
-        schedule: of the noise.
-        denoiser: gives x0-hat; guided where it is a `GuidedDenoiser`.
-        sampler: whose steps stand by themselves (ddpm, ddim, heun).
+        schedule: the noise schedule.
+        denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
+        sampler: a sampler that is not multistep (ddpm, ddim, heun).
         x_t: standard normal noise, (B, C, H, W).
-        known: images in [-1, 1], (B, C, H, W), of which only the known pixels are used.
-        mask: bool, True where a pixel is known; broadcasts against `known`.
-        jump_length: steps that a return goes back; at least 1, and less than all.
-        resamplings: how often each stretch of that length is sampled; 1 never goes back.
-        classes: labels, (B,), for a class-conditional network.
+        known: images in [-1, 1], (B, C, H, W); only the known pixels are used.
+        mask: bool, True for a known pixel; broadcasts to the shape of `known`.
+        jump_length: steps of a jump back; at least 1 and less than the number of steps.
+        resamplings: how often each segment of `jump_length` steps is sampled; 1 for no jumps.
+        classes: labels, int64 (B,), for a class-conditional network.
         randn: source of all noise.
 
     Raises:
-        ValueError: the sampler needs the step before, or a number is out of its range.
+        ValueError: the sampler is a multistep one, or a number is out of its range.
     """
     if sampler.multistep:
         raise ValueError(f"sampler is {sampler.kind}, whose steps need the one before: take ddpm, ddim or heun")
@@ -74,10 +74,10 @@ def inpaint_loop(
 
 
 def positions(steps: int, jump_length: int, resamplings: int) -> list[int]:
-    """Return the positions visited, from 0, the noise, to `steps`, the image, as the authors' schedule has them.
+    """Return the visited positions, from 0, the noise, to `steps`, the image, as in the authors' code.
 
-    Every `jump_length` positions, counted from the one before the image, sampling goes back by that much,
-    `resamplings` - 1 times.
+    Every `jump_length` positions, counted back from the one before the image, sampling jumps back by `jump_length`
+    positions, `resamplings` - 1 times.
     """
     returns = dict.fromkeys(range(1, steps - jump_length + 1, jump_length), resamplings - 1)
     left, visited = steps, [0]

@@ -1,7 +1,7 @@
-"""Which of the T timesteps a sampler with fewer steps visits.
+"""Selects the timesteps of a sampler with fewer than T steps.
 
-linspace, leading and trailing are those of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), table 2, the first as
-lucidrains/denoising-diffusion-pytorch rounds it; quadratic is DDIM's (Song et al. 2020, appendix D.2).
+linspace, leading and trailing are those of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), table 2; linspace is
+rounded as in lucidrains/denoising-diffusion-pytorch. quadratic is that of DDIM (Song et al. 2020, appendix D.2).
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ Spacing = Literal["linspace", "leading", "trailing", "quadratic"]
 
 
 def check_steps(kind: str, steps: int, spacing: str) -> None:
-    """Refuse options that no schedule can be walked with.
+    """Check options that no schedule permits.
 
     Raises:
-        ValueError: there is no step, or the spacing is unknown.
+        ValueError: `steps` is no whole number of at least 1, or the spacing is unknown.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps}; {kind} needs a whole number, at least 1")
@@ -26,7 +26,7 @@ def check_steps(kind: str, steps: int, spacing: str) -> None:
 
 
 def spaced_transitions(kind: str, steps: int, spacing: Spacing, timesteps: int) -> Sequence[tuple[int, int]]:
-    """Return the pairs (t, t_next) of so many steps; the last t_next is -1.
+    """Return `steps` pairs (t, t_next) in decreasing order; the last t_next is -1.
 
     Raises:
         ValueError: there are more steps than timesteps.
@@ -38,25 +38,25 @@ def spaced_transitions(kind: str, steps: int, spacing: Spacing, timesteps: int) 
 
 
 def _linspace(steps: int, timesteps: int) -> list[int]:
-    # In float32, as the established implementation rounds them.
+    # Rounded in float32, as in lucidrains/denoising-diffusion-pytorch.
     times: list[int] = torch.linspace(-1, timesteps - 1, steps + 1).int().tolist()
     return times[1:]
 
 
 def _leading(steps: int, timesteps: int) -> list[int]:
-    """0, k, 2 k ...: ends at the cleanest timestep, and starts below T - 1, where noise still has some image in it."""
+    """0, k, 2 k ...: the greatest is below T - 1, where x_t still has some signal."""
     return list(range(0, steps * (timesteps // steps), timesteps // steps))
 
 
 def _trailing(steps: int, timesteps: int) -> list[int]:
-    """... T - 1 - k, T - 1: starts in pure noise; the better of the two for few steps."""
+    """... T - 1 - k, T - 1: includes T - 1; better than leading for few steps."""
     return [round(timesteps * (step + 1) / steps) - 1 for step in range(steps)]
 
 
 def _quadratic(steps: int, timesteps: int) -> list[int]:
-    """0, c, 4 c, 9 c ... T - 1: dense where the image takes its details. The paper's own code stops at 0.8 T."""
+    """0, c, 4 c, 9 c ... T - 1: dense at low noise, where details form. The paper's code stops at 0.8 T."""
     if steps == 1:
         return [timesteps - 1]
     squares = (round((timesteps - 1) * (step / (steps - 1)) ** 2) for step in range(steps))
-    # The first squares lie closer than one timestep.
+    # The first squares are less than one timestep apart.
     return [max(step, square) for step, square in enumerate(squares)]

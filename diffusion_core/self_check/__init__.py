@@ -1,1 +1,1 @@
-"""Whether a device computes what it is asked to: fast ways of running a network beside the plain one."""
+"""Numerical self-check: compares fast ways of running a network with eager float32."""

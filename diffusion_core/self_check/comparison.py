@@ -1,4 +1,4 @@
-"""How far two ways of computing the same values may be apart, and what came of comparing them."""
+"""Compares two computations of the same values, with the tolerances."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,24 +12,24 @@ from torch import Tensor
 Values = Mapping[str, Tensor]
 GRADIENT = "the gradient of "
 
-# How many times the error of eager steps in the same precision may be exceeded, plus a share of the value itself.
+# Allowed error: `FACTOR` times that of eager steps in the same precision, plus `TOLERANCE` relative to the value.
 FACTOR = 3.0
 TOLERANCE = {torch.float32: 5e-3, torch.bfloat16: 0.1}
-# What a sound low precision may do to the loss, to the output and to the gradient as a whole.
+# Allowed relative error of a low precision, for the loss, the output and the whole gradient.
 PRECISION_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of comparing one way of computing with eager float32.
+    """The result of comparing one way of computing with eager float32.
 
     Attributes:
-        way: how it was computed.
-        passed: whether its error is explained by the precision.
-        worst: the value whose error is largest beside what is allowed: output, loss, or a parameter's gradient.
-        error: of that value, relative to its norm.
-        allowed: the error that precision explains.
-        problem: why nothing could be compared, or "".
+        way: how the values were computed.
+        passed: whether every error is within its limit.
+        worst: the value with the greatest ratio of error to limit: output, loss, or a parameter's gradient.
+        error: the error of that value, relative to its norm.
+        allowed: the limit of that error.
+        problem: why there was no comparison, or "".
     """
 
     way: str
@@ -47,12 +47,20 @@ class Verdict:
 
 
 def cannot_run(way: str, error: Exception) -> Verdict:
-    """Return the verdict on what raised an error."""
+    """Return the verdict of a way that raised an error."""
     return Verdict(way, False, problem=f"cannot run ({' '.join(str(error).split())[:500]})")
 
 
 def compare(way: str, reference: Values, eager: Values, run: Values, tolerance: float) -> Verdict:
-    """Return whether each value of `run` is as near to the reference as precision, which `eager` shows, lets it be."""
+    """Return whether the error of each value of `run` is within the limit.
+
+    Args:
+        way: how `run` was computed.
+        reference: values in eager float32.
+        eager: values in the precision of `run`, computed eagerly.
+        run: the values to check.
+        tolerance: see `TOLERANCE`.
+    """
     least = _least(reference)
     errors = {name: _error(reference[name], run[name], least) for name in run}
     allowed = {name: FACTOR * _error(reference[name], eager[name], least) + tolerance for name in run}
@@ -60,19 +68,19 @@ def compare(way: str, reference: Values, eager: Values, run: Values, tolerance: 
 
 
 def judge_precision(way: str, reference: Values, eager: Values) -> Verdict:
-    """Return whether a precision computes a step at all: its loss, its output and its gradient as a whole."""
+    """Return whether loss, output and the whole gradient in a precision are within `PRECISION_LIMIT`."""
 
     gradients = [name for name in reference if name.startswith(GRADIENT)]
     errors = {name: _error(reference[name], eager[name], 0.0) for name in reference if name not in gradients}
     if gradients:
-        # Parameter by parameter, because a copy of all of them is as large as the network.
+        # By parameter, because a concatenated copy would be as large as the network.
         distance = math.hypot(*(_distance(reference[name], eager[name]) for name in gradients))
         errors["the gradient"] = distance / max(math.hypot(*(_norm(reference[name]) for name in gradients)), 1e-30)
     return _verdict(way, errors, dict.fromkeys(errors, PRECISION_LIMIT))
 
 
 def _verdict(way: str, errors: Mapping[str, float], allowed: Mapping[str, float]) -> Verdict:
-    """Return the verdict on the worst value; one that is no number, or has no sound limit, is worse than any."""
+    """Return the verdict of the worst value; a value or limit that is not finite is the worst."""
 
     def badness(name: str) -> float:
         sound = math.isfinite(errors[name]) and math.isfinite(allowed[name])
@@ -83,12 +91,12 @@ def _verdict(way: str, errors: Mapping[str, float], allowed: Mapping[str, float]
 
 
 def _least(reference: Values) -> float:
-    """Return the norm below which a gradient counts as zero, as of labels that the batch has not."""
+    """Return the norm below which a gradient counts as zero, for example of labels that are not in the batch."""
     return 1e-7 * math.hypot(*(_norm(each) for name, each in reference.items() if name.startswith(GRADIENT)))
 
 
 def _error(true: Tensor, value: Tensor, least: float) -> float:
-    """Return the distance as a share of the true value's norm; infinite where it is no number."""
+    """Return the distance relative to the norm of the true value; infinite if it is NaN."""
     return _distance(true, value) / max(_norm(true), least, 1e-30)
 
 
@@ -103,7 +111,7 @@ def _norm(value: Tensor) -> float:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let CUDA multiply float32 as such in the block, not as TF32."""
+    """Disable TF32 in the block, so that CUDA multiplies in full float32."""
     settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     before = [each.fp32_precision for each in settings]
     for each in settings:

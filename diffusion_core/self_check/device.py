@@ -1,4 +1,4 @@
-"""Whether a device computes what it is asked to, without a training at hand: `doctor`'s check."""
+"""The self-check of `doctor`: checks a device with a small network, without a training run."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -20,15 +20,16 @@ BATCH = 16
 
 
 def check_device(device: torch.device, dtype: torch.dtype, *, compiled: bool, replayed: bool) -> Iterator[Verdict]:
-    """Yield verdicts on a small network with everything in it, at first on eager float32.
+    """Yield verdicts for a small network that uses every feature; the first is that of eager float32.
 
-    Its reference is a CPU in float64; that of the others is eager float32 on the device, as in `check_training`.
+    The reference of the first is float64 on a CPU. The reference of the others is eager float32 on the device, as in
+    `check_training`.
 
     Args:
-        device: to look at.
-        dtype: of the network's products, as trainings choose it.
-        compiled: whether trainings are compiled.
-        replayed: whether steps are replayed as a CUDA graph.
+        device: the device to check.
+        dtype: dtype of the network's matrix products, as chosen for training.
+        compiled: whether training compiles the network.
+        replayed: whether training replays steps as a CUDA graph.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -41,7 +42,7 @@ def check_device(device: torch.device, dtype: torch.dtype, *, compiled: bool, re
     diffusion = deepcopy(exact).to(device)
     there = (images.to(device), labels, replace(randomness, noise=randomness.noise.to(device)))
 
-    # Without autocast, the process's own type is the one that is computed in.
+    # float32 here only disables autocast: the parameters are float64.
     reference = Gradient(exact.double(), torch.float32, 1, False, Ranks())
     eager = Gradient(diffusion, torch.float32, 1, False, Ranks())
     true = step_values(reference, reference.compute, images, labels, randomness)

@@ -1,4 +1,4 @@
-"""Whether a network that is compiled for sampling gives what it does as it is written."""
+"""The self-check of sampling: compares a compiled network with the eager one."""
 
 from collections.abc import Sequence
 
@@ -7,47 +7,43 @@ from torch import Tensor, nn
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.device import to_device
-from diffusion_core.self_check.comparison import (
-    TOLERANCE,
-    Values,
-    Verdict,
-    cannot_run,
-    compare,
-    exact_float32,
-    judge_precision,
-)
+from diffusion_core.self_check import comparison
+from diffusion_core.self_check.comparison import Values, Verdict
 
-# Images that the plain network has at a time, so that memory for sampling suffices for it too.
+# Images per pass of the eager network, so that it needs no more memory than sampling.
 AT_A_TIME = 16
 
 
 def check_sampling(plain: GaussianDiffusion, fast: GaussianDiffusion, dtype: torch.dtype, count: int) -> Verdict:
-    """Return whether the network of `fast` gives what that of `plain`, the same weights run eagerly, does.
+    """Return whether the compiled network of `fast` computes the same output as the eager network of `plain`.
 
     Args:
-        plain: in eval mode.
-        fast: compiled for sampling.
-        dtype: of the networks' products.
-        count: images at a time, as sampling will have them.
+        plain: the process with an eager network, in eval mode.
+        fast: the process with the same weights, compiled for sampling.
+        dtype: dtype of the networks' matrix products.
+        count: batch size of sampling.
     """
     inputs = _inputs(plain, count)
     way = f"{str(dtype).removeprefix('torch.')}, compiled for sampling {count} at a time"
     try:
-        with exact_float32():
+        with comparison.exact_float32():
             reference = _output(plain.model, inputs, torch.float32, AT_A_TIME)
         eager = _output(plain.model, inputs, dtype, AT_A_TIME)
-        verdicts = [judge_precision(f"{way}: precision", reference, eager)]
-        # A network compiles at its first pass, is recorded at its second, with other inputs, and replayed at its third.
+        verdicts = [comparison.judge_precision(f"{way}: precision", reference, eager)]
+        # The network compiles at the first pass. The second, with other inputs, records it; the third replays it.
         runs = [_output(fast.model, each, dtype, count) for each in (inputs, _inputs(plain, count, seed=1), inputs)]
-        verdicts += [compare(way, reference, eager, output, TOLERANCE[dtype]) for output in (runs[0], runs[2])]
-    # What compilers raise, what a full disk does, what graphs cannot hold, and memory that is too small.
+        verdicts += [
+            comparison.compare(way, reference, eager, output, comparison.TOLERANCE[dtype])
+            for output in (runs[0], runs[2])
+        ]
+    # Errors of compilers, full disks, CUDA graphs and too little memory.
     except (RuntimeError, OSError) as error:
-        return cannot_run(way, error)
+        return comparison.cannot_run(way, error)
     return next((verdict for verdict in verdicts if not verdict.passed), verdicts[-1])
 
 
 def _inputs(process: GaussianDiffusion, count: int, seed: int = 0) -> list[Tensor | None]:
-    """Return x_t, t, x0-hat and labels of so many images, on the process's device."""
+    """Return x_t, t, x0-hat and labels of `count` images, on the process's device."""
     source = torch.Generator().manual_seed(seed)
     x_t, x0 = torch.randn((2, count, process.channels, *process.image_size), generator=source)
     times = torch.randint(process.num_timesteps, (count,), generator=source)

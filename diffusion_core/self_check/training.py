@@ -1,8 +1,8 @@
-"""Whether a device computes what it is asked to: a step as the training will run it, beside the same step, plain.
+"""The self-check of training: compares a step as training will run it with the same step in eager float32.
 
-The same images, noise and weights go three ways: eager in float32, eager in the chosen precision, and as the training
-will run (compiled, and replayed as a CUDA graph). The second shows how much the precision explains. What differs more
-is wrong, be it by a compiler, by a driver or by this project.
+The same images, noise and weights are used in three ways: eager in float32, eager in the chosen precision, and as
+training will run (compiled, and replayed as a CUDA graph). The second measures the error of the precision. A greater
+error is a fault of a compiler, a driver or this project.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,11 +30,11 @@ from diffusion_core.self_check.comparison import (
 from diffusion_core.training.randomness import StepRandomness
 from diffusion_core.training.step import Gradient, OutOfMemory
 
-# Pixels that the float32 step has at a time, so that memory for the training suffices for it too.
+# Pixels per micro-batch of the float32 step, so that it needs no more memory than training.
 PIXELS_AT_A_TIME = 8 * 64 * 64
-# Pixels that show what a precision does, where nothing is compiled for the shape of a batch.
+# Pixels that suffice to check a precision if nothing is compiled for the shape of a batch.
 PIXELS_OF_A_FEW = 8 * 32 * 32
-# One or two alone could all have a timestep at which the loss is a difference of nearly equal numbers.
+# Minimum number of images: for all of one or two, the loss could be a difference of nearly equal numbers.
 FEWEST = 4
 
 
@@ -47,15 +47,17 @@ def check_training(
     compiled: bool,
     replayed: bool,
 ) -> Iterator[Verdict]:
-    """Yield a verdict for each way a step is run, simplest first; the first that fails is the last.
+    """Yield a verdict for each way to run a step, in the order eager, compiled, replayed; stop after a failure.
 
-    Nothing of the training changes, but where memory is too small for the check: there the training's batches are cut
-    as the check's had to be, so that what was checked is what runs. Several processes check each by itself. Where
-    nothing is compiled or replayed, a few of the images suffice.
+    If memory is too small for the check, training gets the smaller micro-batches of the check, so that it runs what was
+    checked. Otherwise training does not change. Each process checks on its own. If nothing is compiled or replayed, a
+    few of the images suffice.
 
     Args:
-        gradient: of the training.
-        images, labels, randomness: as of `Gradient.inputs`.
+        gradient: the gradient of the training.
+        images: as for `Gradient.inputs`.
+        labels: as for `Gradient.inputs`.
+        randomness: as for `Gradient.inputs`.
         compiled: whether the network is compiled.
         replayed: whether steps are replayed as a CUDA graph.
     """
@@ -64,7 +66,7 @@ def check_training(
         few = min(len(images), max(FEWEST, PIXELS_OF_A_FEW // (images.shape[-1] * images.shape[-2])))
         images, labels, randomness = images[:few], None if labels is None else labels[:few], randomness.part(range(few))
     try:
-        # A copy leaves behind what was compiled.
+        # The copy is not compiled.
         plain = deepcopy(gradient.diffusion) if compiled else gradient.diffusion
         reference, eager = _plain_steps(gradient, plain, images, labels, randomness)
         del plain
@@ -80,12 +82,12 @@ def check_training(
         try:
             values = step_values(alone, run, images, labels, randomness)
             return compare(way, reference, eager, values, TOLERANCE[gradient.dtype])
-        # What compilers raise, what a full disk does, what graphs cannot hold, and memory that is too small.
+        # Errors of compilers, full disks, CUDA graphs and too little memory.
         except (RuntimeError, OSError) as error:
             return cannot_run(way, error)
 
     def replay(*inputs: Tensor | None) -> Tensor:
-        """Record another step, and replay it with this one's inputs: a value that is frozen or not copied shows."""
+        """Record a step with other inputs and replay it with these, which detects inputs that are not copied."""
         alone.compute(*inputs)  # type: ignore[arg-type]
         recording = Recording(alone.compute, alone.inputs(*_others(images, labels, randomness, alone)))
         for each in alone.diffusion.parameters():
@@ -110,15 +112,22 @@ def step_values(
     labels: Tensor | None,
     randomness: StepRandomness,
 ) -> Values:
-    """Return loss, output and gradients of `run`, which does what `Gradient.compute` does, on the host.
+    """Return loss, output and gradients of a step, on the host.
+
+    Args:
+        gradient: the gradient to compute.
+        run: called like `Gradient.compute`.
+        images: as for `Gradient.inputs`.
+        labels: as for `Gradient.inputs`.
+        randomness: as for `Gradient.inputs`.
 
     Raises:
-        OutOfMemory: as `Gradient.attempt`.
+        OutOfMemory: as for `Gradient.attempt`.
     """
     network, outputs = gradient.diffusion.model, list[Tensor]()
 
     def keep(_: nn.Module, __: object, output: Tensor) -> None:
-        if output.requires_grad:  # the estimate of self-conditioning does not
+        if output.requires_grad:  # not the self-conditioning estimate
             outputs.append(output.detach())
 
     def attempt(*inputs: Tensor | None) -> Tensor:
@@ -130,11 +139,11 @@ def step_values(
     try:
         with _without_dropout(gradient.diffusion):
             loss = gradient.attempt(attempt, images, labels, randomness)
-        # A replay's own outputs come last; before them are those of its warm-up.
+        # A replay's outputs come last, after those of its warm-up.
         batches = outputs[-gradient.accumulate :]
         values = {"the loss": loss.detach().cpu(), "the output": torch.cat([each.cpu() for each in batches]).float()}
         for name, each in gradient.diffusion.named_parameters():
-            # One that is missing counts as zero, so that it shows where another way has one.
+            # A missing gradient counts as zero, so that it differs from a gradient of another way.
             found = torch.zeros_like(each) if each.grad is None else each.grad
             values[GRADIENT + name] = found.detach().cpu().clone()
         return values
@@ -148,8 +157,9 @@ def step_values(
 def _plain_steps(
     gradient: Gradient, plain: GaussianDiffusion, images: Tensor, labels: Tensor | None, randomness: StepRandomness
 ) -> tuple[Values, Values]:
-    """Return what an eager step in float32 computes, and one in the chosen precision."""
-    # Noise is assigned within a micro-batch, so there the cut is the training's own, if the images allow it.
+    """Return the values of an eager step in float32, and of one in the chosen precision."""
+    # Immiscible noise is assigned within a micro-batch, so it needs the micro-batches of training, if they divide the
+    # images.
     parts = gradient.accumulate if plain.immiscible and len(images) % gradient.accumulate == 0 else _parts(images)
 
     def step(dtype: torch.dtype) -> Values:
@@ -166,7 +176,7 @@ def _others(
 ) -> tuple[Tensor, Tensor | None, StepRandomness]:
     """Return other images, labels and random numbers of the same shapes.
 
-    A single image stays with or without its estimate, and a single class is the class.
+    For a single image, `self_cond_mask` stays the same; for a single class, so do the labels.
     """
     process = gradient.diffusion
     size, mask = len(images) // gradient.accumulate, randomness.self_cond_mask
@@ -174,7 +184,7 @@ def _others(
         randomness,
         times=process.num_timesteps - 1 - randomness.times,
         noise=-randomness.noise,
-        # As many within each micro-batch: of an even one the other half, of an odd one the next image each.
+        # The same number in each micro-batch: the other half if its size is even, else shifted by one image.
         self_cond_mask=mask.unflatten(0, (-1, size)).roll(1, 1).flatten() if size % 2 else ~mask,
         unlabelled=~randomness.unlabelled,
         flipped=~randomness.flipped,
@@ -185,7 +195,7 @@ def _others(
 
 
 def _parts(images: Tensor) -> int:
-    """Return into how many equal parts a batch is cut so that each has few enough pixels."""
+    """Return the smallest number of equal micro-batches with at most `PIXELS_AT_A_TIME` pixels each."""
     count, pixels = len(images), images.shape[-1] * images.shape[-2]
     divisors = (n for n in range(1, count + 1) if count % n == 0)
     return next(n for n in divisors if count // n * pixels <= PIXELS_AT_A_TIME or n == count)
@@ -193,7 +203,7 @@ def _parts(images: Tensor) -> int:
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """Leave PyTorch's dropout layers out: two ways have different masks, and would differ by them alone."""
+    """Disable PyTorch's dropout layers in the block, because their masks differ between two ways."""
     layers = [each for each in module.modules() if isinstance(each, _DropoutNd) and each.training and each.p > 0.0]
     for each in layers:
         each.eval()

@@ -1,1 +1,1 @@
-"""Training: the trainer, the average of its weights, the order of the data, and checkpoints."""
+"""Training: the trainer, the EMA of its weights, the order of the data, and checkpoints."""

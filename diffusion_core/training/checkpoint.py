@@ -1,8 +1,8 @@
 """Checkpoints that survive a crash at any moment.
 
 A checkpoint is a folder `step-N` of safetensors files, `state.json` and, written last, `manifest.json` with the size
-and sha256 of each. It is written under a temporary name, flushed to the disk and renamed; only then are old ones
-removed. A checkpoint that does not verify is moved aside and the one before it is used.
+and sha256 of each. It is written under a temporary name, flushed to disk and renamed; then old checkpoints are removed.
+A damaged checkpoint is moved aside, and the previous one is used.
 """
 
 import json
@@ -25,14 +25,20 @@ from diffusion_core.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
-# With two, the newest may be damaged and there is still one to go back to.
+# If the newest is damaged, one more is left.
 KEEP = 2
 LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `step` steps: tensors by file and name, and whatever JSON the caller adds."""
+    """The state after `step` steps.
+
+    Attributes:
+        step: steps done.
+        tensors: tensors by file and name.
+        state: the caller's JSON values.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -41,10 +47,10 @@ class Checkpoint:
 
 @contextmanager
 def only_training(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of `folder` for the block.
+    """Lock `folder` against other training processes while the block runs.
 
     Raises:
-        UserError: another training works there.
+        UserError: another training process has the lock.
     """
     try:
         with exclusive_lock(folder / LOCK):
@@ -57,10 +63,10 @@ def only_training(folder: Path) -> Iterator[None]:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `folder`, remove all but the newest two, and return its path."""
+    """Write a checkpoint to `folder`, remove all but the newest two, and return its path."""
     target = folder / f"step-{checkpoint.step:09d}"
     if target.exists() and _problem(target) is None:
-        # Already there: removing it first would leave a moment with neither.
+        # A valid copy exists; replacing it would leave a moment without one.
         return target
     temporary = folder / f"{target.name}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -87,10 +93,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint below `folder` that verifies, or None where there has never been one.
+    """Return the newest valid checkpoint in `folder`, or None if there has never been one.
 
     Raises:
-        UserError: there are checkpoints, and not one of them is whole.
+        UserError: there are checkpoints, and all are damaged.
     """
     leftovers = [file for file in folder.glob("step-*.tmp-*") if file.is_dir()]
     for leftover in leftovers:
@@ -112,7 +118,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
 
 
 def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint | None:
-    """Return the first process's checkpoint on all of them, which may see other disks."""
+    """Return the main rank's checkpoint on all ranks, which may have other disks."""
     if ranks.count == 1:
         return checkpoint
     state: dict[str, Any] | None = None if checkpoint is None else {"step": checkpoint.step, **checkpoint.state}
@@ -128,12 +134,12 @@ def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
+    """Return the checkpoint folders, newest first."""
     return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
 
 
 def _problem(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None."""
+    """Return why a checkpoint is damaged, or None if it is valid."""
     try:
         files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
         for name, expected in files.items():

@@ -1,4 +1,4 @@
-"""The images of a training: how they are looked up, in which order, and how they come to the device."""
+"""Training images: access by index, their order, and the copy to the device."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +14,25 @@ from diffusion_core.runtime.device import to_device
 
 
 class TrainingData(Protocol):
-    """Images that are looked up by index."""
+    """Images with access by index."""
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return images, uint8 (B, C, H, W), and labels, int64 (B,), or None where there are none."""
+        """Return images, uint8 (B, C, H, W), and labels, int64 (B,), or None if there are no labels."""
         ...
 
 
 @dataclass(frozen=True)
 class TensorData:
-    """Images in memory: uint8 (N, C, H, W), with labels, int64 (N,) on the host, or without.
+    """Images in memory.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,), on the host, or None.
 
     Raises:
-        ValueError: images or labels are of another type or shape.
+        ValueError: the dtype or shape of images or labels differs.
     """
 
     images: Tensor
@@ -53,9 +57,9 @@ class TensorData:
 
 
 def batch_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
-    """Return the indices, (batch_size,), of the images that step number `step` (from 0) trains on.
+    """Return the indices of the images of step `step` (from 0), int64 (batch_size,).
 
-    The epochs' permutations of `count` images follow one another without a gap, so a batch may span two of them.
+    Each epoch is a permutation of `count` images. Epochs are concatenated, so a batch may span several epochs.
     """
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // count
@@ -71,7 +75,7 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, epoch, "order"))
 
 
-# Share of the device's free memory that a dataset may take.
+# Largest share of the device's free memory that a dataset may use.
 RESIDENT_SHARE = 0.25
 
 Batch = tuple[Tensor, Tensor | None]
@@ -79,10 +83,10 @@ Item = TypeVar("Item")
 
 
 def resident(data: TrainingData, device: torch.device) -> TrainingData:
-    """Return the data itself, or a copy on the device where that is a GPU and a quarter of its free memory suffices.
+    """Return a copy on the device if that is a CUDA GPU and the copy fits into a quarter of its free memory.
 
-    On the device a batch is picked without a copy through the host. On a CPU there is nothing to gain: a mapped file
-    that fits into memory stays there by itself.
+    Otherwise return `data`. A batch of data on the device needs no copy from the host. On a CPU a copy has no benefit:
+    the operating system caches a memory-mapped file.
     """
     if device.type != "cuda" or (isinstance(data, TensorData) and data.images.device == device):
         return data
@@ -100,14 +104,14 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the images, uint8 (B, C, H, W) on the device, and labels, int64 (B,) on the host, of each step.
 
-    While a GPU works on a batch, a thread reads the next into pinned memory; it does nothing on the device. On a CPU it
-    would only take cores away from the training, and there is nothing to read where the images lie on the device.
+    While a GPU computes a step, a thread reads the next batch into pinned memory; the thread does not use the device.
+    There is no thread on a CPU, where it would compete with training, or if the images are on the device.
 
     Args:
         data: the images.
-        indices: gives the indices of a step.
-        steps: numbers of the steps.
-        device: where images go.
+        indices: returns the indices of a step.
+        steps: the step numbers.
+        device: the device of the images.
     """
 
     def load(step: int) -> Batch:
@@ -121,7 +125,7 @@ def batches(
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the items; a thread makes the next one meanwhile."""
+    """Yield the items; a thread computes the next item meanwhile."""
     with ThreadPoolExecutor(1, "prefetch") as maker:
         coming = maker.submit(next, items, None)
         while (item := coming.result()) is not None:

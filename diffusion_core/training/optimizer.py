@@ -1,4 +1,4 @@
-"""What a step does with its gradients, without the host waiting for the device: all it needs is in tensors."""
+"""The optimizer step and the EMA update, without host-device synchronisation."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,22 @@ from diffusion_core.training.ema import EMA
 
 
 class Update:
-    """Clipping, AdamW and the average of the weights; a gradient that is not finite changes none of them.
+    """Gradient clipping, AdamW and EMA; a step with a gradient that is not finite changes neither weights nor EMA.
 
-    Whether it is finite is decided on the device: the fused AdamW takes the scale of the gradients and whether to skip
-    as tensors, and steps in a row that were skipped are counted in one.
+    The device decides whether to skip a step: the fused AdamW takes the gradient scale and the skip flag as tensors.
 
     Args:
-        module: whose parameters are trained.
-        ema: their average.
-        learning_rate, betas, weight_decay: of AdamW.
-        max_grad_norm: gradients longer than this are scaled down to it.
+        module: the process to train.
+        ema: the EMA of its parameters.
+        learning_rate: of AdamW.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients with a greater norm are scaled to it.
 
     Attributes:
-        bad_steps: skipped steps in a row so far, a scalar on the device.
-        most_bad_steps: the most that there ever were, likewise.
+        optimizer: the AdamW.
+        bad_steps: consecutive skipped steps up to now, a scalar on the device.
+        most_bad_steps: maximum of `bad_steps` so far, a scalar on the device.
     """
 
     def __init__(
@@ -46,23 +48,23 @@ class Update:
             betas=betas,
             weight_decay=weight_decay,
             fused=True,
-            # So that a CUDA graph may hold its steps; alone, it changes nothing of a fused one.
+            # Required to record a step in a CUDA graph.
             capturable=device.type == "cuda",
         )
-        # It would warn of each step that is not recorded, as the first is.
+        # Suppresses the warning about a capturable optimizer that runs outside a CUDA graph, as the first step does.
         self.optimizer._warned_capturable_if_run_uncaptured = True
         self.bad_steps = torch.zeros((), device=device)
         self.most_bad_steps = self.bad_steps.clone()
 
     def step(self, learning_rate: Tensor, ema_share: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply the gradients, which stay until the next ones take their place.
+        """Apply the gradients, without resetting them.
 
         Args:
-            learning_rate: of this step, a scalar on the device.
-            ema_share: by which the average moves towards the weights, likewise.
+            learning_rate: the learning rate of this step, a scalar on the device.
+            ema_share: share by which the EMA moves towards the weights, a scalar on the device.
 
         Returns:
-            The norm of the gradient before clipping, and 1 where the step was skipped, else 0: scalars on the device.
+            The norm of the gradient before clipping, and 1 if the step was skipped, else 0; both scalars on the device.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -70,25 +72,25 @@ class Update:
         skipped = (~torch.isfinite(norm)).float()
         self._apply((norm / self.max_grad_norm).clamp(min=1.0), skipped)
         self.ema.approach(self.module, ema_share * (1.0 - skipped))
-        # In place, so that a recorded step counts on.
+        # In place, so that a replayed CUDA graph updates the same tensors.
         self.bad_steps.add_(1.0).mul_(skipped)
         self.most_bad_steps.copy_(torch.maximum(self.most_bad_steps, self.bad_steps))
         return norm, skipped
 
     def _apply(self, divisor: Tensor, skipped: Tensor) -> None:
-        """Let AdamW take a step with the gradients over `divisor`, unless `skipped` is 1."""
+        """Take an AdamW step with the gradients divided by `divisor`, unless `skipped` is 1."""
         if divisor.device.type in ("cpu", "cuda"):
-            # So torch's GradScaler speaks to the fused kernels.
+            # The interface between torch's GradScaler and the fused kernels.
             self.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
             self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bool(skipped):
-            # Apple's kernel takes no notice of the two; so here the host waits.
+            # Apple's kernel ignores both tensors, so the host reads `skipped`.
             torch._foreach_div_([each.grad for each in self.parameters if each.grad is not None], divisor)
             self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer's tensors by parameter and name."""
+        """Return the optimizer's tensors, with keys "<index of the parameter>.<name>"."""
         return {
             f"{index}.{name}": value
             for index, values in self.optimizer.state_dict()["state"].items()
@@ -96,15 +98,15 @@ class Update:
         }
 
     def counts(self) -> dict[str, Tensor]:
-        """Return how many steps in a row were skipped, now and at most."""
+        """Return `bad_steps` and `most_bad_steps`, int64."""
         return {"bad_steps": self.bad_steps.long(), "most_bad_steps": self.most_bad_steps.long()}
 
     def restore(self, tensors: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-        """Go on with what `tensors` and `counts` gave."""
+        """Restore the results of `tensors()` and `counts()`."""
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             index, name = key.split(".", 1)
-            # Laid out in memory as the parameter is, which is what the fused AdamW takes for granted.
+            # The fused AdamW assumes the memory layout of the parameter.
             parameter = self.parameters[int(index)]
             if value.ndim:
                 value = torch.empty_like(parameter.detach()).copy_(value.reshape(parameter.shape))

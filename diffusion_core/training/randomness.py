@@ -1,4 +1,4 @@
-"""The random numbers of a step, sampled for the global batch, hence independent of how it is sharded."""
+"""The random numbers of a step, sampled for the global batch and so independent of sharding."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,14 +13,16 @@ from diffusion_core.randomness import generator
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """The random numbers of a batch or of a part of it; all but the noise are on the host, which then never waits.
+    """The random numbers of a batch or a part of it.
+
+    The noise is on the device. The others are on the host, so that reading them needs no synchronisation.
 
     Attributes:
-        start: number of the part's first image in the batch.
+        start: index of the part's first image in the batch.
         times: timesteps, int64 (B,).
-        noise: (B, C, H, W), with its offset, on the device.
+        noise: (B, C, H, W), including offset noise.
         self_cond_mask: which images get a self-conditioning estimate, bool (B,).
-        unlabelled: which labels are dropped, bool (B,).
+        unlabelled: which labels are replaced by the null class, bool (B,).
         flipped: which images are mirrored, bool (B,).
     """
 
@@ -33,8 +35,8 @@ class StepRandomness:
 
     @classmethod
     def of(cls, diffusion: GaussianDiffusion, batch_size: int, seed: int, step: int) -> Self:
-        """Return the random numbers of a step, which are a function of (seed, step)."""
-        # The name of a stream; another one would be other random numbers.
+        """Return the random numbers of a step, a function of (seed, step)."""
+        # "draws" is the name of a stream; another name would give other random numbers.
         small = generator(seed, step, "draws")
         of_noise = generator(seed, step, "noise", device=diffusion.device)
         shape = (batch_size, diffusion.channels, *diffusion.image_size)
@@ -49,7 +51,7 @@ class StepRandomness:
         )
 
     def part(self, images: range) -> Self:
-        """Return the random numbers of a part."""
+        """Return the random numbers of the images of a part."""
         cut = slice(images.start, images.stop)
         tensors = (self.times, self.noise, self.self_cond_mask, self.unlabelled, self.flipped)
         return type(self)(self.start + images.start, *(each[cut] for each in tensors))

@@ -1,4 +1,4 @@
-"""What a training reports on its way: rows of means for the plot, and progress that people can read."""
+"""Reports of a training run: rows of means for the plot, and a progress bar."""
 
 import csv
 import sys
@@ -16,11 +16,14 @@ COLUMNS = ("images", "loss", "grad_norm", "learning_rate")
 
 
 class History:
-    """Gathers step reports into rows; reads tensors from the device when a row is complete.
+    """Averages step reports into rows; reads tensors from the device only when a row is complete.
 
     Args:
         every_images: images between two rows.
-        state: of a run that is gone on with, as `state()` gave it.
+        state: the result of `state()` of the run to resume.
+
+    Attributes:
+        rows: one dict per row with the keys of `COLUMNS`.
     """
 
     def __init__(self, every_images: int, state: dict[str, Any] | None = None) -> None:
@@ -34,7 +37,7 @@ class History:
         self._restored = len(self._pending)
 
     def add(self, report: StepReport, last: bool) -> dict[str, float] | None:
-        """Take in a step; return the figures of a new row, with images_per_second, where one is complete.
+        """Add a step; return the new row with images_per_second if one is complete, else None.
 
         A row ends at the first step that reaches a multiple of `every_images`, and at the last step.
         """
@@ -42,7 +45,7 @@ class History:
         if not (report.reaches(self.every_images) or last):
             return None
         whole = [each for each in self._pending if not bool(each.skipped)]
-        # Now a GPU has done what it was told, which counts; what was done between two rows does not.
+        # Reading `skipped` has waited for the GPU, so the time covers its work. Steps before a restart are not timed.
         timed = self._pending[self._restored :]
         speed = sum(each.batch_size for each in timed) / (time.monotonic() - timed[0].began)
         self._pending, self._restored = [], 0
@@ -58,7 +61,7 @@ class History:
         return {**row, "images_per_second": speed}
 
     def state(self) -> dict[str, Any]:
-        """Return the rows, and the steps that no row holds yet, as JSON."""
+        """Return the rows and the steps that are in no row yet, as JSON values."""
         pending = [
             (
                 each.step,
@@ -82,11 +85,11 @@ class History:
 
 
 class Progress:
-    """Shows images done, rate and time left.
+    """Shows the images trained on, the rate and the remaining time.
 
     Args:
         total: images of the whole run.
-        done: images of a run that is gone on with.
+        done: images trained on before this process started.
     """
 
     def __init__(self, total: int, done: int) -> None:
@@ -95,11 +98,11 @@ class Progress:
         self._start, self._done_at_start = time.monotonic(), done
 
     def step(self, images: int) -> None:
-        """So many images more are done."""
+        """Add `images` to the images trained on."""
         self._bar.update(images)
 
     def report(self, row: dict[str, float]) -> None:
-        """Show the figures of a row of the history."""
+        """Show the loss of a row of the history; without a terminal, print a line to stderr."""
         if not self._bar.disable:
             self._bar.set_postfix_str(f"loss {row['loss']:.4f}")
             return
@@ -114,5 +117,5 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the progress bar."""
         self._bar.close()

@@ -1,4 +1,4 @@
-"""One training step: the gradient of a batch, in as many parts as memory asks for, and what the step reports."""
+"""One training step: the gradient of a batch, in as many micro-batches as memory needs, and its report."""
 
 import logging
 from collections.abc import Callable
@@ -20,25 +20,24 @@ Result = TypeVar("Result")
 
 
 class OutOfMemory(RuntimeError):
-    """The device's memory is too small, however the batch is cut."""
+    """The device's memory is too small for every possible number of micro-batches."""
 
 
 class DoesNotFit(RuntimeError):
-    """The gradient needs more memory than the device has; a smaller part at a time may do."""
+    """The gradient needs more memory than the device has; smaller micro-batches may fit."""
 
 
 class Gradient:
-    """Gives the parameters the gradient of a process's part of a batch.
+    """Computes the gradient of this process's part of a batch.
 
-    `inputs` looks at what must be known on the host; `compute` is a function of tensors on the device alone, so that a
-    CUDA graph can hold it.
+    `inputs` does the work on the host. `compute` uses only tensors on the device, so that a CUDA graph can record it.
 
     Args:
-        diffusion: what is trained.
-        dtype: of the network's products.
-        accumulate: micro-batches that the part is cut into.
-        horizontal_flip: mirror the images that the randomness say.
-        ranks: the processes that share a batch; each ends with the mean of their gradients.
+        diffusion: the process to train.
+        dtype: precision of the network's matrix products.
+        accumulate: micro-batches per part.
+        horizontal_flip: mirror the images selected by `StepRandomness.flipped`.
+        ranks: the processes that share a batch; each gets the mean of their gradients.
     """
 
     def __init__(
@@ -53,12 +52,12 @@ class Gradient:
         self.forward = ranks.ddp(diffusion)
 
     def inputs(self, images: Tensor, labels: Tensor | None, randomness: StepRandomness) -> tuple[Tensor | None, ...]:
-        """Return what `compute` takes, on the device.
+        """Return the arguments of `compute`, on the device.
 
         Args:
             images: uint8 (B, C, H, W), on the device.
             labels: int64 (B,), on the host, or None.
-            randomness: of these images.
+            randomness: the random numbers of these images.
 
         Raises:
             ValueError: a label is out of range.
@@ -87,10 +86,10 @@ class Gradient:
         labels: Tensor | None,
         randomness: StepRandomness,
     ) -> Result:
-        """Return what `run` makes of the inputs, which are cut into ever smaller parts until they fit.
+        """Return `run(*inputs)`; if memory is too small, retry with smaller micro-batches, then with recomputation.
 
         Raises:
-            OutOfMemory: the device cannot hold a single image's activations, or several processes train.
+            OutOfMemory: the activations of a single image do not fit, or several processes train.
         """
         while True:
             inputs = self.inputs(images, labels, randomness)
@@ -98,7 +97,7 @@ class Gradient:
                 return run(*inputs)
             except DoesNotFit as error:
                 problem = str(error)
-            # Only now, when the error no longer holds the tensors of the frames it passed.
+            # Outside the handler, because the error's traceback keeps tensors alive.
             self._save_memory(len(images), problem)
 
     def compute(
@@ -118,9 +117,9 @@ class Gradient:
             classes: int64 (B,), or None.
             times: int64 (B,).
             noise: (B, C, H, W).
-            unlabelled: which labels are dropped, bool (B,).
-            flipped: which images are mirrored, bool (B,).
-            self_cond_mask: for each micro-batch, the indices within it of the images that are self-conditioned.
+            unlabelled: which labels are replaced by the null class, bool (B,), or None.
+            flipped: which images are mirrored, bool (B,), or None for none.
+            *self_cond_mask: for each micro-batch, the indices within it of the self-conditioned images, or None.
 
         Raises:
             DoesNotFit: the device's memory is too small.
@@ -133,7 +132,7 @@ class Gradient:
         try:
             for micro, chosen in zip(self.micro_batches(len(images)), self_cond_mask, strict=True):
                 part = slice(micro.start, micro.stop)
-                # Processes exchange their gradients once a step.
+                # Processes exchange gradients only at the last micro-batch.
                 alone = self.ranks.count == 1 or micro.stop == len(images)
                 with nullcontext() if alone else self.forward.no_sync():  # type: ignore[operator]
                     loss = self._loss(
@@ -152,24 +151,24 @@ class Gradient:
         return total
 
     def micro_batches(self, count: int) -> list[range]:
-        """Return which of `count` images each micro-batch has."""
+        """Return the range of image indices of each micro-batch, for `count` images."""
         size = count // self.accumulate
         return [range(start, start + size) for start in range(0, count, size)]
 
     def _loss(self, images: Tensor, **inputs: Tensor | None) -> Tensor:
-        # Without a cache of casts: those of the self-conditioning estimate, made without gradient, would serve the
-        # second pass too, and the weights would learn nothing (PyTorch issue 158232).
+        # Without autocast's cache: it would reuse weights cast without gradient for the self-conditioning estimate, and
+        # the weights would get no gradient (PyTorch issue 158232).
         low = self.dtype != torch.float32
         with torch.autocast(images.device.type, self.dtype, enabled=low, cache_enabled=False):
-            # The noise has its offset already.
+            # The noise already includes offset noise.
             loss: Tensor = self.forward(images.float() / 255.0, offset_noise_strength=0.0, **inputs)
         return loss
 
     def _save_memory(self, images: int, problem: str) -> None:
-        """Let the next attempt at a step need less memory.
+        """Reduce the memory of the next attempt at a step.
 
         Raises:
-            OutOfMemory: it cannot, or the processes would no longer be in step.
+            OutOfMemory: no reduction is left, or several processes train, which must all use the same micro-batches.
         """
         network = self.diffusion.model
         if self.ranks.count == 1 and self.accumulate < images:
@@ -191,17 +190,17 @@ class Gradient:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
+    """The result of one step. `loss`, `grad_norm` and `skipped` are scalars on the device; reading one waits for it.
 
     Attributes:
-        step: steps done, this one included.
-        images: images seen, this step's included.
+        step: steps done, including this one.
+        images: images seen, including those of this step.
         batch_size: images of this step.
-        loss: mean weighted loss of the batch, a scalar tensor on the device; reading it waits for the device.
-        grad_norm: norm of the gradient before clipping, likewise.
-        learning_rate: of this step.
-        skipped: 1 where the gradient was not finite and the weights are as before, else 0; likewise.
-        began: when it began, by `time.monotonic`.
+        loss: mean weighted loss of the batch.
+        grad_norm: norm of the gradient before clipping.
+        learning_rate: the learning rate of this step.
+        skipped: 1 if the gradient was not finite, so that the weights did not change; else 0.
+        began: start of the step, in seconds of `time.monotonic`.
     """
 
     step: int
@@ -214,5 +213,5 @@ class StepReport:
     began: float
 
     def reaches(self, every_images: int) -> bool:
-        """Whether the images seen reached a multiple of `every_images` with this step."""
+        """Whether this step reached a multiple of `every_images` images."""
         return self.images // every_images > (self.images - self.batch_size) // every_images

@@ -1,4 +1,4 @@
-"""A polite end: the first TERM or INT lets the step finish, so that its checkpoint can be written."""
+"""Graceful stop: after TERM or INT, training ends after the current step, so that it can write a checkpoint."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,11 @@ from diffusion_core.training.trainer import Trainer, TrainingDiverged
 
 
 class StopRequest:
-    """Whether a signal has asked to stop, and which."""
+    """A request to stop.
+
+    Attributes:
+        signal: number of the last TERM or INT, or None.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,7 +24,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Yield a request that TERM or INT fills in while the block runs; the handlers before it come back afterwards."""
+    """Yield a request that records TERM and INT while the block runs; restore the previous handlers afterwards."""
     request = StopRequest()
 
     def ask(number: int, _: FrameType | None) -> None:
@@ -36,7 +40,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what the trainer raises, and the user can mend, into a `UserError`."""
+    """Raise `TrainingDiverged` and `OutOfMemory` as a `UserError`."""
     try:
         yield
     except (TrainingDiverged, OutOfMemory) as error:
@@ -44,16 +48,16 @@ def translate_errors() -> Iterator[None]:
 
 
 def asked_to_stop(request: StopRequest, ranks: Ranks) -> int | None:
-    """Return the exit code, as a shell counts it, where a signal has reached any of the processes; all ask at once."""
+    """Return the exit code, 128 + signal, if any process got a signal, else None; all processes call it together."""
     signal = ranks.all_reduce_max(request.signal or 0)
     return 128 + signal if signal else None
 
 
 def run_worker(trainer: Trainer, ranks: Ranks) -> None:
-    """Take all steps that are left.
+    """Run the remaining steps of a worker rank.
 
     Raises:
-        SystemExit: a signal asked one of the processes to stop.
+        SystemExit: one of the processes got TERM or INT.
         UserError: training has diverged, or memory is too small.
     """
     with stop_on_signal() as request, translate_errors():

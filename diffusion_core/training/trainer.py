@@ -1,4 +1,4 @@
-"""The training loop, a generator of step reports: whoever iterates decides when to log, save and stop."""
+"""The training loop, a generator of step reports. The caller decides when to log, save and stop."""
 
 import logging
 import math
@@ -27,51 +27,53 @@ from diffusion_core.training.step import Gradient, StepReport
 
 logger = logging.getLogger(__name__)
 
-# Steps in a row whose gradient is not finite, after which training has diverged.
+# Training has diverged after this many consecutive steps with a gradient that is not finite.
 MAX_BAD_STEPS = 10
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """`MAX_BAD_STEPS` consecutive steps had a gradient that is not finite."""
 
 
 class Trainer:
-    """Trains a diffusion process; every draw is a function of (seed, step), so a resumed run equals an unbroken one.
+    """Trains a diffusion process.
 
-    Draws are made for the whole batch and cut as the batch is, so neither micro-batches nor the number of processes
-    change what is trained, beyond rounding; dropout and immiscible noise alone look at the part that they are given.
+    All randomness is a function of (seed, step), so a resumed run equals an uninterrupted one. Random numbers are
+    sampled for the global batch and split with it, so micro-batches and the number of processes change the result only
+    by rounding. Exceptions are dropout and immiscible noise, which depend on the part.
 
-    It seeds torch's global generator at every step, because dropout layers draw from nothing else. On a CPU, call
-    `keep_freed_memory` before: it is worth a seventh of a step.
+    Each step seeds PyTorch's global generator, the only source of dropout masks. On a CPU, call `keep_freed_memory`
+    first; it saves a seventh of the time of a step.
 
     Args:
-        diffusion: on the device where it is to be trained.
+        diffusion: the process, on the device to train on.
         data: the images, uint8.
-        images: training budget, in images; rounded up to whole batches.
-        batch_size: images a step, over all processes.
-        accumulate: micro-batches that a process's part of a batch is cut into to save memory. Where a GPU's memory is
-            too small all the same, batches are cut smaller, and then activations are computed again in the backward
-            pass; not so where several processes train.
-        seed: of the data order and all noise.
+        images: training budget in images; rounded up to whole batches.
+        batch_size: images per step, over all processes.
+        accumulate: micro-batches per process and step, to save memory. If memory is still too small, one process uses
+            smaller micro-batches, then recomputes activations in the backward pass; several processes raise an error.
+        seed: seed of the data order and all noise.
         learning_rate: of AdamW, reached after `warmup_images`.
         betas: of AdamW.
         weight_decay: of AdamW.
-        warmup_images: the learning rate rises evenly over so many images.
-        max_grad_norm: gradients longer than this are scaled down to it.
+        warmup_images: the learning rate rises linearly over this many images.
+        max_grad_norm: gradients with a greater norm are scaled to it.
         ema_halflife_images: see `EMA`.
-        horizontal_flip: mirror every other image, at random.
+        horizontal_flip: mirror each image with probability 1/2.
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
-        compiled: let torch.compile build the network's kernels; on a CUDA device a whole step is then one CUDA graph,
-            where one process trains. What cannot be compiled or recorded runs without, after a warning.
-        threads: chooses how many threads a step uses on a CPU, where one process trains; their number stays if None.
+        compiled: compile the network with torch.compile; on one CUDA GPU with one process, also record a step as a CUDA
+            graph. If either is impossible, training runs without it after a warning.
+        threads: chooses the number of threads of a step on a CPU with one process; unchanged if None.
         ranks: the processes that share each batch.
 
     Attributes:
-        verdicts: what the self-check before the first step found, way by way. Empty before that step, and where steps
-            are eager and in float32, which is what the check compares with.
+        ema: the EMA of the weights.
+        step: steps done.
+        verdicts: results of the self-check before the first step, one per way of running it (eager, compiled,
+            replayed). Empty before that step, and if steps are eager and in float32.
 
     Raises:
-        ValueError: a number is below 1, the processes and micro-batches do not divide `batch_size`, there is no data,
+        ValueError: a number is below 1, `batch_size` is no multiple of micro-batches times processes, there is no data,
             or the device lacks the precision.
     """
 
@@ -136,7 +138,7 @@ class Trainer:
     def _compile(self) -> bool:
         """Compile the network; return whether that was possible.
 
-        Either all processes compile or none, because they check what they have compiled together.
+        Either all processes compile or none, because they run the self-check together.
         """
         problem = compiler_problem(self.diffusion.device)
         if self.ranks.all_reduce_max(int(problem is not None)):
@@ -147,7 +149,7 @@ class Trainer:
         return True
 
     def _can_be_replayed(self) -> bool:
-        """Return whether a CUDA graph may hold a whole step."""
+        """Return whether a CUDA graph can record a whole step."""
         if self.diffusion.device.type != "cuda":
             return False
         reason = "several processes train" if self.ranks.count > 1 else ""
@@ -163,11 +165,11 @@ class Trainer:
         return self.step * self.batch_size
 
     def steps(self) -> Iterator[StepReport]:
-        """Train until the budget is spent, yielding after each step.
+        """Train until the budget is used up, and yield a report after each step.
 
         Raises:
-            TrainingDiverged: the gradient was not finite for 10 steps in a row.
-            OutOfMemory: the device cannot hold a single image's activations.
+            TrainingDiverged: the gradient was not finite for 10 consecutive steps.
+            OutOfMemory: the device's memory is too small; see `accumulate`.
         """
         self.diffusion.train()
         share = self.ranks.share(self.batch_size)
@@ -187,24 +189,24 @@ class Trainer:
             if self._unchecked:
                 self._check(images, labels)
             if number == 0:
-                # Recorded anew each time: a recording holds on to tensors that `restore` puts others in the place of.
+                # Record again in each call: `restore` replaces tensors that an earlier CUDA graph uses.
                 self.forget_recording()
             with nullcontext() if self.threads is None else self.threads.timed():
                 report = self._train_step(images, labels)
             yield report
 
     def forget_recording(self) -> None:
-        """Give back the memory that a recorded step holds on a GPU, gradients too; steps to come are recorded anew."""
+        """Free the GPU memory of the recorded step and of the gradients; the next steps are recorded again."""
         self.diffusion.zero_grad(set_to_none=True)
         self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
 
     def _check(self, images: Tensor, labels: Tensor | None) -> None:
-        """Compare ways of running a step with eager float32, and go on in the fastest that is right."""
+        """Compare each way of running a step with eager float32, and select the fastest correct way."""
         ways = {"compiled": self._compiled, "replayed": self._replayed}
         self.verdicts = [*check_training(self.gradient, images, labels, self._randomness(), **ways)]
         if not self.verdicts[-1].passed or len(self.verdicts) < 1 + sum(ways.values()):
             logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
-        # Ways that are right, simplest first: eager, compiled, replayed. All processes take those that all find right.
+        # The order is eager, compiled, replayed. All processes use only the ways that passed on every process.
         count = 1 + sum(ways.values())
         own = sum(verdict.passed for verdict in self.verdicts)
         right = count - self.ranks.all_reduce_max(count - own)
@@ -228,28 +230,28 @@ class Trainer:
         randomness = self._randomness()
 
         def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            # Dropout's masks, if any.
+            # For dropout masks.
             torch.manual_seed(derive_seed(self.seed, self.step, "network", randomness.start))
-            # Activations that are computed again need the host, which restores the generator's state.
+            # Recomputing activations restores the generator's state on the host, which a CUDA graph cannot record.
             recomputes = getattr(self.diffusion.model, "recompute", False)
             return (self._computed_step if recomputes else self._run)(*scalars, *inputs)
 
         cut = self._cut()
         loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, randomness)
         if self._cut() != cut:
-            # Memory was too small: what runs from now on has other shapes, which nobody has checked or recorded.
+            # Memory was too small: the next steps have other shapes, so check and record them again.
             self._unchecked = self._compiled or self._replayed
             self.forget_recording()
         self.step += 1
         self._stop_if_diverged()
-        # Copies, because the next step may overwrite what a recorded one returns.
+        # Copies, because replaying the next step overwrites the outputs.
         values = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
         return StepReport(self.step, self.images, self.batch_size, *values, began)
 
     def _computed_step(
         self, learning_rate: Tensor, ema_share: Tensor, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Take a step with the inputs of `Gradient.compute`; return loss, norm of the gradient, and whether skipped."""
+        """Run a step with the inputs of `Gradient.compute`; return loss, gradient norm and whether it was skipped."""
         loss = self.ranks.all_reduce_mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
         return (loss, *self.update.step(learning_rate, ema_share))
 
@@ -257,12 +259,12 @@ class Trainer:
         return self.gradient.accumulate, bool(getattr(self.diffusion.model, "recompute", False))
 
     def _randomness(self) -> StepRandomness:
-        """Return this process's randomness of the step to come."""
+        """Return this process's random numbers of the next step."""
         randomness = StepRandomness.of(self.diffusion, self.batch_size, self.seed, self.step)
         return randomness.part(self.ranks.share(self.batch_size))
 
     def _stop_if_diverged(self) -> None:
-        # To read the count is to wait for a GPU, so there it is read now and then, and at the end.
+        # Reading the count waits for a GPU, so it is read every `MAX_BAD_STEPS` steps and at the end.
         rarely = self.diffusion.device.type != "cpu" and self.step < self.total_steps
         if rarely and self.step % MAX_BAD_STEPS:
             return
@@ -280,7 +282,7 @@ class Trainer:
     # --- state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return what a checkpoint must hold: the tensors of model, EMA and optimizer."""
+        """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps."""
         return {
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
@@ -289,10 +291,10 @@ class Trainer:
         }
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Go on after `step` steps from the tensors of a checkpoint.
+        """Resume after `step` steps from the tensors of a checkpoint.
 
         Raises:
-            RuntimeError: they are of another network; the message lists the differences.
+            RuntimeError: the checkpoint is of another network; the message lists the differences.
         """
         self.diffusion.model.load_state_dict(tensors["model"])
         self.ema.module.model.load_state_dict(tensors["ema"])

@@ -46,7 +46,8 @@ def python(variables, folder, *arguments):
     """Run Python to its end, or to TERM after a minute."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
-        env=variables,
+        # This folder is no checkout, and `flows` is installed nowhere.
+        env={**variables, "PYTHONPATH": str(Path(__file__).parents[2])},
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

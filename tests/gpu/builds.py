@@ -101,3 +101,14 @@ def relative(one, other):
     assert one.keys() == other.keys()
     pairs = [(one[name].double().cpu(), other[name].double().cpu()) for name in other]
     return max(float((a - b).norm() / b.norm().clamp(min=1e-30)) if not torch.equal(a, b) else 0.0 for a, b in pairs)
+
+
+class Small(Unet):
+    """Has memory for `room` images, of which twice as many fit where activations are computed again."""
+
+    room = 10**6
+
+    def forward(self, x, *others):
+        if torch.is_grad_enabled() and len(x) > self.room * (2 if self.recompute else 1):
+            raise torch.OutOfMemoryError(f"tried to hold {len(x)} images")
+        return super().forward(x, *others)

@@ -8,22 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion_core import Unet
 from diffusion_core.training.randomness import StepRandomness
-from tests.gpu.builds import Geometry, build, pictures, relative, step_gradient
+from tests.gpu.builds import Geometry, Small, build, pictures, relative, step_gradient
 
 SHAPE = Geometry(16, (1, 2), 16, 32)
-
-
-class Small(Unet):
-    """Has memory for `room` images, of which twice as many fit where activations are computed again."""
-
-    room = 10**6
-
-    def forward(self, x, *others):
-        if torch.is_grad_enabled() and len(x) > self.room * (2 if self.recompute else 1):
-            raise torch.OutOfMemoryError(f"tried to hold {len(x)} images")
-        return super().forward(x, *others)
 
 
 def gradient_of_a_step(device, room):

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,18 +71,22 @@ def test_time_embedding_is_sines_and_cosines_of_falling_frequencies():
     torch.testing.assert_close(embedded[1], torch.cat(((2 * frequencies).sin(), (2 * frequencies).cos())))
 
 
-def test_attention_is_softmax_over_pixels_and_memory():
-    layer = Attention(6, heads=2, dim_head=4).double()
+def two_heads(kind):
+    """A layer of two heads of four channels, an input, and its queries, keys and values."""
+    layer = kind(6, heads=2, dim_head=4).double()
     x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
-    q, k, v = layer.to_qkv(layer.norm(x)).chunk(3, dim=1)
+    return layer, x, layer.to_qkv(layer.norm(x)).chunk(3, dim=1)
+
+
+def test_attention_is_softmax_over_pixels_and_memory():
+    layer, x, (q, k, v) = two_heads(Attention)
     out = torch.zeros(2, 8, 15, dtype=torch.float64)
-    for b in range(2):
-        for head in range(2):
-            rows = slice(4 * head, 4 * head + 4)
-            queries = q[b, rows].reshape(4, 15).T
-            keys = torch.cat((layer.mem_kv[0, head], k[b, rows].reshape(4, 15).T))
-            values = torch.cat((layer.mem_kv[1, head], v[b, rows].reshape(4, 15).T))
-            out[b, rows] = (F.softmax(queries @ keys.T / 2.0, dim=-1) @ values).T
+    for b, head in product(range(2), range(2)):
+        rows = slice(4 * head, 4 * head + 4)
+        queries = q[b, rows].reshape(4, 15).T
+        keys = torch.cat((layer.mem_kv[0, head], k[b, rows].reshape(4, 15).T))
+        values = torch.cat((layer.mem_kv[1, head], v[b, rows].reshape(4, 15).T))
+        out[b, rows] = (F.softmax(queries @ keys.T / 2.0, dim=-1) @ values).T
     torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)) + x)
 
 
@@ -100,18 +106,15 @@ def test_the_plain_formula_of_attention_is_the_fused_kernels():
 
 
 def test_linear_attention_weighs_a_context_of_softmaxed_keys():
-    layer = LinearAttention(6, heads=2, dim_head=4).double()
-    x = torch.randn(2, 6, 3, 5, dtype=torch.float64)
-    q, k, v = layer.to_qkv(layer.norm(x)).chunk(3, dim=1)
+    layer, x, (q, k, v) = two_heads(LinearAttention)
     out = torch.zeros(2, 8, 15, dtype=torch.float64)
-    for b in range(2):
-        for head in range(2):
-            rows = slice(4 * head, 4 * head + 4)
-            keys = F.softmax(torch.cat((layer.mem_kv[0, head], k[b, rows].reshape(4, 15)), dim=1), dim=1)
-            values = torch.cat((layer.mem_kv[1, head], v[b, rows].reshape(4, 15)), dim=1)
-            queries = F.softmax(q[b, rows].reshape(4, 15), dim=0) / 2.0
-            for pixel in range(15):
-                out[b, rows, pixel] = (keys @ values.T).T @ queries[:, pixel]
+    for b, head in product(range(2), range(2)):
+        rows = slice(4 * head, 4 * head + 4)
+        keys = F.softmax(torch.cat((layer.mem_kv[0, head], k[b, rows].reshape(4, 15)), dim=1), dim=1)
+        values = torch.cat((layer.mem_kv[1, head], v[b, rows].reshape(4, 15)), dim=1)
+        queries = F.softmax(q[b, rows].reshape(4, 15), dim=0) / 2.0
+        for pixel in range(15):
+            out[b, rows, pixel] = (keys @ values.T).T @ queries[:, pixel]
     torch.testing.assert_close(layer(x), layer.to_out(out.reshape(2, 8, 3, 5)) + x)
 
 

@@ -55,7 +55,8 @@ def python(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> 
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=folder,
-        env=variables(folder) if env is None else env,
+        # Not every folder here is a checkout, and `flows` and `stack` are installed nowhere.
+        env={**(variables(folder) if env is None else env), "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
         check=False,

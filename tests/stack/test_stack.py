@@ -327,7 +327,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.pipeline"],
         cwd=project,
-        env=known,
+        env={**known, "PYTHONPATH": str(CHECKOUT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

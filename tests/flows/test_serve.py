@@ -127,7 +127,9 @@ def served(folder, ports, variables):
     command = [sys.executable, "-c", SERVE, *map(str, ports)]
     variables = {name: value for name, value in variables.items() if name != "PYTHONUNBUFFERED"}
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
+        # The folder is no checkout, and `stack` is installed nowhere.
+        path = {"PYTHONPATH": str(CHECKOUT)}
+        process = subprocess.Popen(command, cwd=folder, env={**variables, **path}, stdout=log, stderr=log)
     family = []
     try:
         deadline = time.monotonic() + 120
