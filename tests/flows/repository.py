@@ -86,6 +86,8 @@ def write_repository(folder):
     (folder / "stage.py").write_text(STAGE)
     (folder / "source.txt").write_text("the images")
     (folder / "diffusion_core").mkdir()
+    # The command is the stand-in's, and all other modules are those of the checkout.
+    (folder / "diffusion_core/__init__.py").write_text(f"__path__.append({str(CHECKOUT / 'diffusion_core')!r})\n")
     (folder / "diffusion_core/__main__.py").write_text(REGISTRY)
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
         subprocess.run(command, cwd=folder, check=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"})
