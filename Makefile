@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test gpu-check lint prose docs lock serve bench stack stack-down deploy remote
+.PHONY: help setup demo test test-fast coverage gpu-check lint prose docs lock serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,8 +29,17 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
 	$(BIN)/python -m flows.pipeline
 
-test: setup ## Run the tests
-	$(BIN)/python -m pytest
+# A test process a core, each with one thread; a file's tests share their servers.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+
+test: setup ## Run all tests
+	$(PYTEST)
+
+test-fast: setup ## Run the laws and the unit tests: no servers, no trainings
+	$(PYTEST) -m "not (servers or stack or slow or gpu)"
+
+coverage: setup ## Run all tests and say which lines none of them reaches
+	$(PYTEST) --cov=diffusion_core --cov=flows --cov=stack --cov-report=term-missing:skip-covered
 
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 

@@ -1,0 +1,1 @@
+"""Benchmarks of speed, memory and quality, and comparisons with other packages."""

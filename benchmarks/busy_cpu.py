@@ -1,9 +1,9 @@
-"""What a busy process beside a training on the CPU costs, with all threads and with the number that is chosen.
+"""The effect of a busy process on CPU training, with all threads and with the chosen number of threads.
 
     python -m benchmarks.busy_cpu
 
-Trains alone, then beside a process that keeps one core busy, in under 4 minutes; the machine must have nothing else to
-do. Writes benchmarks/busy_cpu.json.
+Trains alone, then with a process that keeps one core busy, in less than 4 minutes on an otherwise idle machine. Writes
+benchmarks/busy_cpu.json.
 """
 
 import json
@@ -26,15 +26,15 @@ from diffusion_core.runtime.threads import ThreadChoice, candidates
 
 RESULTS = Path("benchmarks/busy_cpu.json")
 REPEATS = 3
-# Seconds of a repeat; it ends with the step that exceeds them.
+# Minimum seconds of a repeat, which ends after a complete step.
 SECONDS = 4.0
-# The first trial and the wait for another number of threads, beside the busy process, end after so many seconds.
+# Maximum seconds of the first trial, and of the wait for another number of threads with the busy process.
 LIMIT_SECONDS = 70.0
 
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Keep one core busy meanwhile."""
+    """Keep one core busy during the block."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
             time.sleep(min(1.0, SECONDS))  # until it has started
@@ -44,7 +44,7 @@ def busy_process() -> Iterator[None]:
 
 
 def training(name: str) -> Callable[[], object]:
-    """Return a call that takes one step of training, after a few to warm up."""
+    """Return a function that takes one training step, after a few warm-up steps."""
     setting = NETWORKS[name]
     options, size = setting["options"], setting["size"]
     diffusion = GaussianDiffusion(Unet(**options, self_condition=True), image_size=size)
@@ -68,7 +68,7 @@ def rate(step: Callable[[], object], batch: int) -> float:
 
 
 def until(done: Callable[[], bool], step: Callable[[], object]) -> float:
-    """Take steps until `done`, or until the limit; return the seconds."""
+    """Take steps until `done()` or the limit; return the seconds."""
     began = time.perf_counter()
     while (seconds := time.perf_counter() - began) < LIMIT_SECONDS and not done():
         step()
@@ -76,7 +76,7 @@ def until(done: Callable[[], bool], step: Callable[[], object]) -> float:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return images/s alone and beside a busy process, with shares of the first."""
+    """Return images/s alone and with a busy process, and the ratios."""
     step, batch = training(name), NETWORKS[name]["batch"]
     with closing(ThreadChoice(candidates(cores()))) as choice:
 
@@ -86,7 +86,7 @@ def measure(name: str) -> dict[str, Any]:
 
         torch.set_num_threads(cores())
         alone = rate(step, batch)
-        # The first trial is over, and took place on the quiet machine.
+        # Complete the first trial on the idle machine.
         until(lambda: choice.state()["chosen"] is not None, chosen_step)
         at_first = choice.threads
         with busy_process():
@@ -112,8 +112,8 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    keep_freed_memory()  # as the stages do
+    """Measure, print and write the results."""
+    keep_freed_memory()  # as in the stages
     content: dict[str, Any] = {"machine": describe(), "networks": {}}
     for name in NETWORKS:
         content["networks"][name] = result = measure(name)

@@ -1,9 +1,9 @@
-"""This project beside denoising-diffusion-pytorch and diffusers: `python -m benchmarks.compare [PART ...]`.
+"""Compares this project with denoising-diffusion-pytorch and diffusers: `python -m benchmarks.compare [PART ...]`.
 
-Every library is a process of its own on the same PyTorch; they take turns, and figures are medians of the ratios of
-neighbours in time, because machines are shared and their speed drifts. Each part adds its figures to those of the
-others in benchmarks/compare-<cpu|gpu>.json, and the table beside it is written anew. Imports PyTorch alone, so that it
-runs on a bare GPU machine; a library that is not installed there is left out.
+Each library runs in its own process with the same PyTorch. The processes alternate, and ratios are medians over
+consecutive measurements, because machines are shared and their speed drifts. Each part adds its results to
+benchmarks/compare-<cpu|gpu>.json and updates the table next to it. Only PyTorch is imported, so that a bare GPU machine
+suffices; libraries that are not installed are omitted.
 """
 
 import argparse
@@ -29,12 +29,12 @@ PARTS: dict[str, Callable[[Part], dict[str, Any]]] = {
     "quality": quality,
 }
 GPU_ONLY = ("amp", "peak")
-# A part is to end within ten minutes. Repeats that would not fit are dropped, but what has begun is finished.
+# A part should end within ten minutes. Repeats that would exceed this are dropped; a started one is completed.
 SECONDS = 480.0
 
 
 def make_plan(python: str, gpu: bool, images: Path | None = None) -> Plan:
-    """Return what is measured: the usual networks of such libraries' examples."""
+    """Return the plan for a CPU or GPU, with networks as in the libraries' examples."""
     if gpu:
         small = {"size": 32, "dim": 128, "dim_mults": [1, 2, 2, 2], "batch": 128}
         large = {"size": 64, "dim": 128, "dim_mults": [1, 2, 4], "batch": 128}
@@ -44,20 +44,20 @@ def make_plan(python: str, gpu: bool, images: Path | None = None) -> Plan:
 
 
 def measure(name: str, plan: Plan, seconds: float, results: Path) -> None:
-    """Add a part's figures to those of the other parts in a file, and write the table beside it."""
+    """Measure a part, add its results to those of the other parts in a file, and write the table next to it."""
     part = Part(plan, seconds)
     figures = PARTS[name](part)
-    # Read only now, so that nothing is lost that another part wrote meanwhile.
+    # Read after measuring, so that results that another part wrote meanwhile are kept.
     content = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     content[name] = {**part.notes(), **figures}
     write(content, results)
 
 
 def finds_gpu(python: str) -> bool:
-    """Return whether an interpreter's own PyTorch, which may be another than this one's, finds a GPU.
+    """Return whether the PyTorch of an interpreter, which may differ from this one, finds a GPU.
 
     Raises:
-        ValueError: it does not run, or has no PyTorch.
+        ValueError: the interpreter cannot be run, or has no PyTorch.
     """
     asked = [python, "-c", "import torch; print(torch.cuda.is_available())"]
     try:
@@ -71,7 +71,7 @@ def finds_gpu(python: str) -> bool:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure the selected parts, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"all if none is named: {', '.join(PARTS)}")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has the libraries")

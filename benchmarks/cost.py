@@ -1,7 +1,7 @@
-"""What training costs as the work grows, and what it costs at all: `python -m benchmarks.cost`.
+"""Training speed by batch size, image size and width, and fixed costs of a stage: `python -m benchmarks.cost`.
 
-Writes benchmarks/cost.json and docs/images/cost.png. Must be run in the project's folder after `make demo`, whose data
-and settings the fixed costs are measured with.
+Writes benchmarks/cost.json and docs/images/cost.png. Run it in the project's folder after `make demo`; the fixed costs
+are measured with its data and settings.
 """
 
 import json
@@ -34,7 +34,7 @@ REPEATS = 5
 
 
 def images_per_second(**changed: int) -> float:
-    """Return the rate of training."""
+    """Return the training speed in images per second."""
     setting = Setting(**{**BASE, **changed})  # type: ignore[arg-type]
     task = Task(setting)
     for _ in range(2):
@@ -48,7 +48,7 @@ def images_per_second(**changed: int) -> float:
 
 
 def fixed_costs() -> dict[str, float]:
-    """Return the seconds of what a training stage does besides its steps, with the settings of params.yaml."""
+    """Return the seconds of each part of the stage `train` with the settings of params.yaml."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("params.yaml", "dvc.yaml"):
             shutil.copy(name, folder)
@@ -67,7 +67,7 @@ def fixed_costs() -> dict[str, float]:
 
 
 def draw(rates: dict[str, dict[int, float]]) -> Figure:
-    """Return the rates by what grows."""
+    """Return a plot of the rates by each varied quantity."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots(1, len(rates), sharey=True)
     for axis, (name, points) in zip(axes, rates.items(), strict=True):
@@ -84,7 +84,7 @@ def draw(rates: dict[str, dict[int, float]]) -> Figure:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     content: dict[str, Any] = {"machine": describe(), "base": BASE, "fixed_seconds": fixed_costs()}
     print(content["fixed_seconds"], flush=True)
     rates: dict[str, dict[int, float]] = {}

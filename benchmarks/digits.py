@@ -1,4 +1,4 @@
-"""The real digits at another size, and how far samples are from them."""
+"""The real digits at another size, and the distance of samples from them."""
 
 import tempfile
 from contextlib import chdir
@@ -18,9 +18,9 @@ from diffusion_core.stages.paths import PREPARED
 
 
 def training_digits(size: int) -> tuple[NDArray[np.uint8], Reference]:
-    """Return the training images, (N, size, size, 1), and the reference made of them as params.yaml says."""
+    """Return the training images, uint8 (N, size, size, 1), and their reference with the settings of params.yaml."""
     settings = load_settings()
-    # The stages work in the working directory.
+    # The stages use the working directory.
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         ingest.run(settings.ingest, Environment())
         prepare.run(settings.prepare.model_copy(update={"image_size": (size, size)}))

@@ -1,8 +1,8 @@
-"""How far samples are from real photographs where no trained network can be fetched.
+"""The distance of samples from real photographs, without downloading a pretrained network.
 
-A small network learns which of eight changes was made to real photographs: none, or one of sharpness, noise,
-arrangement, direction, colours or contrast. So its features are sensitive to all of these. The Fréchet distance
-(Heusel et al. 2017) is measured in them.
+A small network is trained to classify which of eight changes was applied to real photographs: none, or a change of
+sharpness, noise, arrangement, direction, colours or contrast. Its features are therefore sensitive to all of these. The
+Fréchet distance (Heusel et al. 2017) uses these features.
 """
 
 import time
@@ -28,7 +28,7 @@ BATCH = 256
 
 
 class Extractor(nn.Module):
-    """Classifies the changes; `features` are the inputs of its last layer."""
+    """Classifies the changes; `features` are the inputs of its head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Extractor(nn.Module):
 
     @torch.inference_mode()
     def accuracy(self, images: Tensor) -> float:
-        """Return the share of changes to images, uint8 (N, 3, H, W), that are recognised."""
+        """Return the share of correctly classified changes of images, uint8 (N, 3, H, W)."""
         self.eval()
         pixels = _floats(images, next(self.parameters()).device)
         right = [(self(change(pixels)).argmax(1) == label).float().mean() for label, change in enumerate(CHANGES)]
@@ -62,11 +62,11 @@ class Extractor(nn.Module):
 
 
 def train_extractor(images: Tensor, device: torch.device, steps: int = 2000, seconds: float = 60.0) -> Extractor:
-    """Return an extractor trained on photographs, uint8 (N, 3, H, W), for `steps`, or for `seconds` if it is slow."""
+    """Return an extractor trained on photographs, uint8 (N, 3, H, W), for at most `steps` and about `seconds`."""
     torch.manual_seed(0)
     extractor = Extractor().to(device)
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=2e-3)
-    # At the end the rate is 0, so that the features do not depend on the last few batches.
+    # The learning rate ends at 0, so that the features do not depend on the last few batches.
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     ends = time.monotonic() + seconds
     for _ in range(steps):

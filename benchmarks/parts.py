@@ -1,4 +1,4 @@
-"""The parts of the comparison that measure time and memory; `benchmarks.quality` has the one that trains for long."""
+"""The parts of the comparison that measure time and memory; `benchmarks.quality` measures quality."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.turns import PEERS, Part, Worker
 
 STEPS = 50
-# In these torch.compile compiles, its graphs are recorded, and the allocator learns what it must keep.
+# During these, torch.compile compiles, CUDA graphs are recorded, and the allocator reserves memory.
 WARM_UP_STEPS = 4
 MATRIX_SIZE = 8192
 
@@ -32,17 +32,17 @@ def training(part: Part, peers: Sequence[str] = PEERS, **options: object) -> dic
 
 
 def self_conditioned(part: Part) -> dict[str, Any]:
-    """Return what `training` returns with self-conditioning, which diffusers has not."""
+    """Return the result of `training` with self-conditioning, which diffusers does not have."""
     return training(part, ("ours", "lucidrains"), self_condition=True)
 
 
 def amp(part: Part) -> dict[str, Any]:
-    """Return what `training` returns where denoising-diffusion-pytorch trains with its own mixed precision."""
+    """Return the result of `training` with the mixed precision of denoising-diffusion-pytorch."""
     return training(part, ("ours", "lucidrains"), amp=True)
 
 
 def sampling(part: Part) -> dict[str, Any]:
-    """Return the seconds of DDIM in 50 steps by images at a time; where fewer are timed, each costs the same."""
+    """Return the seconds of DDIM in 50 steps by batch size; if fewer steps are timed, the time is extrapolated."""
 
     def measure(setting: dict[str, Any]) -> dict[str, Any]:
         seconds: dict[str, Any] = {}
@@ -61,16 +61,16 @@ def sampling(part: Part) -> dict[str, Any]:
 def first_step(part: Part) -> dict[str, Any]:
     """Return the seconds from a process's start to the end of its first training step.
 
-    On a GPU twice: with nothing in the folder where this project keeps compiled kernels, and with what the first left.
+    Measured twice on a GPU: with an empty compile cache, and with the cache of the first run.
     """
-    # So that the first of them does not wait for the disk alone.
+    # Loads PyTorch into the disk cache, so that the first library has no disadvantage.
     subprocess.run([part.plan.python, "-c", "import torch"], check=True)
 
     def measure(setting: dict[str, Any]) -> dict[str, Any]:
         if not part.plan.gpu:
             return {"first_step_seconds": _first_steps(part, setting, os.environ)}
         with tempfile.TemporaryDirectory() as folder:
-            # A folder that the user has set would be taken instead.
+            # The user's variables would take precedence.
             own = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
             environment = {name: value for name, value in os.environ.items() if name not in own}
             environment["BENCH_COMPILE_CACHE"] = folder
@@ -83,7 +83,7 @@ def first_step(part: Part) -> dict[str, Any]:
 
 
 def peak(part: Part, matrix_size: int = MATRIX_SIZE) -> dict[str, Any]:
-    """Return the rate of a product of matrices, and the operations and seconds of a training step."""
+    """Return the rate of a matrix product, and the operations and seconds of a training step."""
 
     def measure(setting: dict[str, Any]) -> dict[str, Any]:
         with part.libraries(["ours"], setting) as workers:
@@ -105,7 +105,7 @@ def _turn(workers: Mapping[str, Worker], *order: object) -> dict[str, float]:
 
 
 def _first_steps(part: Part, setting: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, float]:
-    """Return the seconds of each library that is installed, one after the other."""
+    """Return the seconds of each installed library, measured one after the other."""
     seconds = {}
     for peer in PEERS:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How many operations a training step has, and how many a second the device has in a product of matrices."""
+"""Counts the operations of a training step, and measures the device's rate in a matrix product."""
 
 import statistics
 import time
@@ -12,9 +12,9 @@ REPEATS = 5
 
 
 def step_flop(loss: nn.Module, images: Tensor) -> int:
-    """Return the floating-point operations of a loss and its gradient, in products of matrices and convolutions.
+    """Return the floating-point operations of a loss and its gradient, in matrix products and convolutions.
 
-    Element-wise operations are not counted, and nor are the optimizer's, which has no others.
+    Element-wise operations are not counted; the optimizer has only these.
     """
     with FlopCounterMode(display=False) as counter:
         loss(images).backward()
@@ -22,7 +22,7 @@ def step_flop(loss: nn.Module, images: Tensor) -> int:
 
 
 def matrix_rate(size: int, device: torch.device) -> float:
-    """Return the floating-point operations a second of bfloat16 products of square matrices."""
+    """Return the floating-point operations per second of bfloat16 products of square matrices."""
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     product = left @ right
     seconds = []

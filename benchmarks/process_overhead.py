@@ -1,8 +1,8 @@
-"""What self-conditioning adds to a training step, and what a sampler adds to the network's own time.
+"""The overhead of self-conditioning in a training step, and of a sampler over the network's time.
 
     python -m benchmarks.process_overhead
 
-Both are ratios of interleaved repeats on this machine, and go to benchmarks/process_overhead.json.
+Both are ratios of interleaved repeats on this machine, and are written to benchmarks/process_overhead.json.
 """
 
 import json
@@ -33,7 +33,7 @@ from diffusion_core.samplers.protocols import Sampler
 RESULTS = Path("benchmarks/process_overhead.json")
 REPEATS = 11
 SAMPLER_BATCH = 16
-# The demo's network on its images, and the common one on images of 32 x 32 pixels.
+# The network and images of the demo, and a common network for 32 x 32 pixels.
 NETWORKS: dict[str, dict[str, Any]] = {
     "digits 8x8": {"size": 8, "batch": 64, "options": {"dim": 32, "dim_mults": (1, 2), "channels": 1}},
     "32x32, dim 64": {"size": 32, "batch": 32, "options": {"dim": 64, "dim_mults": (1, 2, 4), "channels": 3}},
@@ -48,7 +48,7 @@ SAMPLERS: tuple[Sampler, ...] = (
 
 
 def interleaved(calls: list[Callable[[], float]]) -> list[list[float]]:
-    """Return the seconds of each call's repeats, taken in turns."""
+    """Return the seconds of each call's interleaved repeats."""
     for call in calls:
         call()
     taken = [[call() for call in calls] for _ in range(REPEATS)]
@@ -56,12 +56,12 @@ def interleaved(calls: list[Callable[[], float]]) -> list[list[float]]:
 
 
 def ratio(over: list[float], under: list[float]) -> float:
-    """Return the median of the ratios of neighbours in time."""
+    """Return the median of the ratios of consecutive measurements."""
     return statistics.median(one / other for one, other in zip(over, under, strict=True))
 
 
 def training_steps(name: str, self_condition: bool) -> Callable[[], float]:
-    """Return a call that takes a few steps of training and returns the seconds of one."""
+    """Return a function that takes a few training steps and returns the seconds per step."""
     setting = NETWORKS[name]
     options, size = setting["options"], setting["size"]
     diffusion = GaussianDiffusion(Unet(**options, self_condition=self_condition), image_size=size)
@@ -81,7 +81,7 @@ def training_steps(name: str, self_condition: bool) -> Callable[[], float]:
 
 
 class Timed(torch.nn.Module):
-    """A network that adds up its own time."""
+    """A network that accumulates its time in `seconds`."""
 
     def __init__(self, network: Unet) -> None:
         super().__init__()
@@ -91,6 +91,7 @@ class Timed(torch.nn.Module):
         self.seconds = 0.0
 
     def forward(self, x: Tensor, t: Tensor, x_self_cond: Tensor | None) -> Tensor:
+        """Return the network's output."""
         began = time.perf_counter()
         output: Tensor = self.network(x, t, x_self_cond)
         self.seconds += time.perf_counter() - began
@@ -98,7 +99,7 @@ class Timed(torch.nn.Module):
 
 
 def sampler_overhead(name: str, sampler: Sampler) -> float:
-    """Return the share that everything but the network adds to the network's time."""
+    """Return the time of everything except the network, relative to the network's time."""
     setting = NETWORKS[name]
     network = Timed(Unet(**setting["options"], self_condition=True)).eval()
     diffusion = GaussianDiffusion(network, image_size=setting["size"])
@@ -112,8 +113,8 @@ def sampler_overhead(name: str, sampler: Sampler) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    keep_freed_memory()  # as the stages do
+    """Measure, print and write the results."""
+    keep_freed_memory()  # as in the stages
     content: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     content["machine"] = platform.machine()
     for name in NETWORKS:

@@ -1,4 +1,4 @@
-"""The quality of each library's samples after the same time of training."""
+"""The quality of each library's samples after equal training times."""
 
 import tempfile
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from benchmarks.photographs import photographs, read_folder
 from benchmarks.turns import PEERS, Part
 
 STEPS = 50
-# One size for sampling and for the error of the noise, because each further one is compiled by itself.
+# One size for sampling and for the error of the noise, because each size is compiled separately.
 BATCH = 250
-# The rest of a part's time goes to starting, compiling, the extractor, and sampling.
+# The rest of a part's time is for starting, compiling, the extractor, and sampling.
 MOST_SECONDS, SHARE = 120.0, 0.25
 DIGITS_SIZE = 16
 DIGITS = {
@@ -25,7 +25,7 @@ DIGITS = {
     "dim_mults": [1, 2],
     "batch": 64,
     "learning_rate": 1e-3,
-    # What docs/diffusion.md found to have the least distance on the digits.
+    # The options with the least distance on the digits in docs/diffusion.md.
     "process": {"objective": "pred_x0", "min_snr_loss_weight": True},
     "ema_halflife_images": 5000,
 }
@@ -33,13 +33,13 @@ DIGITS_SAMPLES = 2000
 
 
 def quality(part: Part) -> dict[str, Any]:
-    """Measure on photographs; on a CPU that is given none, on the digits, which it learns in two minutes."""
+    """Measure on photographs; on a CPU without a folder of photographs, on the digits, which train in two minutes."""
     return on_photographs(part) if part.plan.gpu or part.plan.images else on_digits(part)
 
 
 def on_digits(part: Part, count: int = DIGITS_SAMPLES) -> dict[str, Any]:
-    """Return the Fréchet distance of each library's samples in the features that params.yaml describes."""
-    # Needs the whole environment, which a GPU machine may lack.
+    """Return the Fréchet distance of each library's samples, with the features of params.yaml's reference."""
+    # Imported here, because a GPU machine may not have all of its dependencies.
     from benchmarks import digits
 
     images, reference = digits.training_digits(DIGITS_SIZE)
@@ -53,10 +53,10 @@ def on_digits(part: Part, count: int = DIGITS_SAMPLES) -> dict[str, Any]:
 
 
 def on_photographs(part: Part, count: int = 30_000, extractor_steps: int = 2000) -> dict[str, Any]:
-    """Return the Fréchet distance to unseen photographs, and the error of the noise that is predicted for these.
+    """Return the Fréchet distance to unseen photographs, and the error of the predicted noise for them.
 
-    Beside denoising-diffusion-pytorch alone: the error compares only where the schedule is the same, and diffusers has
-    another. The floor is the distance of two sets of photographs, each as large as that of the samples.
+    Compared only with denoising-diffusion-pytorch: the error is comparable only for equal schedules, and that of
+    diffusers differs. The floor is the distance of two sets of photographs, each as large as that of the samples.
     """
     setting = {**part.plan.networks[0], "learning_rate": 3e-4}
     folder, size = part.plan.images, setting["size"]
@@ -76,10 +76,10 @@ def on_photographs(part: Part, count: int = 30_000, extractor_steps: int = 2000)
 
 
 def _split(images: Tensor) -> tuple[Tensor, ...]:
-    """Return images to train on, images for the extractor, and two sets as large as that of the samples.
+    """Return training images, images for the extractor, and two sets of the number of samples.
 
     Raises:
-        ValueError: there are too few.
+        ValueError: there are fewer than 24 images.
     """
     twelfth = len(images) // 12
     if twelfth < 2:
@@ -97,9 +97,9 @@ def _train(
     count: int,
     unseen: Tensor | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Let one library after the other train for the same time and sample; return figures and samples of each.
+    """Train each library for the same time and sample from it; return results and samples of each.
 
-    The time begins after the first step, which compiles; `benchmarks.parts.first_step` measures that.
+    The time begins after the first step, which compiles; `benchmarks.parts.first_step` measures that step.
     """
     seconds = min(MOST_SECONDS, SHARE * part.seconds)
     steps: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The table of a comparison, as Markdown beside its JSON. Parts that were not measured have no rows."""
+"""The Markdown table of a comparison, next to its JSON file. Parts that were not measured have no rows."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ def write(content: dict[str, Any], path: Path) -> None:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Return the figures of each library, with this project's as multiples of the other's."""
+    """Return the results of each library, and the ratios of this project to the others."""
     lines = [*_head(content), "", f"| what | {' | '.join(NAMES.values())} | ratios |", "|---|---|---|---|---|"]
     for part, title in (
         ("training", "training"),
@@ -44,7 +44,7 @@ def table(content: dict[str, Any]) -> str:
 
 
 def _head(content: Mapping[str, Any]) -> list[str]:
-    """Return what was measured on, by parts where they ran on several machines, and which libraries were missing."""
+    """Return the machines, with their parts if there are several, and the missing libraries."""
     parts: dict[str, list[str]] = {}
     missing: dict[str, str] = {}
     for name, result in content.items():
@@ -61,7 +61,7 @@ def _head(content: Mapping[str, Any]) -> list[str]:
 
 
 def _networks(content: Mapping[str, Any], part: str, figure: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield those of a part's networks that have a figure, each with the size that its title needs."""
+    """Yield a part's networks that have the result `figure`, each with the size for its title."""
     networks = content.get(part, {}).get("networks", [])
     for result in networks:
         size = result["setting"]["size"]
@@ -83,13 +83,13 @@ def _quality_rows(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rate_row(what: str, seconds: Mapping[str, Sequence[float]], images: int) -> str:
-    """Return a line of images a second."""
+    """Return a row of images per second."""
     rates = {name: images / statistics.median(values) for name, values in seconds.items()}
     return _row(f"{what}, images/s", rates, {name: _ratio(values, seconds["ours"]) for name, values in seconds.items()})
 
 
 def _value_row(what: str, values: Mapping[str, float]) -> str:
-    """Return a line of figures of which there is one a library."""
+    """Return a row with one value per library."""
     return _row(what, values, {name: values["ours"] / value for name, value in values.items()})
 
 
@@ -107,7 +107,7 @@ def _row(what: str, figures: Mapping[str, float], ratios: Mapping[str, float]) -
 
 
 def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """Return the median of the ratios of neighbours in time."""
+    """Return the median of the ratios of consecutive measurements."""
     return statistics.median(one / other for one, other in zip(over, under, strict=True))
 
 

@@ -1,8 +1,8 @@
-"""Which sampler and spacing for few steps: the samples' distance from the real images by passes through the network.
+"""Compares samplers and spacings for few steps: quality of the samples by number of network evaluations.
 
-    python -m benchmarks.sampling_choices            # needs the model and the reference that `make demo` leaves
+    python -m benchmarks.sampling_choices            # needs the model and the reference of `make demo`
 
-Draws and measures samples as the pipeline does and writes benchmarks/sampling_choices.json.
+Samples and measures as the pipeline does, and writes benchmarks/sampling_choices.json.
 """
 
 import json
@@ -21,7 +21,7 @@ from diffusion_core.metrics.reference import Reference
 from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.samplers.spacing import Spacing
 from diffusion_core.stages.paths import MODELS, REFERENCE
-from diffusion_core.stages.sample import draw
+from diffusion_core.stages.sample import sample_model
 
 RESULTS = Path("benchmarks/sampling_choices.json")
 PASSES = (5, 10, 20, 50, 100)
@@ -29,27 +29,27 @@ FIGURES = ("frechet", "precision", "recall")
 
 
 def samplers(passes: int) -> dict[str, Sampler]:
-    """Return the samplers that run the network about that often, by what people call them."""
+    """Return samplers by name, each with about `passes` network evaluations."""
     return {
         **{f"DDIM, {spacing}": DDIM(steps=passes, spacing=spacing) for spacing in get_args(Spacing)},
         "DDIM, eta 1": DDIM(steps=passes, eta=1.0),
         "DDPM": DDPM(steps=passes),
         "DPM-Solver++(2M), linspace": DPMSolver(steps=passes),
         "DPM-Solver++(2M), quadratic": DPMSolver(steps=passes, spacing="quadratic"),
-        # Two passes a step but for the last.
+        # Two network evaluations per step, except the last.
         "Heun": Heun(steps=(passes + 1) // 2),
     }
 
 
 def main() -> None:
-    """Measure every sampler at every number of passes."""
+    """Measure every sampler with every number of network evaluations."""
     settings = load_settings()
     model = load_model(MODELS)
     reference = Reference.load(REFERENCE, "cpu")
     runs = []
     for passes in tqdm(PASSES):
         for name, sampler in samplers(passes).items():
-            images, _ = draw(model, settings.sample.model_copy(update={"sampler": sampler}), Environment())
+            images, _ = sample_model(model, settings.sample.model_copy(update={"sampler": sampler}), Environment())
             figures = evaluate_samples(images, reference, settings.evaluate)
             kept = {figure: figures[figure] for figure in FIGURES}
             runs.append({"passes": passes, "sampler": name, "figures": kept})

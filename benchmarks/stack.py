@@ -1,10 +1,9 @@
-"""What a team's servers cost on one machine, and what the flow costs beside bare DVC.
+"""The cost of a team's servers on one machine, and of the flow compared with DVC.
 
     python -m benchmarks.stack
 
-The flow and `dvc repro` with the registry's two commands do the same work, all of a small training, in turns, each in a
-clone of its own; the flow speaks to the Prefect server of the stack, and once to a temporary one. Figures go to
-benchmarks/stack.json.
+The flow, and `dvc repro` with `publish` and `promote`, run the same small pipeline alternately, each in its own clone.
+The flow uses the Prefect server of the stack, and once a temporary one. Results are written to benchmarks/stack.json.
 """
 
 import json
@@ -31,7 +30,7 @@ STAGES = ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publ
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> tuple[float, str]:
-    """Return the seconds that a Python module takes, and what it prints."""
+    """Return the seconds that a Python module takes, and its output."""
     began = time.perf_counter()
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", **variables}
     done = subprocess.run(
@@ -41,7 +40,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> tuple[float, str]:
 
 
 def clone(folder: Path) -> Path:
-    """Return a clone of this repository with little to train, where nothing has run."""
+    """Return a new clone of this repository with a small training."""
     subprocess.run(["git", "clone", "--quiet", str(Path.cwd()), str(folder)], check=True)
     yaml = YAML()
     params = yaml.load(folder / "params.yaml")
@@ -58,14 +57,14 @@ def clone(folder: Path) -> Path:
 
 
 def bare(folder: Path) -> float:
-    """Return the seconds of DVC and of the registry's commands."""
+    """Return the seconds of `dvc repro`, `publish` and `promote`."""
     program = [["dvc", "repro"], ["diffusion_core", "publish"], ["diffusion_core", "promote"]]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return sum(run(folder, *module, PATH=path)[0] for module in program)
 
 
 def memory(folder: Path) -> dict[str, int]:
-    """Return the MiB of each server with its children, shared pages shared out."""
+    """Return the MiB of each server with its children; shared pages are divided among processes."""
     started = json.loads((folder / ".stack/started.json").read_text(encoding="utf-8"))
     return {
         each["name"]: sum(
@@ -78,9 +77,9 @@ def memory(folder: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     content: dict[str, Any] = {"machine": describe()}
-    # PostgreSQL's own user must be able to pass through the folder.
+    # PostgreSQL's user needs permission to pass through the folder.
     place = Path(tempfile.mkdtemp(prefix="benchmark-"))
     place.chmod(0o755)
     server = clone(place / "server")

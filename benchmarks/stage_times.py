@@ -1,4 +1,4 @@
-"""The stage `train`, with a clock at what it does besides its steps; prints seconds as JSON."""
+"""Runs the stage `train`, and prints the seconds of its parts as JSON."""
 
 import json
 import time
@@ -17,7 +17,7 @@ seconds: dict[str, float] = {"imports": time.perf_counter() - BEGAN}
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with its time added up under a name."""
+    """Return the function with its time added to `seconds[name]`."""
 
     def run(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
@@ -30,7 +30,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Run the stage and print."""
+    """Run the stage and print the seconds."""
     train.save_checkpoint = timed("checkpoints", train.save_checkpoint)  # type: ignore[attr-defined]
     train.preview = timed("previews", train.preview)  # type: ignore[attr-defined]
     Run.metrics = timed("MLflow", Run.metrics)  # type: ignore[method-assign]

@@ -1,10 +1,10 @@
-"""How fast images come from an object store: many small objects, a large one, and nothing new.
+"""Speed of fetching images from an object store: many small objects, a large one, and nothing new.
 
     python -m benchmarks.storage
 
-`rclone serve s3` on this machine is the store, and rclone itself the peer for the large object: both fetch from the
-same server in turns. Figures go to benchmarks/storage.json. The server shares the processor with its clients, and it
-reads all of an object for the ETag of each answer, which is what the large object waits for.
+`rclone serve s3` on this machine is the store, and rclone is the peer for the large object. Both fetch from the same
+server alternately. Results are written to benchmarks/storage.json. The server shares the processor with its clients.
+It reads the whole object for the ETag of each response, which dominates the time of the large object.
 """
 
 import json
@@ -40,7 +40,7 @@ RCLONE = Path(sys.executable).with_name("rclone")
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Serve `folder`, whose sub-folders are the buckets, and yield the address."""
+    """Serve `folder`, with its sub-folders as buckets, and yield the address."""
     variables = {"RCLONE_CONFIG": os.devnull, "RCLONE_AUTH_KEY": f'"{ACCESS},{SECRET}"'}
     command = [str(RCLONE), "serve", "s3", "--addr", "127.0.0.1:0", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | variables) as process:
@@ -53,7 +53,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def fill(bucket: Path) -> None:
-    """Write the objects: random bytes, in ten folders."""
+    """Write the objects, of random bytes, in ten folders."""
     for number in range(OBJECTS):
         file = bucket / SMALL / str(number % 10) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def fill(bucket: Path) -> None:
 
 
 def fetch(folder: Path, before: Path, environment: Environment) -> float:
-    """Return the seconds that the source takes for the small objects."""
+    """Return the seconds to fetch the small objects with the source."""
     folder.mkdir()
     began = time.perf_counter()
     parts = folder.with_name("parts")
@@ -76,7 +76,7 @@ def fetch(folder: Path, before: Path, environment: Environment) -> float:
 
 
 def large(store: Store, folder: Path) -> float:
-    """Return the seconds that we take for the large object."""
+    """Return the seconds to fetch the large object with this project."""
     (wanted,) = store.objects(BUCKET, LARGE)
     began = time.perf_counter()
     download(store, BUCKET, wanted, folder / "ours")
@@ -86,7 +86,7 @@ def large(store: Store, folder: Path) -> float:
 
 
 def peer(address: str, folder: Path) -> float:
-    """Return the seconds that rclone takes for the large object."""
+    """Return the seconds to fetch the large object with rclone."""
     backend = {
         "TYPE": "s3",
         "PROVIDER": "Rclone",
@@ -107,7 +107,7 @@ def peer(address: str, folder: Path) -> float:
 
 
 def requests_of_a_rerun(store: Store, before: Path, folder: Path, environment: Environment) -> Counter[str]:
-    """Return how many requests of which kind are made where nothing is new."""
+    """Return the number of requests of each kind if nothing is new."""
     made: Counter[str] = Counter()
     store.client.meta.events.register(
         "before-send.s3", lambda event_name, **_: made.update([event_name.split(".")[-1]])
@@ -118,7 +118,7 @@ def requests_of_a_rerun(store: Store, before: Path, folder: Path, environment: E
 
 
 def measure(folder: Path, address: str) -> dict[str, Any]:
-    """Return the figures, with each repeat's seconds."""
+    """Return the results, with the seconds of each repeat."""
     environment = Environment(s3_endpoint=address, s3_access_key=ACCESS, s3_secret_key=SECRET)  # type: ignore[arg-type]
     store = open_store(environment)
     small: list[float] = []
@@ -149,7 +149,7 @@ def measure(folder: Path, address: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fill(folder / "store" / BUCKET)

@@ -1,10 +1,10 @@
-"""What objective, self-conditioning and min-SNR do to the samples, at equal images seen.
+"""The effect of objective, self-conditioning and min-SNR on samples, for equal training budgets.
 
     python -m benchmarks.training_choices            # needs data/prepared and data/reference: `make demo` first
 
-Trains the model of params.yaml with every combination, three seeds each, draws and measures samples of each as the
-pipeline does, and writes benchmarks/training_choices.json. A run that was measured already is not repeated, so the
-command can be stopped and given again.
+Trains the model of params.yaml with every combination and three seeds, samples and measures it as the pipeline does,
+and writes benchmarks/training_choices.json. Completed runs are not repeated, so the command can be interrupted and
+started again.
 """
 
 import json
@@ -26,7 +26,7 @@ from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.randomness import derive_seed
 from diffusion_core.stages.paths import PREPARED, REFERENCE
-from diffusion_core.stages.sample import draw
+from diffusion_core.stages.sample import sample_model
 from diffusion_core.stages.train import ShardData, options
 from diffusion_core.training.trainer import Trainer
 
@@ -38,7 +38,7 @@ WEIGHTINGS: tuple[dict[str, Any], ...] = ({"kind": "snr"}, {"kind": "min_snr", "
 
 
 def choices() -> Iterator[dict[str, Any]]:
-    """Yield every combination, seed by seed."""
+    """Yield every combination, ordered by seed."""
     for seed, objective, self_condition, weighting in product(SEEDS, OBJECTIVES, (False, True), WEIGHTINGS):
         yield {
             "objective": objective,
@@ -49,7 +49,7 @@ def choices() -> Iterator[dict[str, Any]]:
 
 
 def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
-    """Train with a choice and return the figures of its samples."""
+    """Train with a choice and return the metrics of its samples."""
     train = chosen(settings.train, choice)
     dataset = ImageDataset.open(PREPARED, "train")
     network, process = options(train, dataset)
@@ -59,12 +59,12 @@ def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
     for _ in trainer.steps():
         pass
     model = TrainedModel(trainer.ema.module, dataset.class_counts)
-    images, _ = draw(model, settings.sample, Environment())
+    images, _ = sample_model(model, settings.sample, Environment())
     return evaluate_samples(images, Reference.load(REFERENCE, "cpu"), settings.evaluate)
 
 
 def chosen(train: TrainSettings, choice: dict[str, Any]) -> TrainSettings:
-    """Return the section `train` with a choice put in."""
+    """Return the section `train` with the options of a choice."""
     content = train.model_dump(mode="json")
     content["seed"] = choice["seed"]
     content["network"]["self_condition"] = choice["self_condition"]
@@ -74,7 +74,7 @@ def chosen(train: TrainSettings, choice: dict[str, Any]) -> TrainSettings:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return what was measured as a Markdown table: mean over the seeds (least to greatest)."""
+    """Return the results as a Markdown table: mean over the seeds (minimum to maximum)."""
     lines = [
         "| objective | self-conditioning | weighting | " + " | ".join(FIGURES) + " |",
         "|---" * (3 + len(FIGURES)) + "|",
@@ -94,7 +94,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure what has not been measured yet, and print the table."""
+    """Measure the combinations that have no results yet, and print the table."""
     settings = load_settings()
     runs = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else []
     done = [run["choice"] for run in runs]

@@ -1,4 +1,4 @@
-"""Libraries that take turns, each in a process of its own, within the time that a part of the comparison has."""
+"""Runs libraries alternately, each in its own process, within the time limit of a part of the comparison."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import IO, Any
 from benchmarks.report import NAMES
 
 PEERS = tuple(NAMES)
-# A median of fewer ratios is a figure of chance.
+# A median of fewer ratios is too random.
 LEAST_ROUNDS = 3
 STDERR_LINES = 20
 WARNING = "warning: "
@@ -22,16 +22,17 @@ WARNING = "warning: "
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on a device.
+    """The measurements on a device.
 
     Attributes:
         python: the interpreter that has the libraries.
-        networks: settings of `benchmarks.peers.Setting`, the smallest first.
-        steps: of training in one turn.
-        rounds: how many turns each library has.
-        sampling: by images at a time: how many of DDIM's 50 steps are timed, and in how many rounds.
+        networks: arguments of `benchmarks.peers.Setting`, the smallest network first.
+        steps: training steps per round.
+        rounds: rounds per library.
+        sampling: for each batch size, the number of timed DDIM steps, of 50, and the number of rounds.
         gpu: whether the device is a GPU.
-        images: a folder of photographs to measure quality on; what there is without one depends on the device.
+        images: a folder of photographs to measure quality on; without one, synthetic photographs on a GPU and the
+            digits on a CPU.
     """
 
     python: str
@@ -44,7 +45,11 @@ class Plan:
 
 
 class Worker:
-    """A library at work; see `benchmarks.worker`."""
+    """A process that runs a library; see `benchmarks.worker`.
+
+    Attributes:
+        start: its first answer.
+    """
 
     def __init__(self, process: "subprocess.Popen[str]", stderr: IO[bytes]) -> None:
         self._process = process
@@ -52,6 +57,7 @@ class Worker:
         self.start = self._answer()
 
     def __call__(self, *order: object) -> dict[str, Any]:
+        """Send a command and return its answer."""
         assert self._process.stdin is not None
         print(json.dumps(order), file=self._process.stdin, flush=True)
         return self._answer()
@@ -66,11 +72,11 @@ class Worker:
         return content
 
     def warnings(self) -> list[str]:
-        """Return what it has warned of."""
+        """Return its warnings so far."""
         return [line.removeprefix(WARNING) for line in self._errors() if line.startswith(WARNING)]
 
     def _errors(self) -> list[str]:
-        # The process writes where the file's position is, which must not move.
+        # pread, because the process writes at the file's position, which must not change.
         file = self._stderr.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace").splitlines()
 
@@ -79,13 +85,13 @@ class Worker:
 def working(
     python: str, peer: str, setting: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> Iterator[Worker]:
-    """Start a library and end it with the block.
+    """Run a library's process for the block.
 
     Raises:
         RuntimeError: it cannot be started.
     """
     command = [python, "-m", "benchmarks.worker", peer, json.dumps(setting)]
-    # Its bars are not of interest, only what it says before it dies.
+    # Standard error is kept for warnings and for the last lines before a failure.
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
@@ -99,15 +105,15 @@ def working(
 
 @dataclass
 class Part:
-    """What a part of the comparison works with, and what it has to say beside its figures.
+    """The resources of a part of the comparison, and the notes on its results.
 
     Attributes:
-        plan: what is measured.
-        seconds: how long the part may take; repeats that no longer fit are dropped.
-        machine: what this project's process ran on.
-        dropped: what there was no time for.
-        left_out: by library, why it was not measured.
-        warnings: what the libraries warned of.
+        plan: the measurements.
+        seconds: time limit of the part; repeats that would exceed it are dropped.
+        machine: the machine of this project's process.
+        dropped: the measurements that were dropped.
+        left_out: the reason for each library that was not measured.
+        warnings: warnings of the libraries.
     """
 
     plan: Plan
@@ -122,11 +128,11 @@ class Part:
 
     @property
     def left(self) -> float:
-        """Seconds until the part's time is spent; negative after that."""
+        """Remaining seconds of the part; negative after its limit."""
         return self._ends - time.monotonic()
 
     def notes(self) -> dict[str, Any]:
-        """Return what is written beside the figures."""
+        """Return the notes that are written with the results."""
         return {
             "machine": self.machine,
             "dropped": self.dropped,
@@ -138,7 +144,7 @@ class Part:
     def library(
         self, peer: str, setting: Mapping[str, Any], environment: Mapping[str, str] | None = None
     ) -> Iterator[Worker | None]:
-        """Start a library and end it with the block; None and a sentence where it is not installed."""
+        """Run a library's process for the block; if it is not installed, print a line and yield None."""
         with working(self.plan.python, peer, setting, environment) as worker:
             if reason := worker.start.get("missing"):
                 if peer not in self.left_out:
@@ -156,15 +162,15 @@ class Part:
 
     @contextmanager
     def libraries(self, peers: Sequence[str], setting: Mapping[str, Any]) -> Iterator[dict[str, Worker]]:
-        """Start those of the libraries that are installed, and end them with the block."""
+        """Run the processes of the installed libraries for the block."""
         with ExitStack() as stack:
             started = {peer: stack.enter_context(self.library(peer, setting)) for peer in peers}
             yield {peer: worker for peer, worker in started.items() if worker}
 
     def rounds(self, turn: Callable[[], dict[str, float]], wanted: int, what: str) -> dict[str, list[float]]:
-        """Return what each library took in each round.
+        """Return the result of each library in each round.
 
-        A round that would not fit into what is left is dropped, but the first three are taken while any time is left.
+        A round that would exceed the time limit is dropped, except the first three while any time remains.
         """
         done: list[dict[str, float]] = []
         while len(done) < wanted:
@@ -178,9 +184,9 @@ class Part:
         return {name: [each[name] for each in done] for name in done[0]}
 
     def networks(self, measure: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the plan's networks with what `measure` finds; the setting alone where it would not fit.
+        """Return the plan's networks with the results of `measure`; only the setting if time is too short.
 
-        A network is expected to take as long as the slowest before it.
+        The expected time of a network is that of the slowest one before it.
         """
         results: list[dict[str, Any]] = []
         longest = 0.0

@@ -1,7 +1,7 @@
-"""One library at work in a process of its own: `python -m benchmarks.worker <peer> <setting as JSON>`.
+"""Runs one library in its own process: `python -m benchmarks.worker <peer> <setting as JSON>`.
 
-Reads one order a line, does it and answers with a line of JSON; so several libraries take turns on one machine while
-each has its own memory. The first answer, before any order, says what machine it is, or what is not installed.
+It reads one command per line and answers with a line of JSON, so that several libraries can alternate on one machine
+with separate memory. The first answer, before any command, describes the machine or names a missing package.
 """
 
 import json
@@ -21,14 +21,14 @@ from benchmarks.peers import Setting
 
 
 def main() -> None:
-    """Answer orders until there are no more."""
-    # A library that warns may be measured on a slower way than it usually takes.
+    """Run commands until standard input ends."""
+    # Warnings are reported, because a library that warns may run slower than usual.
     logging.basicConfig(format="warning: %(message)s")
     peer, options = sys.argv[1], json.loads(sys.argv[2])
     try:
         module = import_module(f"benchmarks.peers.{peer}")
     except ImportError as error:
-        # This project is always there: whatever it lacks is an error.
+        # For this project, a missing package is an error.
         if peer == "ours":
             raise
         answer({"missing": str(error)})
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def train(task: Any, steps: int) -> dict[str, float]:
-    """Return the seconds of a step."""
+    """Return the seconds per training step."""
     began = time.perf_counter()
     for _ in range(steps):
         task.train_step()
@@ -52,7 +52,7 @@ def train(task: Any, steps: int) -> dict[str, float]:
 
 
 def train_for(task: Any, seconds: float) -> dict[str, float]:
-    """Train for so long; return the steps taken."""
+    """Train for at least `seconds`; return the number of steps and the seconds."""
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
         task.train_step()
@@ -62,21 +62,21 @@ def train_for(task: Any, seconds: float) -> dict[str, float]:
 
 
 def sample(task: Any, count: int, steps: int) -> dict[str, float]:
-    """Return the seconds of a step of DDIM with so many images at a time."""
+    """Return the seconds per DDIM step with a batch of `count` images."""
     began = time.perf_counter()
     task.sample(count, steps)
     return {"seconds": (time.perf_counter() - began) / steps}
 
 
 def sample_to(task: Any, file: str, count: int, batch: int, steps: int) -> dict[str, float]:
-    """Write images, uint8 (count, C, H, W), to a file."""
+    """Sample images and write them to a file, uint8 (count, C, H, W)."""
     images = torch.cat([task.sample(min(batch, count - start), steps) for start in range(0, count, batch)])
     torch.save(images, file)
     return {"images": len(images)}
 
 
 def noise_error(task: Any, file: str, batch: int) -> dict[str, float]:
-    """Return the mean squared error of the noise predicted for a file's images, at timesteps spread over all evenly."""
+    """Return the mean squared error of the predicted noise for a file's images, at evenly spaced timesteps."""
     images = torch.load(file, weights_only=True)
     times = torch.arange(len(images)) * task.timesteps // len(images)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
@@ -89,24 +89,24 @@ def noise_error(task: Any, file: str, batch: int) -> dict[str, float]:
 
 
 def flop(task: Any) -> dict[str, float]:
-    """Return the floating-point operations of a training step for each of its images."""
+    """Return the floating-point operations of a training step per image."""
     return {"flop_per_image": task.flop_per_image()}
 
 
 def rate(task: Any, size: int) -> dict[str, float]:
-    """Return the floating-point operations a second in products of matrices."""
+    """Return the floating-point operations per second in matrix products."""
     return {"flop_per_second": matrix_rate(size, task.setting.device)}
 
 
 def peak_memory(_: Any) -> dict[str, float]:
-    """Return the most memory that there was so far, in MB: of the GPU, or of the process."""
+    """Return the peak memory so far in MB, of the GPU or of the process."""
     if torch.cuda.is_available():
         return {"megabytes": torch.cuda.max_memory_allocated() / 2**20}
     return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def wait() -> None:
-    """Wait for the device."""
+    """Synchronise with the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -1,6 +1,6 @@
-"""Diffusion models: networks, processes, samplers and a trainer, with PyTorch alone.
+"""Diffusion models: networks, processes, samplers and a trainer. The only dependency is PyTorch.
 
-A name loads its module, and with it PyTorch, when it is first used.
+The first use of a name imports its module and PyTorch.
 """
 
 from importlib import import_module

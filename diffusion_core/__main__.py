@@ -1,4 +1,4 @@
-"""The command `diffusion`: what to do is in params.yaml, where it runs in the environment."""
+"""The command `diffusion`, configured by params.yaml and the environment."""
 
 import errno
 import inspect
@@ -17,12 +17,12 @@ import typer
 from diffusion_core.config.environment import Environment, load_environment
 from diffusion_core.errors import UserError
 
-# Seconds that a process waits with its mistake for the first one's.
+# Seconds that other ranks wait before they report an error, so that the main rank reports it first.
 SECONDS_TO_TELL = 3.0
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
-# In the order in which each reads what those before it wrote; each is a module of `diffusion_core.stages`.
+# Modules of `diffusion_core.stages`, in the order of their dependencies.
 STAGES = {
     "ingest": "Bring the images, as they are, into data/raw.",
     "prepare": "Decode the images into data/prepared; quarantine the rest.",
@@ -47,8 +47,8 @@ application.add_typer(stack, name="stack")
 
 
 def _run_stage(name: str) -> None:
-    """Run a stage with the sections of params.yaml that its function asks for, in as many processes as are wanted."""
-    # Imported only now, so that --help and a mistyped stage do not wait for PyTorch.
+    """Run a stage with the sections of params.yaml that its function takes, in the selected number of processes."""
+    # Imported here, so that --help and a misspelled stage do not wait for PyTorch.
     from diffusion_core.config.params import load_settings
 
     settings, environment = load_settings(), load_environment()
@@ -106,7 +106,7 @@ def import_(
 ) -> None:
     """Import a checkpoint of denoising-diffusion-pytorch.
 
-    Reads its weights alone, runs no code of it, and infers its options."""
+    Reads only its weights, runs none of its code, and infers its options."""
     from diffusion_core.stages.import_lucidrains import run
 
     run(checkpoint, out, image_size, objective, beta_schedule)
@@ -117,7 +117,7 @@ def upload(
     folder: Annotated[Path, typer.Argument(help="of the images; the names of its sub-folders are the classes")],
     url: Annotated[str, typer.Argument(help="s3://bucket/prefix, which params.yaml names as ingest.source.url")],
 ) -> None:
-    """Put the images of a folder that a bucket lacks into it."""
+    """Upload the images of a folder that the bucket does not have yet."""
     from diffusion_core.stages.upload import run
 
     run(folder, url, load_environment())
@@ -125,7 +125,7 @@ def upload(
 
 @application.command(epilog="Example: DIFFUSION_DVC_REMOTE=s3://bucket/dvc diffusion remote")
 def remote() -> None:
-    """Let DVC on this machine use the bucket in DIFFUSION_DVC_REMOTE."""
+    """Configure DVC on this machine to use the bucket in DIFFUSION_DVC_REMOTE."""
     from diffusion_core.stages.remote import run
 
     run(load_environment())
@@ -149,13 +149,13 @@ def run() -> None:
 
 @application.command(epilog="Example: diffusion serve")
 def serve() -> None:
-    """Keep the nightly schedule, and the pages of Prefect and MLflow."""
+    """Run the nightly schedule, and the web pages of Prefect and MLflow."""
     _of_checkout("stack.serve")
 
 
 @application.command(epilog="Example: diffusion deploy kubernetes")
 def deploy(pool: Annotated[str, typer.Argument(help="machine, docker or kubernetes")] = "machine") -> None:
-    """Put the nightly run on the Prefect server of this environment."""
+    """Deploy the nightly run to the Prefect server of this environment."""
     _of_checkout("flows.deploy", pool)
 
 
@@ -167,7 +167,7 @@ def up() -> None:
 
 @stack.command(epilog="Example: diffusion stack down")
 def down() -> None:
-    """Stop what `up` has started; the data stay."""
+    """Stop the servers of `up`; the data remain."""
     _of_checkout("stack", "down")
 
 
@@ -178,7 +178,7 @@ def renew_passwords() -> None:
 
 
 def _of_checkout(module: str, *arguments: str) -> None:
-    """Become a module of the project's folder, which is no part of the installed package."""
+    """Replace this process by a module in the project's folder, which is not in the installed package."""
     place = Path(*module.split("."))
     if not (place.is_dir() or place.with_suffix(".py").exists()):
         raise UserError(f"{place.parts[0]}/ is not in this folder: run the command in a checkout of the project")
@@ -188,14 +188,14 @@ def _of_checkout(module: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Run one command; exit code 2 and a sentence for a mistake or a full disk, 75 for a server that is down."""
+    """Run one command; exit code 2 for a user's error or a full disk, 75 for a server that does not answer."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # What a training chooses on its way.
+    # Shows the choices of a training, for example of threads.
     logging.getLogger("diffusion_core").setLevel(logging.INFO)
     try:
         application(prog_name="diffusion")
     except UserError as error:
-        # All processes of a stage make the same mistake at once: the first reports it, and the launcher ends the rest.
+        # All ranks of a stage raise the same error. The main rank reports it, and the launcher ends the others.
         time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECONDS_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

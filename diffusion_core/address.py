@@ -1,4 +1,4 @@
-"""Addresses as people write them: of a bucket, and any as it may be shown."""
+"""Addresses of buckets, and addresses without credentials for display."""
 
 import re
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class S3Address:
-    """A place in an object store.
+    """An address in an object store.
 
-    Args:
-        bucket: its name.
-        prefix: what the keys begin with: "" for all of the bucket, else a path with a slash at its end.
+    Attributes:
+        bucket: name of the bucket.
+        prefix: prefix of the keys: "" for the whole bucket, else a path that ends with a slash.
     """
 
     bucket: str
@@ -21,10 +21,10 @@ class S3Address:
 
 
 def parse_s3(text: str) -> S3Address:
-    """Read `s3://bucket/prefix`.
+    """Parse `s3://bucket/prefix`.
 
     Raises:
-        ValueError: it is none; the message is half a sentence, without a password that may stand in it.
+        ValueError: the text is not such an address; the message shows it without credentials.
     """
     found = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/(.*))?", text)
     prefix = ((found and found[2]) or "").rstrip("/")
@@ -34,5 +34,5 @@ def parse_s3(text: str) -> S3Address:
 
 
 def without_userinfo(uri: str) -> str:
-    """Return `uri` as it may be shown: without user, password and query."""
+    """Return `uri` without user, password and query."""
     return re.sub(r"(?<=://).*@", "", uri, flags=re.DOTALL).partition("?")[0]

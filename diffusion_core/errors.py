@@ -1,17 +1,17 @@
-"""What the user can mend."""
+"""Errors that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one sentence that names the key, file or argument and the remedy.
+    """An error that the user can correct; the message names the key, file or argument and the remedy.
 
-    The command line prints it without a traceback and leaves with `exit_code`.
+    The command line prints it without a traceback and exits with `exit_code`.
     """
 
     exit_code = 2
 
 
 class Unavailable(UserError):
-    """A server that does not answer now: the same command may succeed later, and a flow tries it again."""
+    """A server does not answer; the same command may succeed later, so flows retry it."""
 
-    # The system's code for a failure that passes, EX_TEMPFAIL in sysexits.h.
+    # EX_TEMPFAIL in sysexits.h, a temporary failure.
     exit_code = 75

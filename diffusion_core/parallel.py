@@ -1,4 +1,4 @@
-"""Many waits at a time. What was not begun never is when a generator is closed or a call fails."""
+"""Parallel calls in threads. If a call fails or a generator is closed, no further calls start."""
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 def in_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> Generator[Result, None, None]:
-    """Yield the results in order; what is alone needs no thread."""
+    """Yield the results in order; a single item or a single thread runs in the caller's thread."""
     if min(len(items), threads) == 1:
         yield from map(function, items)
         return
@@ -25,7 +25,7 @@ def in_parallel(
 def as_done(
     function: Callable[[Item], Result], items: Sequence[Item], threads: int
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield the items with their results, those that are done first before the others."""
+    """Yield the items with their results, in the order of completion."""
     pool = ThreadPoolExecutor(threads)
     try:
         running = {pool.submit(function, item): item for item in items}

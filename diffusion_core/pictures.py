@@ -1,4 +1,4 @@
-"""Images as people look at them: grids, and files that are whole or not there."""
+"""Grids of images, and atomic writes of PNG files."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# A tile of fewer pixels is enlarged until it has about as many.
+# Smaller images are enlarged to about this many pixels per side.
 TILE = 64
 GAP = 2
 WHITE = 255
 
 
 def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
-    """Lay uint8 images, (n, H, W, C) with C 1, 3 or 4, row by row into a grid, n and columns >= 1.
+    """Return a grid of uint8 images, (n, H, W, C) with C 1, 3 or 4, row by row; n and columns are at least 1.
 
-    Tiny images are enlarged by a whole factor without smoothing, so that every pixel stays what it is, its alpha too.
+    Small images are enlarged by a whole factor without interpolation, so that pixel values, also alpha, do not change.
     The gaps are white and opaque.
     """
     factor = max(1, TILE // max(images.shape[1:3]))
@@ -32,7 +32,7 @@ def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
 
 
 def save(image: Image.Image, file: Path) -> None:
-    """Write a PNG; on failure `file` is as it was and nothing else is left."""
+    """Write a PNG atomically; after an error `file` is unchanged and no other file remains."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     try:

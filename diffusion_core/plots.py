@@ -1,4 +1,4 @@
-"""The pages of pictures that an evaluation leaves for people."""
+"""The plots of an evaluation."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_core.pictures import grid
 
-# Matplotlib reads this when it is imported, and would otherwise write into the user's home.
+# Matplotlib reads this at import time; by default it writes to the user's home.
 os.environ.setdefault("MPLCONFIGDIR", ".cache/matplotlib")
 
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ INK = "#22272e"
 
 
 def distances(figures: Mapping[str, float]) -> Image.Image:
-    """Draw every figure that has a floor as a bar beside the bar of its floor, each pair on a scale of its own."""
+    """Plot each metric with a floor as a bar next to the bar of its floor; each pair has its own scale."""
     names = [name for name in figures if f"{name}_floor" in figures]
     figure = Figure(figsize=(2.1 * len(names) + 0.6, 3.8), dpi=120, layout="constrained")
     figure.suptitle("Generated images, and beside them real ones in their place", color=INK)
@@ -42,7 +42,7 @@ def distances(figures: Mapping[str, float]) -> Image.Image:
 
 
 def real_and_generated(real: Images, generated: Images) -> Image.Image:
-    """Draw real images left and generated ones right, uint8 (n, H, W, C), in grids that are about square."""
+    """Plot real and generated images, uint8 (n, H, W, C), side by side in nearly square grids."""
     count, height, width, _ = generated.shape
     columns = min(count, max(1, round((count * height / width) ** 0.5)))
     figure = Figure(figsize=(11.0, 5.8), dpi=120, layout="constrained")
@@ -55,7 +55,7 @@ def real_and_generated(real: Images, generated: Images) -> Image.Image:
 
 
 def nearest_images(samples: Images, neighbours: Images) -> Image.Image:
-    """Draw samples, (n, H, W, C), each with its nearest training images, (n, k, H, W, C), to its right."""
+    """Plot samples, (n, H, W, C), each with its nearest training images, (n, k, H, W, C), on its right."""
     panels = 2 if len(samples) > 1 else 1
     half = -(-len(samples) // panels)
     sheets = []
@@ -76,7 +76,7 @@ def nearest_images(samples: Images, neighbours: Images) -> Image.Image:
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
-    # Paper is white, and what is transparent shows it.
+    # Transparent pixels are shown on white.
     paper = Image.new("RGBA", image.size, "white")
     paper.alpha_composite(image.convert("RGBA"))
     axes.imshow(np.asarray(paper.convert("RGB")))

@@ -1,7 +1,6 @@
 """The scheduled pipeline.
 
-Prefect reads these variables when it is imported, which no module here does before this one; what the user has set
-stays.
+This module sets variables that Prefect reads at import time. Variables that the user has set do not change.
 """
 
 import os
@@ -21,10 +20,10 @@ for _name, _value in _defaults.items():
 
 _users = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 if not any(os.environ.get(name) for name in _users) and not Path("~/.prefect/profiles.toml").expanduser().exists():
-    # Without settings of the user's own, the runs are kept in the project's folder.
+    # Without settings of the user, Prefect's data are in the project's folder.
     os.environ["PREFECT_HOME"] = str(Path(".prefect").absolute())
 
-# Prefect writes the address into its errors and its log. A login in it does the same apart from it.
+# Prefect shows the address in errors and logs, so credentials in it are moved to their own variable.
 _login = re.match(r"(https?://)([^/@:]+:[^/@]+)@(.+)", os.environ.get("PREFECT_API_URL", ""))
 if _login:
     os.environ["PREFECT_API_URL"] = _login[1] + _login[3]

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a run: the figures, the samples, the way to MLflow, and the gate's decision."""
+"""Artifacts of a run on Prefect's pages: metrics, samples, the link to MLflow, and the gate's decision."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from diffusion_core.stages.paths import METRICS, PROMOTION, PUBLICATION, SAMPLES
 
 FLOOR = "_floor"
-# The picture is stored in Prefect's database.
+# The image is stored in Prefect's database.
 LARGEST_PICTURE = (1000, 1000)
 
 
 def show_metrics() -> None:
-    """Show each figure beside its floor, where it has one."""
+    """Show each metric with its floor, if it has one."""
     figures: dict[str, float] = json.loads(METRICS.read_text(encoding="utf-8"))
     rows = [
         {"figure": name, "value": value, "floor": figures.get(name + FLOOR, "")}
@@ -26,7 +26,7 @@ def show_metrics() -> None:
 
 
 def show_samples() -> None:
-    """Show the grid of samples. The page draws no picture of a path, so it is given the picture itself."""
+    """Show the grid of samples, embedded because Prefect's pages cannot show files."""
     picture = io.BytesIO()
     with Image.open(SAMPLES / "grid.png") as grid:
         grid.thumbnail(LARGEST_PICTURE)
@@ -43,7 +43,7 @@ def show_run() -> None:
 
 
 def show_decision() -> None:
-    """Say what the gate decided and, if it refused, which figure failed by how much."""
+    """Show the gate's decision and, if it refused, each failed metric with the difference."""
     decision = json.loads(PROMOTION.read_text(encoding="utf-8"))
     create_markdown_artifact(
         f"**{decision['outcome']}**: {decision['sentence']}",

@@ -1,10 +1,10 @@
-"""Events that runs send, and the automation of the Prefect server that restarts runs which died.
+"""Events of runs, and the automations of the Prefect server that restart crashed runs.
 
-A run sends `diffusion.failed` or `diffusion.promoted`. Whoever wants a message or a webhook on them makes an automation
-once on Prefect's pages, where its address is kept as a secret.
+A run sends `diffusion.failed` or `diffusion.promoted`. To get a message or a webhook, add an automation for them on
+Prefect's pages, which store its address as a secret.
 
-A killed machine reports nothing: its run would be running for ever, with the next one waiting behind it. The server
-notices its missing heartbeat and starts the run again, which then resumes from its checkpoint.
+A killed machine reports nothing, so its run would stay in the state Running and block the next run. The server detects
+the missing heartbeat and starts the run again, which resumes from its checkpoint.
 """
 
 import json
@@ -25,13 +25,13 @@ PROMOTED = "diffusion.promoted"
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Send the sentence about why the run ended."""
+    """Send the event `diffusion.failed` with the reason why the run failed."""
     payload = {"flow": flow.name, "state": state.name, "sentence": state.message}
     emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
 
 
 def tell_promotion(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
-    """Send the gate's decision as an event if a model was promoted."""
+    """Send the event `diffusion.promoted` with the gate's decision if a model was promoted."""
     decision: dict[str, Any] = json.loads(PROMOTION.read_text(encoding="utf-8"))
     if decision["outcome"] == "promoted":
         emit_event(PROMOTED, _resource(task_run.flow_run_id, task.name), payload=decision)
@@ -41,9 +41,9 @@ def _resource(run: object, name: str) -> dict[str, str]:
     return {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.name": name}
 
 
-# A run that takes its machine with it would come back for ever; one that could not even start has a count of 0.
+# Limits restarts, because a run may crash its machine each time; a run that could not start has the count 0.
 STARTS_THAT_ARE_REPEATED = ("1", "2", "3", "4")
-# Three heartbeats, whose frequency prefect.yaml sets.
+# Three heartbeats; prefect.yaml sets their frequency.
 SILENCE = timedelta(seconds=90)
 
 _flow: dict[str, str | list[str]] = {"prefect.resource.role": "flow", "prefect.resource.name": "pipeline"}
@@ -89,7 +89,7 @@ AUTOMATIONS = (
 
 
 def put_automations(client: SyncPrefectClient) -> None:
-    """Make the automations on the server, or bring those of the same names up to date."""
+    """Create the automations on the server, or update those with the same names."""
     for automation in AUTOMATIONS:
         there = client.read_automations_by_name(automation.name)
         if there:

@@ -1,4 +1,4 @@
-"""What a run owes the checkout that it works in: to be there alone, and to leave the parameters as they were."""
+"""Locks a run's checkout, restores its params.yaml, and checks overrides."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ PARAMS = Path("params.yaml")
 
 @contextmanager
 def only_run() -> Iterator[None]:
-    """Keep other runs out of this folder for the block.
+    """Lock this folder against other runs during the block.
 
     Raises:
-        StageFailed: another run works here.
+        StageFailed: another run has the lock.
     """
     try:
         with exclusive_lock(LOCK):
@@ -34,7 +34,7 @@ def only_run() -> Iterator[None]:
 
 @contextmanager
 def params_kept() -> Iterator[None]:
-    """Put params.yaml back as it was when the block ends: overrides are of one run."""
+    """Restore params.yaml at the end of the block, because overrides are for one run."""
     before = PARAMS.read_bytes() if PARAMS.exists() else None
     try:
         yield
@@ -43,19 +43,19 @@ def params_kept() -> Iterator[None]:
             PARAMS.write_bytes(before)
 
 
-# A key of params.yaml and its value, as `dvc exp run --set-param` takes it; it can never look like an option.
+# A key of params.yaml and its value, as for `dvc exp run --set-param`; it cannot be an option.
 Override = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*=.+$", examples=["train.seed=1"])]
 
-# Where the dvc.lock of a run goes that was made in a checkout of its own: nowhere, onto the run's page, or as a commit
-# to the branch `runs/<name of the run>` of the repository.
+# What to do with the dvc.lock of a run in a temporary checkout: nothing, add it to the run's page, or push it to the
+# branch `runs/<name of the run>`.
 LockPolicy = Literal["none", "artifact", "branch"]
 
 
 def check_overrides(overrides: Sequence[Override], file: Path = Path("params.yaml")) -> None:
-    """See that params.yaml has each key; DVC would say so later, and in its own words.
+    """Check that params.yaml has each key, before DVC does.
 
     Raises:
-        StageFailed: it has not.
+        StageFailed: a key is missing.
     """
     content: Any = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if overrides else {}
     for override in overrides:

@@ -1,7 +1,7 @@
-"""Put one of prefect.yaml's deployments on the Prefect server: `python -m flows.deploy [machine|docker|kubernetes]`.
+"""Deploys prefect.yaml to the Prefect server: `python -m flows.deploy [machine|docker|kubernetes]`.
 
-It makes the work pool or brings it up to date, runs `prefect deploy`, and puts the automations beside it. It can be
-run again after any change.
+It creates or updates the work pool, runs `prefect deploy`, and creates or updates the automations. Run it again after
+any change.
 """
 
 import json
@@ -24,20 +24,20 @@ from flows.transcript import without_userinfo
 from flows.user_server import NoServer, reason, user_server
 
 POOL_TYPES = {"machine": "process", "docker": "docker", "kubernetes": "kubernetes"}
-# Prefect's own template has no place for GPUs, secrets and volumes.
+# Prefect's own template has no fields for GPUs, secrets and volumes.
 TEMPLATES = {"kubernetes": Path("docker/kubernetes-pool.json")}
 
 
 class CannotDeploy(Exception):
-    """What is in the way, in one sentence."""
+    """Deploying is impossible; the message says why."""
 
 
 def deploy(pool: str) -> str:
     """Deploy to a pool and return the deployment's name.
 
     Raises:
-        CannotDeploy: there is no such pool, a variable is not set, or the server refuses.
-        NoServer: there is no server, or it cannot be used.
+        CannotDeploy: the pool is unknown, a variable is not set, or the server refuses.
+        NoServer: no server is configured, or it cannot be used.
     """
     if pool not in POOL_TYPES:
         raise CannotDeploy(f"there is no pool {pool}: prefect.yaml has {', '.join(POOL_TYPES)}")
@@ -64,7 +64,7 @@ def deploy(pool: str) -> str:
 def _check_variables(deployment: dict[str, Any]) -> None:
     wanted = sorted(set(re.findall(r"\{\{ \$(\w+) \}\}", json.dumps(deployment))))
     for name in (*wanted, "DIFFUSION_REPOSITORY"):
-        # Prefect's database keeps what is deployed. A name alone, as in ssh://git@host, is no secret there.
+        # Prefect's database stores the deployment. A user without a password, as in ssh://git@host, is not a secret.
         if re.match(r"https?://[^/]*@|\w+://[^/]*:[^/]*@", os.environ.get(name, "")):
             raise CannotDeploy(
                 f"{name} holds a user or a password, which Prefect's database would keep: leave it out, and let the"
@@ -92,7 +92,7 @@ def _put_pool(client: SyncPrefectClient, pool: str) -> None:
         return
     if there.type != POOL_TYPES[pool]:
         raise CannotDeploy(f"the server has a pool {pool} of the type {there.type}, not {POOL_TYPES[pool]}: delete it")
-    # A worker puts Prefect's own template where there is none; that one is not ours to change.
+    # Without a template of ours, the pool has Prefect's own, which a worker sets and which must not change.
     if template and there.base_job_template != template:
         client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
 
@@ -102,17 +102,17 @@ def _run_prefect(*arguments: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
-        # An error of Prefect's may hold the server's address, and that a password.
+        # Prefect's errors may include the server's address and its password.
         why = without_userinfo(lines[-1].strip())
         raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): mend that and deploy again")
 
 
 def main() -> None:
-    """Deploy; exit code 2 and one sentence if that cannot be."""
+    """Deploy; on an error print one sentence, exit code 2."""
     try:
         name = deploy(*sys.argv[1:2] or ["machine"])
-    except (CannotDeploy, NoServer) as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except (CannotDeploy, NoServer) as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{name} is deployed; `prefect deployment run {name}` starts it at once")
 

@@ -1,12 +1,12 @@
-"""Why a run stops."""
+"""The error that stops a run."""
 
 
 class StageFailed(Exception):
-    """A stage did not succeed; the message is the one sentence it left behind.
+    """A stage failed; the message is its error in one sentence.
 
     Attributes:
-        is_mistake: it was a mistake of the user's, who can mend it.
-        may_pass: a server did not answer, and the same stage may succeed later.
+        is_mistake: whether the user can correct the error.
+        may_pass: whether the error is transient, so that the same stage may succeed later.
     """
 
     def __init__(self, sentence: str, is_mistake: bool = False, may_pass: bool = False) -> None:

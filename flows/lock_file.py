@@ -1,4 +1,4 @@
-"""What becomes of the dvc.lock that a run has made, which says what data, code and parameters its outputs are of."""
+"""Stores the dvc.lock of a run, the record of the data, code and parameters of its outputs."""
 
 import os
 import re
@@ -16,13 +16,13 @@ from flows.tasks import NETWORK_SECONDS, task_options
 from flows.transcript import without_userinfo
 
 LOCK = Path("dvc.lock")
-# What a run changes that git knows: overrides change params.yaml.
+# The tracked files that a run changes; overrides change params.yaml.
 FILES = (LOCK, Path("params.yaml"))
 
 
 @task(**task_options("keep-lock", timeout_seconds=NETWORK_SECONDS))
 def keep_lock(policy: LockPolicy) -> None:
-    """Keep dvc.lock by a policy.
+    """Store dvc.lock according to a policy.
 
     Raises:
         StageFailed: the branch cannot be pushed.
@@ -42,11 +42,11 @@ def _to_page() -> str:
 
 
 def _to_branch() -> str:
-    """Push a commit that the checkout itself never sees: its branch, index and files stay as they are."""
+    """Push a commit without changing the branch, index and files of the checkout."""
     files = [str(file) for file in FILES if file.exists()]
     if not _git("status", "--porcelain", "--", *files):
         return "dvc.lock has not changed"
-    # A name may come twice in some years, and may hold what a branch's may not.
+    # The id makes the branch unique; characters that branch names must not have are replaced.
     name = re.sub(r"[^A-Za-z0-9]+", "-", runtime.flow_run.name or "run").strip("-")
     branch = f"runs/{name}-{str(runtime.flow_run.id)[:8]}"
     with TemporaryDirectory() as folder:
@@ -56,14 +56,14 @@ def _to_branch() -> str:
         tree = _git("write-tree", **index)
     message = f"Record the outputs of the run {runtime.flow_run.name}"
     commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, **_identity())
-    # The branch is this run's own: a run that is tried again replaces what its first attempt pushed.
+    # The branch is for this run only, so that a retry can replace the commit of the first attempt.
     _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
     overridden = ", and params.yaml with its overrides" if _git("diff", "--name-only", "--", "params.yaml") else ""
     return f"dvc.lock is in the branch {branch}{overridden}: merge it, and `dvc pull`"
 
 
 def _identity() -> dict[str, str]:
-    """Return the variables that name the committer where git knows none."""
+    """Return the variables of a committer if git has none configured."""
     known = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], capture_output=True, check=False)
     if known.returncode == 0:
         return {}
@@ -72,12 +72,12 @@ def _identity() -> dict[str, str]:
 
 
 def _git(*arguments: str, **variables: str) -> str:
-    """Return what git prints.
+    """Return the output of git.
 
     Raises:
-        StageFailed: git fails; the message has no password that an address may hold.
+        StageFailed: git fails; the message has no passwords of addresses.
     """
-    # Nobody is there whom git could ask for a password.
+    # Without a terminal, git must not prompt for a password.
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", **variables}
     git = subprocess.run(["git", *arguments], env=environment, capture_output=True, text=True, check=False)
     if git.returncode:

@@ -1,6 +1,6 @@
-"""The whole job, from the images to the champion: the stages of dvc.yaml, and then the registry.
+"""The whole pipeline, from the images to the champion: the stages of dvc.yaml, and then the registry.
 
-`python -m flows.pipeline` runs it once, with a temporary Prefect server where there is no other.
+`python -m flows.pipeline` runs it once, with a temporary Prefect server if none is configured.
 """
 
 import signal
@@ -29,13 +29,13 @@ def pipeline(
     promote: bool = True,
     lock: LockPolicy = "none",
 ) -> None:
-    """Run every stage whose inputs have changed, then publish the model and promote it if it is good enough.
+    """Run every stage with changed inputs, then publish the model and promote it if it passes the gate.
 
     Args:
-        overrides: keys of params.yaml with other values for this run, `train.seed=1` say; the file is as before then.
-        refresh_data: bring in the images anew, because DVC does not watch where they come from.
-        promote: let the gate decide about the alias champion; else the model is published and no more.
-        lock: where the run's dvc.lock goes: none, artifact or branch.
+        overrides: values of params.yaml for this run, for example `train.seed=1`; the file is restored afterwards.
+        refresh_data: run ingest again, because DVC does not detect changes of the source.
+        promote: run the gate of the alias champion; otherwise only publish the model.
+        lock: how to store the run's dvc.lock: none, artifact or branch.
     """
     check_overrides(overrides or [])
     with only_run(), params_kept():
@@ -44,7 +44,7 @@ def pipeline(
         tasks.prepare()
         tasks.reference()
         tasks.train()
-        # What took longest is safe before anything else can go wrong.
+        # Save the result of the longest stage before later stages can fail.
         tasks.push()
         tasks.sample()
         show_samples()
@@ -60,19 +60,19 @@ def pipeline(
 
 
 def main() -> None:
-    """Run the flow once: exit code 2 for a mistake of the user's, 1 for any other failure of a stage."""
+    """Run the flow once; exit code 2 for a user's error or a server that does not answer, 1 for a failed stage."""
     signal.signal(signal.SIGTERM, leave)
     try:
         page = user_server()
-        # Prefect would derive its links, which are logged, from the address of the API with its password. Its default
-        # about temporary servers lies in its default profile, which a user's own profile replaces.
+        # By default, Prefect derives logged links from the API's address with its password. The default for temporary
+        # servers is in Prefect's default profile, which a user's profile replaces.
         with temporary_settings({PREFECT_UI_URL: page}, set_defaults={PREFECT_SERVER_EPHEMERAL_ENABLED: True}):
             if page is None:
                 _start_server()
             pipeline()
         print("see samples/grid.png, metrics/evaluate.json and plots/; `make serve` opens the pages")
-    except NoServer as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except StageFailed as failure:
         print(f"error: {failure}", file=sys.stderr)
@@ -95,12 +95,12 @@ def main() -> None:
 
 
 def _start_server() -> None:
-    """Start the temporary server, deaf to Ctrl-C.
+    """Start the temporary server with INT blocked.
 
-    A terminal sends Ctrl-C to all of its processes, and the flow needs the server to report how it ended.
+    A terminal sends Ctrl-C to all processes, and the flow needs the server to report its final state.
 
     Raises:
-        NoServer: the user's settings forbid it.
+        NoServer: the user's settings do not permit a temporary server.
     """
     if not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         raise NoServer(

@@ -1,7 +1,7 @@
-"""The nightly deployment of prefect.yaml, served by this process: `python -m flows.schedule`.
+"""Serves the nightly deployment of prefect.yaml: `python -m flows.schedule`.
 
-A Prefect server must answer at PREFECT_API_URL. prefect.yaml is the one place that names the schedule, for this process
-and for `prefect deploy`.
+A Prefect server must answer at PREFECT_API_URL. prefect.yaml has the schedule for this process and for
+`prefect deploy`.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def nightly(file: Path = DEPLOYMENTS) -> RunnerDeployment:
         schedules=[Cron(schedule.pop("cron"), **schedule) for schedule in content["schedules"]],
         concurrency_limit=ConcurrencyLimitConfig(**content["concurrency_limit"]),
     )
-    # Prefect gives a coroutine to those who call from one.
+    # In an async context, Prefect would return a coroutine.
     assert isinstance(deployment, RunnerDeployment)
     return deployment
 

@@ -1,4 +1,4 @@
-"""One task a stage; each runs its stage in a child process, and only words cross between them."""
+"""One task per stage; each runs its stage in a child process."""
 
 import logging
 import os
@@ -24,22 +24,22 @@ from flows.failure import StageFailed
 from flows.transcript import Transcript, without_userinfo
 
 RETRY_SECONDS = [10.0, 60.0]
-# What waits for the network alone can hang there; a stage that computes is bounded by its budget in params.yaml.
+# Timeout of tasks that mostly use the network; the budget in params.yaml limits stages that compute.
 NETWORK_SECONDS = timedelta(hours=12).total_seconds()
 
 REMOTE = "DIFFUSION_DVC_REMOTE"
-# What `python -m diffusion_core remote` writes for a store that is not Amazon's.
+# Written by `python -m diffusion_core remote` for a store that is not Amazon's.
 AWS_SETTINGS = Path(".dvc/aws.local")
 
 
 def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: a server did not answer, and nothing else was wrong."""
+    """Return whether a task failed with a transient error, so that Prefect retries it."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageFailed) and error.may_pass
 
 
 def task_options(name: str, **more: Any) -> dict[str, Any]:
-    """Return the options of a task of that name; `more` adds to them."""
+    """Return the options of the task `name`, with the additional options `more`."""
     return {
         "name": name,
         "task_run_name": name,
@@ -57,14 +57,14 @@ def dvc_task(stage: str) -> Task[[], None]:
 
     @task(**task_options(stage))
     def reproduce() -> None:
-        # What another machine has made of the same inputs is not made again.
+        # --pull fetches the results of other machines for the same inputs.
         run_module(stage, ["dvc", "repro", "--single-item", *(["--pull"] if has_remote() else []), stage])
 
     return reproduce
 
 
 def registry_task(stage: str, **options: Any) -> Task[[], None]:
-    """Return the task of a stage that DVC does not know, because it changes MLflow and no file."""
+    """Return the task of a stage that is not in dvc.yaml, because its output is in MLflow."""
 
     @task(**task_options(stage, timeout_seconds=NETWORK_SECONDS, **options))
     def run() -> None:
@@ -75,7 +75,7 @@ def registry_task(stage: str, **options: Any) -> Task[[], None]:
 
 @task(**task_options("ingest", timeout_seconds=NETWORK_SECONDS))
 def ingest(refresh: bool, overrides: Sequence[Override]) -> None:
-    """Bring the images in, anew if they are to be refreshed, after setting what the run wants otherwise."""
+    """Set the overrides and run the stage `ingest`, with --force if `refresh`."""
     settings = [argument for override in overrides for argument in ("--set-param", override)]
     command = ["exp", "run", *settings] if settings else ["repro"]
     run_module("ingest", ["dvc", *command, "--single-item", *(["--force"] if refresh else []), "ingest"])
@@ -83,13 +83,13 @@ def ingest(refresh: bool, overrides: Sequence[Override]) -> None:
 
 @task(**task_options("pull", timeout_seconds=NETWORK_SECONDS))
 def pull() -> None:
-    """Bring what other machines have made: the outputs that dvc.lock names, and what was made of which inputs."""
+    """Pull the outputs in dvc.lock and DVC's run cache, unless the checkout has outputs already."""
     if not has_remote():
         get_run_logger().info(f"outputs are kept on this machine alone, because {REMOTE} names no other place")
         return
     run_module("pull", ["diffusion_core", "remote"])
     if any(Path(output).exists() for output in ("data/raw", "models/model.safetensors")):
-        # A checkout that lasts has what it made, and perhaps what a crash has kept from DVC.
+        # A persistent checkout has its own outputs, and after a crash possibly some that DVC does not have.
         get_run_logger().info("what lies in this checkout already stays")
         return
     _share("pull", ["dvc", "pull", "--run-cache", "--allow-missing"])
@@ -97,16 +97,16 @@ def pull() -> None:
 
 @task(**task_options("push", timeout_seconds=NETWORK_SECONDS))
 def push() -> None:
-    """Give other machines what was made here."""
+    """Push the outputs and DVC's run cache for other machines."""
     if has_remote():
         _share("push", ["dvc", "push", "--run-cache"])
 
 
 def _share(name: str, command: Sequence[str]) -> None:
-    """Run a command of DVC's that speaks to the remote; if it fails, the store is asked in our own words why.
+    """Run a DVC command that uses the remote; if it fails, check the store for a clearer error message.
 
     Raises:
-        StageFailed: it failed.
+        StageFailed: the command failed.
     """
     try:
         run_module(name, command)
@@ -116,65 +116,66 @@ def _share(name: str, command: Sequence[str]) -> None:
 
 
 def has_remote() -> bool:
-    """Whether the environment names a place where machines share outputs.
+    """Return whether DIFFUSION_DVC_REMOTE is set.
 
-    The address is no secret, so it is never a mounted one.
+    The address is not a secret, so mounted secrets are not read.
     """
     return bool(os.environ.get(REMOTE) or dotenv_values(".env").get(REMOTE))
 
 
 def run_module(stage: str, module: Sequence[str]) -> None:
-    """Run a Python module with its arguments in a child process; its output goes to the run's log.
+    """Run a Python module with its arguments in a child process, and log its output.
 
     Raises:
-        StageFailed: the module ended with another code than 0.
+        StageFailed: the exit code of the module is not 0.
     """
     transcript = Transcript(get_run_logger().info)
-    # `ingest` asks the user's own bucket, by the user's own file, and DVC shares nothing meanwhile.
+    # `ingest` uses the user's bucket with the user's AWS configuration, and DVC does not use the remote meanwhile.
     shares = module[0] == "dvc" and stage != "ingest"
     code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed)
     transcript.close()
     if code == 0:
         return
-    trouble = transcript.trouble or ""
+    dvc_error = transcript.dvc_error or ""
     if transcript.error is not None:
         raise StageFailed(
             f"{stage}: {transcript.error}",
             is_mistake=True,
-            may_pass=_stage_code(code, trouble) == Unavailable.exit_code,
+            may_pass=_stage_code(code, dvc_error) == Unavailable.exit_code,
         )
-    if "is busy" in trouble or "Unable to acquire lock" in trouble:
+    if "is busy" in dvc_error or "Unable to acquire lock" in dvc_error:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
-    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {trouble}".rstrip())
+    raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {dvc_error}".rstrip())
 
 
-def _stage_code(code: int, trouble: str) -> int:
-    """Return the exit code of a stage, which DVC keeps to itself but for its message."""
-    told = re.search(r"exited with (\d+)", trouble)
-    return int(told[1]) if told else code
+def _stage_code(code: int, dvc_error: str) -> int:
+    """Return the exit code of a stage, which DVC reports only in its message."""
+    found = re.search(r"exited with (\d+)", dvc_error)
+    return int(found[1]) if found else code
 
 
 def child_environment(shares: bool) -> dict[str, str]:
-    """Return the variables of a stage's process; `shares` where it is a DVC that may speak to the remote."""
+    """Return the variables of a stage's process; `shares` is for a DVC command that may use the remote."""
     interpreter = str(Path(sys.executable).parent)
     variables = {
         **os.environ,
-        # DVC runs the stages by `python`, which must be this one also when nobody activated its environment.
+        # DVC runs stages with `python`, which must be this interpreter even if its environment is not activated.
         "PATH": os.pathsep.join([interpreter, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
     }
     if runtime.flow_run.id is not None:
         variables["PREFECT__FLOW_RUN_ID"] = str(runtime.flow_run.id)
     if shares and AWS_SETTINGS.exists():
-        # DVC would take this file by itself, unless the user has exported the variable.
+        # An exported variable would take precedence over DVC's configuration.
         variables["AWS_CONFIG_FILE"] = str(AWS_SETTINGS.absolute())
     return variables
 
 
 def _presentable(record: logging.LogRecord) -> bool:
-    """Leave out the traceback of a stage that failed, which happened in the child, and of a server that is down.
+    """Remove the traceback of a failed stage or of a server error from a log record, and passwords of addresses.
 
-    Prefect's errors hold the server's address, and that may hold a password.
+    The failure of a stage happened in the child process. Prefect's errors include the server's address and its
+    password.
     """
     if record.exc_info and isinstance(record.exc_info[1], StageFailed | PrefectException | httpx.HTTPError):
         record.exc_info = None

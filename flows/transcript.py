@@ -1,4 +1,4 @@
-"""What a child process prints, as lines for a log."""
+"""Converts the output of a child process to log lines."""
 
 import codecs
 import re
@@ -8,43 +8,44 @@ from collections.abc import Callable
 LONGEST_LINE = 1000
 SECONDS_BETWEEN_FRAMES = 10.0
 
-# A carriage return that no line feed follows ends one frame of a progress bar.
+# A carriage return without a line feed ends one frame of a progress bar.
 _ENDS = re.compile(r"(\r\n|\n|\r(?!$))")
 
 
 def without_userinfo(text: str) -> str:
-    """Return `text` without the users and passwords of the addresses in it."""
+    """Return `text` without users and passwords in addresses."""
     return re.sub(r"(?<=://)[^\s/@]*@", "", text)
 
 
 class Transcript:
-    """Cuts output into lines, clips long ones, thins the frames of progress bars, and keeps passwords of addresses out.
+    """Splits output into lines, truncates long lines, drops frames of progress bars, and removes passwords.
 
     Args:
         tell: called with each line.
 
     Attributes:
-        error: what followed `error:` in the last line that began so, or None. Our command line begins with it the one
-            sentence about a mistake of the user's.
-        trouble: the same of `ERROR:`, with which DVC begins its own.
+        error: the text after `error:` in the last line that begins with it, or None; the command line prints a
+            `UserError` like this.
+        dvc_error: the text after `ERROR:` in the last line that begins with it, or None; DVC prints its errors like
+            this.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.error: str | None = None
-        self.trouble: str | None = None
+        self.dvc_error: str | None = None
         self._tell = tell
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
         self._last_frame = -SECONDS_BETWEEN_FRAMES
 
     def feed(self, output: bytes) -> None:
-        """Take the next bytes."""
+        """Add the next bytes of the output."""
         *parts, self._rest = _ENDS.split(self._rest + self._decoder.decode(output))
         for text, end in zip(parts[::2], parts[1::2], strict=True):
             self._line(text, is_frame=end == "\r")
 
     def close(self) -> None:
-        """Take what is left as the last line."""
+        """Process the remaining output as the last line."""
         self._line(self._rest + self._decoder.decode(b"", final=True), is_frame=False)
         self._rest = ""
 
@@ -60,5 +61,5 @@ class Transcript:
         if text.startswith("error:"):
             self.error = text.removeprefix("error:").strip()
         elif text.startswith("ERROR:"):
-            self.trouble = text.removeprefix("ERROR:").strip()
+            self.dvc_error = text.removeprefix("ERROR:").strip()
         self._tell(text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ...")

@@ -1,6 +1,7 @@
-"""The Prefect server that the user's own settings name: `python -m flows.user_server` prints where its pages are.
+"""The Prefect server in the user's settings: `python -m flows.user_server` prints the address of its pages.
 
-It prints nothing if they name none. The settings are Prefect's: variables, `.env`, `prefect.toml` or a profile.
+It prints nothing if no server is configured. The settings are Prefect's: variables, `.env`, `prefect.toml` or a
+profile.
 """
 
 import re
@@ -20,20 +21,20 @@ SECONDS_TO_ANSWER = 5
 
 
 class NoServer(Exception):
-    """Why there is no server to work with, in one sentence."""
+    """No Prefect server can be used; the message says why."""
 
 
 def user_server() -> str | None:
-    """Return the address of its pages, without user and password, or None if the settings name no server.
+    """Return the address of the server's pages, without user and password, or None if none is configured.
 
     Raises:
-        NoServer: it does not answer, or not as a Prefect server that lets us in.
+        NoServer: the server does not answer, is not a Prefect server, or refuses the credentials.
     """
     settings = get_current_settings()
     if not settings.api.url:
         return None
     try:
-        # Prefect's client asks again and again for minutes.
+        # By default, Prefect's client retries for minutes.
         with (
             temporary_settings({PREFECT_API_REQUEST_TIMEOUT: SECONDS_TO_ANSWER, PREFECT_CLIENT_MAX_RETRIES: 0}),
             get_client(sync_client=True) as client,
@@ -54,7 +55,7 @@ def _shown(url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Say what happened, in words that hold nothing of the address."""
+    """Return the reason of an error, without the server's address."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"it answers {error.response.status_code}"
     if isinstance(error, httpx.ConnectError):
@@ -65,6 +66,6 @@ def reason(error: Exception) -> str:
 if __name__ == "__main__":
     try:
         print(user_server() or "", end="")
-    except NoServer as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

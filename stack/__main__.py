@@ -1,4 +1,4 @@
-"""`python -m stack up`, `down` and `renew-passwords`; `make stack` and `make stack-down` call the first two."""
+"""The commands `python -m stack up`, `down` and `renew-passwords`; `make stack` and `make stack-down` use them."""
 
 import shutil
 import sys
@@ -20,7 +20,9 @@ FOLDER = Path(".stack")
 
 
 def up(folder: Path = FOLDER) -> Home:
-    """Start what does not run yet, and return when all answer; what this call has started is stopped if one fails.
+    """Start the servers that are not running, and return when all answer.
+
+    If one fails, the servers that this call has started are stopped.
 
     Raises:
         StackError: a server cannot be started; the message names its log.
@@ -75,7 +77,7 @@ def up(folder: Path = FOLDER) -> Home:
 
 
 def _clear(runs: Path) -> None:
-    """Remove what runs of a killed worker left behind, but for checkouts in which somebody works."""
+    """Remove the leftovers of a killed worker's runs, except checkouts that are the folder of a running process."""
     for left in runs.iterdir():
         if not left.is_dir():
             left.unlink()
@@ -84,18 +86,18 @@ def _clear(runs: Path) -> None:
 
 
 def _workers_in(folder: Path) -> list[psutil.Process]:
-    """Return the processes that work in a folder or below it."""
+    """Return the processes with a working directory in a folder."""
     return [each for each in psutil.process_iter(["cwd"]) if Path(each.info["cwd"] or "/").is_relative_to(folder)]
 
 
 def down(folder: Path = FOLDER) -> list[str]:
-    """Stop what `up` has started, the last first, and return the names; all that they keep stays."""
+    """Stop the servers of `up` in reverse order, and return their names; their data remain."""
     file = folder.absolute() / "started.json"
     running = list(reversed(read_started(file).values()))
     with signals_held():
         for each in running:
             each.stop()
-        # A worker that was killed has left its run alone.
+        # A killed worker may have left its run behind.
         stop(_workers_in(file.parent / "runs"), GRACE_SECONDS)
         if file.exists():
             write_started(file, {})
@@ -114,7 +116,7 @@ def _show(home: Home) -> None:
 
 
 def main() -> None:
-    """Start or stop; exit code 2 and one sentence if that cannot be."""
+    """Run one command; on an error print one sentence, exit code 2."""
     try:
         FOLDER.mkdir(mode=0o711, exist_ok=True)
         with exclusive_lock(FOLDER / "lock"):
@@ -124,7 +126,7 @@ def main() -> None:
                 print(f"stopped: {', '.join(down()) or 'nothing ran'}; the data stay in {FOLDER}")
             elif sys.argv[1:] == ["renew-passwords"]:
                 home = open_home(FOLDER)
-                # In the middle of it, the servers may take only what they have been told already.
+                # After an interrupted change, some servers accept only new passwords, so they cannot be started first.
                 renew(home if home.next_passwords else up())
                 down()
                 _show(up())
@@ -133,8 +135,8 @@ def main() -> None:
     except Locked:
         print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
         sys.exit(2)
-    except StackError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except StackError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: the disk refuses {error.filename} ({error.strerror}): correct or remove it", file=sys.stderr)

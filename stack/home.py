@@ -1,4 +1,4 @@
-"""Where the stack lives: its folder, its ports and its passwords, which outlast the servers."""
+"""The persistent state of the stack: its folder, ports and passwords."""
 
 import json
 import secrets
@@ -12,7 +12,7 @@ from diffusion_core.files import write_whole
 
 
 class StackError(Exception):
-    """What is in the way, in one sentence."""
+    """The stack cannot do what was requested; the message says why."""
 
 
 HOST = "127.0.0.1"
@@ -26,10 +26,10 @@ class Home:
     """The stack of one checkout.
 
     Attributes:
-        folder: absolute.
-        ports: where each of `SERVERS` listens.
-        passwords: of each of `SERVERS`, and `cookies`, which MLflow signs its forms with.
-        next_passwords: those that are about to replace them; empty but in the middle of that.
+        folder: the folder of the stack, absolute.
+        ports: the port of each of `SERVERS`.
+        passwords: the password of each of `SERVERS`, and `cookies`, MLflow's key to sign forms.
+        next_passwords: the new passwords while they are being changed, else empty.
     """
 
     folder: Path
@@ -39,21 +39,21 @@ class Home:
 
     @property
     def logs(self) -> Path:
-        """The folder of one log a server."""
+        """The folder of the logs, one per server."""
         return self.folder / "logs"
 
     @property
     def prefect_api(self) -> str:
-        """Where Prefect's API answers."""
+        """The address of Prefect's API."""
         return f"http://{HOST}:{self.ports['prefect']}/api"
 
     @property
     def s3_endpoint(self) -> str:
-        """Where the S3 store answers."""
+        """The address of the S3 store."""
         return f"http://{HOST}:{self.ports['s3']}"
 
     def database_variables(self) -> dict[str, str]:
-        """Return what PostgreSQL's own programs and library need to reach it; the password is among it."""
+        """Return the variables for PostgreSQL's programs and library, including the password."""
         return {
             "PGHOST": HOST,
             "PGPORT": str(self.ports["postgres"]),
@@ -63,7 +63,7 @@ class Home:
         }
 
     def client_variables(self) -> dict[str, str]:
-        """Return what a worker, or a person at a shell, needs to work with the servers; passwords are among it."""
+        """Return the variables to use the servers from a worker or a shell, including passwords."""
         return {
             "PREFECT_API_URL": self.prefect_api,
             "PREFECT_API_AUTH_STRING": f"{ADMIN}:{self.passwords['prefect']}",
@@ -77,14 +77,14 @@ class Home:
 
 
 def open_home(folder: Path) -> Home:
-    """Return the stack that lives in `folder`, which is made the first time; a port that others took is replaced.
+    """Return the stack in `folder`; create the folder and passwords if needed.
 
     Raises:
         StackError: its file is damaged.
     """
     folder = folder.absolute()
     file = folder / "home.json"
-    # The database's own user must be able to pass through.
+    # The database's user needs permission to pass through the folder.
     folder.mkdir(mode=0o711, exist_ok=True)
     if file.exists():
         try:
@@ -101,12 +101,12 @@ def open_home(folder: Path) -> Home:
 
 
 def new_passwords() -> dict[str, str]:
-    """Return a password for each server, and a word to sign forms with."""
+    """Return a password for each server, and a key to sign forms."""
     return {name: secrets.token_urlsafe(24) for name in (*SERVERS, "cookies")}
 
 
 def keep_home(home: Home) -> None:
-    """Write down ports and passwords, for the owner's eyes alone, and all variables as a shell reads them."""
+    """Write ports and passwords to `home.json` and all variables to the shell file `env`; only the owner can read."""
     content = asdict(home)
     del content["folder"]
     write_whole(home.folder / "home.json", json.dumps(content, indent=1) + "\n", mode=0o600)
@@ -116,7 +116,7 @@ def keep_home(home: Home) -> None:
 
 
 def with_port(home: Home, name: str) -> Home:
-    """Return `home` with a port for a server that is about to start: the one it had, or else a free one."""
+    """Return `home` with a port for a server to start: its previous port if that is free, else a free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

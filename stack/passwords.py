@@ -1,4 +1,4 @@
-"""New passwords for all servers, as after somebody has left the team or a file has been seen."""
+"""Changes the passwords of all servers, for example when a member leaves the team."""
 
 from dataclasses import replace
 
@@ -9,12 +9,12 @@ from stack.postgres import psql
 
 
 def renew(home: Home) -> None:
-    """Give every server of a running stack another password; those that learn it at their start are to be restarted.
+    """Give every server of a running stack a new password; restart the servers afterwards.
 
-    The new ones are written down before any is in force. So whatever breaks this off, the next call goes on with them.
+    The new passwords are stored before they are set, so that the next call can complete an interrupted one.
 
     Raises:
-        StackError: PostgreSQL or MLflow does not take it.
+        StackError: PostgreSQL or MLflow refuses its password.
     """
     words = home.next_passwords or new_passwords()
     home = replace(home, next_passwords=words)
@@ -44,5 +44,5 @@ def _tell_postgres(home: Home) -> None:
     try:
         psql(home, statement)
     except StackError:
-        # Perhaps it has it already.
+        # The new password may be set already.
         psql(replace(home, passwords=home.next_passwords), statement)

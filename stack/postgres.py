@@ -1,4 +1,4 @@
-"""PostgreSQL: the programs of the system, a cluster of our own, and one database a server."""
+"""PostgreSQL: the system's programs, a cluster for the stack, and one database per server."""
 
 import os
 import pwd
@@ -10,15 +10,19 @@ from diffusion_core.files import write_whole
 from stack.home import ADMIN, Home, StackError
 
 DATABASES = ("prefect", "mlflow", "mlflow_auth")
-# Debian keeps the programs of each version apart.
+# Debian has one folder of programs per version.
 DEBIAN = Path("/usr/lib/postgresql")
 
 
 def program(name: str, version: str = "*") -> str:
-    """Return the path of one of PostgreSQL's programs, the newest there is or that of a major version.
+    """Return the path of one of PostgreSQL's programs.
+
+    Args:
+        name: the program.
+        version: the major version, or "*" for the newest installed one.
 
     Raises:
-        StackError: it is not installed.
+        StackError: the program is not installed.
     """
     versions = sorted(DEBIAN.glob(f"{version}/bin/{name}"), key=lambda path: int(path.parts[-3]))
     found = str(versions[-1]) if versions else shutil.which(name)
@@ -28,10 +32,10 @@ def program(name: str, version: str = "*") -> str:
 
 
 def owner() -> str | None:
-    """Return the user whom PostgreSQL must run as: it refuses root's rights, and Debian makes a user for it.
+    """Return the user to run PostgreSQL as if this process is root, which PostgreSQL refuses; else None.
 
     Raises:
-        StackError: there is no such user.
+        StackError: the user `postgres`, which Debian creates, does not exist.
     """
     if os.geteuid() != 0:
         return None
@@ -42,17 +46,17 @@ def owner() -> str | None:
 
 
 def make_cluster(home: Home) -> Path:
-    """Return the folder of the cluster, which is made the first time.
+    """Return the folder of the cluster; create it if needed.
 
     Raises:
-        StackError: it cannot be made.
+        StackError: it cannot be created.
     """
     folder = home.folder / "postgres"
     if (folder / "PG_VERSION").exists():
         return folder
     user = owner()
     new = home.folder / "postgres.new"
-    shutil.rmtree(new, ignore_errors=True)  # of an attempt that was broken off
+    shutil.rmtree(new, ignore_errors=True)  # of an interrupted attempt
     new.mkdir(mode=0o700)
     word = home.folder / "postgres-password"
     write_whole(word, home.passwords["postgres"], mode=0o600)
@@ -85,7 +89,7 @@ def make_cluster(home: Home) -> Path:
 
 
 def make_databases(home: Home) -> None:
-    """Make the databases that are missing.
+    """Create the missing databases.
 
     Raises:
         StackError: PostgreSQL refuses.
@@ -97,7 +101,7 @@ def make_databases(home: Home) -> None:
 
 
 def is_ready(home: Home) -> bool:
-    """Whether PostgreSQL takes connections."""
+    """Return whether PostgreSQL accepts connections."""
     asked = subprocess.run([program("pg_isready")], env=_environment(home), capture_output=True, check=False)
     return asked.returncode == 0
 
@@ -107,10 +111,10 @@ def _environment(home: Home) -> dict[str, str]:
 
 
 def psql(home: Home, statement: str) -> str:
-    """Return what PostgreSQL answers; the statement, which may hold a password, is no argument of a process.
+    """Return PostgreSQL's output; the statement is sent by standard input, because it may include a password.
 
     Raises:
-        StackError: it refuses.
+        StackError: PostgreSQL refuses the statement.
     """
     command = [program("psql"), "--no-psqlrc", "--tuples-only", "--no-align", "--set", "ON_ERROR_STOP=1"]
     done = subprocess.run(command, input=statement, env=_environment(home), capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Servers that outlive the command which started them, and are stopped by another."""
+"""Starts servers that outlive the command that started them, and stops them in a later command."""
 
 import json
 import signal
@@ -20,17 +20,17 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Service:
-    """A server to be started.
+    """A server to start.
 
     Attributes:
-        name: for people, and of the log file.
+        name: name in messages and of the log file.
         command: program and arguments, which every user of the machine can read.
-        environment: all of its variables, which other users cannot.
-        folder: where it runs.
-        is_ready: whether it answers.
-        user: whom it runs as, if not as who starts it.
-        stop_signal: what ends it in good order.
-        stop_seconds: how long it has for that.
+        environment: all variables, which other users cannot read.
+        folder: working directory.
+        is_ready: returns whether the server answers.
+        user: the user to run as; None for the current one.
+        stop_signal: signal for a graceful stop.
+        stop_seconds: seconds from that signal to KILL.
     """
 
     name: str
@@ -45,9 +45,17 @@ class Service:
 
 @dataclass(frozen=True)
 class Started:
-    """A server that was started.
+    """A started server.
 
-    A process is told from a later one with the same number by its command, as clocks, and so births, may be corrected.
+    Its command distinguishes its process from a later one with the same id. The start time cannot, because clocks may
+    be corrected.
+
+    Attributes:
+        name: see `Service`.
+        pid: id of the process.
+        command: see `Service`.
+        stop_signal: see `Service`.
+        stop_seconds: see `Service`.
     """
 
     name: str
@@ -57,7 +65,7 @@ class Started:
     stop_seconds: float
 
     def lives(self) -> bool:
-        """Whether it runs."""
+        """Return whether the server is running."""
         try:
             process = psutil.Process(self.pid)
         except psutil.NoSuchProcess:
@@ -65,7 +73,7 @@ class Started:
         return runs_still(process) and list(process.cmdline()) == list(self.command)
 
     def stop(self) -> None:
-        """End it and all that it has started; nothing is done where it has ended already."""
+        """Stop the server and its descendants; do nothing if it has ended already."""
         if not self.lives():
             return
         process = psutil.Process(self.pid)
@@ -81,7 +89,7 @@ class Started:
 
 
 def stop(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Ask processes to end by TERM, and end those by KILL that are left after `seconds`."""
+    """Stop processes by TERM, and by KILL after `seconds`."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -92,14 +100,14 @@ def stop(processes: Sequence[psutil.Process], seconds: float) -> None:
 
 
 def _wait_for(processes: Sequence[psutil.Process], seconds: float) -> None:
-    """Wait until none runs; a zombie does not, however long its parent takes to notice."""
+    """Wait at most `seconds` until no process is running; zombies do not count."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(runs_still(each) for each in processes):
         time.sleep(0.05)
 
 
 def start(service: Service, log: Path) -> Started:
-    """Start a server at the head of a session of its own."""
+    """Start a server in a new session, with its output appended to `log`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             service.command,
@@ -119,7 +127,7 @@ def wait_until_ready(service: Service, started: Started, log: Path) -> None:
     """Wait until a server answers.
 
     Raises:
-        StackError: it has ended, or does not answer in time; the message names its log.
+        StackError: the server has ended, or does not answer in time; the message names its log.
     """
     deadline = time.monotonic() + START_SECONDS
     while not service.is_ready():
@@ -131,7 +139,7 @@ def wait_until_ready(service: Service, started: Started, log: Path) -> None:
 
 
 def read_started(file: Path) -> dict[str, Started]:
-    """Return the servers that were started and still run, in the order of their start.
+    """Return the running servers by name, in the order of their start.
 
     Raises:
         StackError: the file is damaged.
@@ -148,5 +156,5 @@ def read_started(file: Path) -> dict[str, Started]:
 
 
 def write_started(file: Path, started: Mapping[str, Started]) -> None:
-    """Write down who was started."""
+    """Write the started servers to `file`."""
     write_whole(file, json.dumps([asdict(each) for each in started.values()], indent=1) + "\n")

@@ -1,7 +1,7 @@
-"""One machine's schedule, until it is stopped: Prefect's server, MLflow's pages, and the process that runs the nights.
+"""Serves the schedule of one machine: Prefect's server, MLflow's pages, and the process of the nightly runs.
 
-`python -m stack.serve` starts the three, watches them, and on Ctrl-C or TERM ends them and nothing else. A server that
-the user's own settings name is used instead of one of ours.
+`python -m stack.serve` starts and watches these processes, and stops them on Ctrl-C or TERM. If the user's settings
+name a Prefect server, that server is used and none is started.
 """
 
 import os
@@ -28,19 +28,19 @@ STOP_SECONDS = 10.0
 
 
 class CannotServe(Exception):
-    """What is in the way, in one sentence."""
+    """Serving is impossible; the message says why."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server to be started.
+    """A server to start.
 
     Attributes:
-        name: for people, and of the log file.
-        module: what Python runs, with its arguments.
-        port: where it listens.
-        health: the path that answers when it is ready.
-        is_optional: it ends with exit code 0 instead of becoming ready where it turns out that nobody needs it.
+        name: name in messages and of the log file.
+        module: Python module and arguments.
+        port: port of the server.
+        health: path that answers when the server is ready.
+        is_optional: whether the server may exit with code 0 because it is not needed.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Server:
 
     @property
     def page(self) -> str:
-        """The address that people open."""
+        """The address of the server's pages."""
         return f"http://{HOST}:{self.port}"
 
 
@@ -62,9 +62,9 @@ SCHEDULE = ("flows.schedule",)
 
 @contextmanager
 def running(server: Server) -> Iterator[subprocess.Popen[bytes] | None]:
-    """Run a server for the block; it answers when the block begins, and is gone with all its children afterwards.
+    """Run a server for the block, and stop it with its children afterwards.
 
-    The block is given None instead of a process if nobody needs this server.
+    Yields its process when it answers, or None if the server is not needed.
 
     Raises:
         CannotServe: its port is taken, or it does not start; the message names its log.
@@ -87,16 +87,16 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes] | None]:
 
 @contextmanager
 def scheduling(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the schedule for the block; a flow run that is on its way when the block ends is stopped in good order."""
+    """Run the schedule for the block, and stop it with its flow runs gracefully afterwards."""
     with started([sys.executable, "-m", *SCHEDULE], STOP_SECONDS, env=environment) as process:
         try:
             yield process
         finally:
             with signals_held():
-                # The runner itself would kill its flow runs; so each gives its stage time to save its work.
+                # The runner would kill its flow runs; TERM lets each write a checkpoint.
                 with suppress(psutil.NoSuchProcess):
                     stop_flow_runs(psutil.Process(process.pid), GRACE_SECONDS + STOP_SECONDS)
-                # Prefect's runner leaves in good order on INT and not on TERM.
+                # Prefect's runner stops gracefully on INT, but not on TERM.
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
@@ -106,7 +106,7 @@ def watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
     """Wait until one of the processes ends.
 
     Raises:
-        CannotServe: always; it names the process.
+        CannotServe: a process has ended; the message names it.
     """
     while True:
         for name, process in processes.items():
@@ -116,9 +116,9 @@ def watch(processes: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 def user_page() -> str | None:
-    """Return where the pages of the user's own Prefect server are, or None if the user's settings name no server.
+    """Return the address of the pages of the user's Prefect server, or None if none is configured.
 
-    A child looks, because Prefect refuses to be imported when it cannot read its settings.
+    It runs in a child process, because importing Prefect fails if its settings are invalid.
 
     Raises:
         CannotServe: the server does not answer, or the settings cannot be read.
@@ -133,7 +133,7 @@ def user_page() -> str | None:
 
 
 def _becomes_ready(server: Server, process: subprocess.Popen[bytes], log: Path) -> bool:
-    """Wait until the server answers; False if nobody needs it."""
+    """Wait until the server answers and return True; return False if the server is not needed."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         code = process.poll()
@@ -153,7 +153,7 @@ def _becomes_ready(server: Server, process: subprocess.Popen[bytes], log: Path) 
 
 
 def main() -> None:
-    """Serve until Ctrl-C or TERM; exit code 2 if something cannot be started or ends by itself."""
+    """Serve until Ctrl-C or TERM; exit code 2 if a process cannot be started or ends."""
     signal.signal(signal.SIGTERM, leave)
     try:
         with ExitStack() as running_now:
@@ -164,7 +164,7 @@ def main() -> None:
             else:
                 print(f"prefect: {page}", flush=True)
                 servers = [MLFLOW]
-                # Prefect derives its links, which are logged, from the address of the API with its password.
+                # By default, Prefect derives logged links from the API's address with its password.
                 environment = {**os.environ, "PREFECT_UI_URL": page}
             processes = {}
             for server in servers:
@@ -173,8 +173,8 @@ def main() -> None:
                     processes[f"{server.name} server"] = process
             processes["schedule"] = running_now.enter_context(scheduling(environment))
             watch(processes)
-    except CannotServe as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except CannotServe as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

@@ -1,6 +1,6 @@
-"""The servers of the stack: what runs, with which variables, and how it is seen to answer.
+"""The servers of the stack: their commands, variables and health checks.
 
-No password is an argument, because every user of the machine can read those.
+No password is an argument, because every user of the machine can read arguments.
 """
 
 import os
@@ -20,7 +20,7 @@ from stack.processes import Service
 
 POOL = "machine"
 WORKER = "diffusion_core.runtime.worker"
-# What a user has set for other servers must not reach ours.
+# Prefixes of variables for the user's other servers, which the stack's servers must not get.
 FOREIGN = ("AWS_", "DIFFUSION_", "MLFLOW_", "PG", "PREFECT_", "RCLONE_")
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -31,9 +31,13 @@ QUIET = {
 
 
 def postgres(home: Home) -> Service:
-    """Return PostgreSQL."""
+    """Return the service of PostgreSQL.
+
+    Raises:
+        StackError: PostgreSQL is not installed, or its cluster cannot be created.
+    """
     cluster = make_cluster(home)
-    # Newer programs do not read it.
+    # Programs of a newer version cannot read the cluster.
     version = (cluster / "PG_VERSION").read_text(encoding="utf-8").strip()
     arguments = ["-D", str(cluster), "-h", HOST, "-p", str(home.ports["postgres"])]
     return Service(
@@ -43,13 +47,13 @@ def postgres(home: Home) -> Service:
         Path("/"),
         lambda: is_ready(home),
         user=owner(),
-        # The fast shutdown: connections are ended and everything is written.
+        # INT, the fast shutdown: closes connections and writes all data.
         stop_signal=2,
     )
 
 
 def s3(home: Home) -> Service:
-    """Return the S3 store, whose buckets are folders.
+    """Return the service of the S3 store, with folders as buckets.
 
     Raises:
         StackError: rclone is not installed.
@@ -61,7 +65,7 @@ def s3(home: Home) -> Service:
     return Service(
         "s3",
         [rclone, "serve", "s3", "--addr", address, str(home.folder / "s3")],
-        # rclone reads the variable as a line of CSV, in which the pair is one field.
+        # rclone parses the variable as CSV, so the pair is quoted as one field.
         _own(home) | {"RCLONE_AUTH_KEY": f'"{ADMIN},{home.passwords["s3"]}"', "RCLONE_CONFIG": os.devnull},
         home.folder,
         lambda: _answers(home.s3_endpoint),
@@ -69,7 +73,7 @@ def s3(home: Home) -> Service:
 
 
 def mlflow(home: Home) -> Service:
-    """Return MLflow with its login, on PostgreSQL, handing out the artifacts of the S3 store."""
+    """Return the service of MLflow with login, on PostgreSQL, with artifacts in the S3 store."""
     variables = {
         "AWS_ACCESS_KEY_ID": ADMIN,
         "AWS_SECRET_ACCESS_KEY": home.passwords["s3"],
@@ -80,7 +84,7 @@ def mlflow(home: Home) -> Service:
         "MLFLOW_AUTH_ADMIN_PASSWORD": home.passwords["mlflow"],
         "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
         "MLFLOW_AUTH_CONFIG_PATH": str(Path("docker/mlflow-accounts.ini").absolute()),
-        # libpq completes it with its own variables, and so the address of the accounts in that file.
+        # libpq adds its own variables, also to the address of the accounts database in the file above.
         "MLFLOW_BACKEND_STORE_URI": "postgresql:///mlflow",
         "MLFLOW_FLASK_SERVER_SECRET_KEY": home.passwords["cookies"],
         "MLFLOW_S3_ENDPOINT_URL": home.s3_endpoint,
@@ -97,7 +101,7 @@ def mlflow(home: Home) -> Service:
 
 
 def prefect(home: Home) -> Service:
-    """Return Prefect's server with its login, on PostgreSQL."""
+    """Return the service of Prefect's server with login, on PostgreSQL."""
     login = f"{ADMIN}:{home.passwords['prefect']}"
     variables = {
         "PREFECT_API_AUTH_STRING": login,
@@ -108,9 +112,9 @@ def prefect(home: Home) -> Service:
         "PREFECT_SERVER_DATABASE_NAME": "prefect",
         "PREFECT_SERVER_DATABASE_USER": ADMIN,
         "PREFECT_SERVER_DATABASE_PASSWORD": home.passwords["postgres"],
-        # The pages would look for the API at the usual port.
+        # By default, the pages use the API at the default port.
         "PREFECT_SERVER_UI_API_URL": home.prefect_api,
-        # Runs go after 90 days, as events do by themselves.
+        # Removes runs after 90 days, not only events.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     }
     place = ["--host", HOST, "--port", str(home.ports["prefect"])]
@@ -124,7 +128,11 @@ def prefect(home: Home) -> Service:
 
 
 def worker(home: Home) -> Service:
-    """Return the worker, whose runs are of the commits of this checkout."""
+    """Return the service of the worker, which runs commits of this checkout.
+
+    Raises:
+        StackError: the current folder is not a git repository.
+    """
     runs = home.folder / "runs"
     own_settings = {
         name: value
@@ -134,14 +142,14 @@ def worker(home: Home) -> Service:
     variables = {
         "DIFFUSION_REPOSITORY": str(Path.cwd()),
         "DIFFUSION_REVISION": _branch(),
-        # What outlives a run's checkout; people have these in their own.
+        # Folders that outlive a run's checkout.
         "DIFFUSION_CHECKPOINTS": str(home.folder / "checkpoints"),
         "DIFFUSION_COMPILE_CACHE": str(home.folder / "compiled"),
         "DIFFUSION_DOWNLOADS": str(home.folder / "downloads"),
         "DIFFUSION_DVC_CACHE": str(home.folder / "cache"),
-        # How often it looks for runs, which people wait for.
+        # A short interval, because users wait for runs to start.
         "PREFECT_WORKER_QUERY_SECONDS": "3",
-        # Where Prefect makes each run a checkout.
+        # Prefect creates each run's checkout here.
         "TMPDIR": str(runs),
     }
     began = datetime.now().astimezone()
@@ -156,21 +164,21 @@ def worker(home: Home) -> Service:
 
 
 def _own(home: Home) -> dict[str, str]:
-    """Return the user's variables without those that speak of other servers."""
+    """Return the user's variables without those of `FOREIGN`, with settings of the stack."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     return kept | QUIET | {"PATH": _path(), "PREFECT_HOME": str(home.folder / "prefect")}
 
 
 def _path() -> str:
-    """Return the search path with the programs of this interpreter's environment first."""
+    """Return PATH with this interpreter's folder first."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _branch() -> str:
-    """Return the branch of this checkout, or nothing where a commit is checked out, which a clone then has too.
+    """Return the branch of this checkout, or "" for a detached commit, which a clone then checks out too.
 
     Raises:
-        StackError: it is none.
+        StackError: the current folder is not a git repository.
     """
     git = subprocess.run(["git", "branch", "--show-current"], capture_output=True, text=True, check=False)
     if git.returncode:
@@ -179,7 +187,7 @@ def _branch() -> str:
 
 
 def _answers(url: str) -> bool:
-    """Whether somebody answers, and be it to demand a login."""
+    """Return whether a server answers, also with a request to log in."""
     try:
         return httpx.get(url, timeout=2.0).status_code < httpx.codes.INTERNAL_SERVER_ERROR
     except httpx.HTTPError:
@@ -187,7 +195,7 @@ def _answers(url: str) -> bool:
 
 
 def _is_online(home: Home, since: datetime) -> bool:
-    """Whether the worker has told Prefect of itself since then."""
+    """Return whether the worker has sent Prefect a heartbeat after `since`."""
     try:
         answer = httpx.post(
             f"{home.prefect_api}/work_pools/{POOL}/workers/filter",

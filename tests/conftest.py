@@ -1,6 +1,7 @@
 """Networks whose answer is known, shared by the tests of process and samplers."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,31 @@ for name, value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }.items():
     os.environ.setdefault(name, value)
+
+
+# Folders and files of tests/ by their marker; what is left are the laws and units of `make test-fast`.
+TIERS = {
+    "stack": ("stack",),
+    "servers": (
+        *("flows", "registry", "storage", "docker/test_compose_servers.py"),
+        *("stages/test_promote.py", "stages/test_publish.py"),
+    ),
+    "slow": (
+        *("interop", "conformance/test_quickstart.py", "self_check/test_training.py", "stages", "test_benchmarks.py"),
+        *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "runtime/test_child.py"),
+        *("test_command_line.py", "test_digits.py", "test_gpu_check.py", "test_notebooks.py", "test_readme.py"),
+        *("test_site.py", "test_style.py", "training/test_recorded_steps.py", "training/test_trainer.py"),
+        *("training/test_checkpoint.py", "docker/test_dockerfiles.py", "test_imports.py"),
+    ),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        for marker, places in TIERS.items():
+            if any(place.is_relative_to(each) for each in places):
+                item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,11 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.links, self.loads = set(), [], []
+        self.ids, self.links, self.loads, self.text = set(), [], [], ""
         self.feed(text)
+
+    def handle_data(self, data):
+        self.text += data
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
@@ -64,6 +67,11 @@ def test_every_link_within_the_site_leads_somewhere(site):
             if not is_there or (address.fragment and target in pages and unquote(address.fragment) not in known):
                 dead.append((name, link))
     assert dead == []
+
+
+def test_fences_and_directives_have_become_what_they_stand_for(site):
+    pages, _ = site
+    assert [name for name, page in pages.items() if "```" in page.text or ":::" in page.text] == []
 
 
 def test_a_reader_loads_nothing_from_elsewhere(site):

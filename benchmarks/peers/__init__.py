@@ -1,8 +1,8 @@
-"""The same work in this project and in its peers, each written as its own documentation does it.
+"""The same tasks in this project and in other libraries, each written as in its documentation.
 
-Each module has `Task`, made of a `Setting`: a network and a process with `train_step()`, which takes one step of
-training, and `sample(count, steps)`, which returns images by DDIM, uint8 (N, C, H, W). Those with the schedule of this
-project have `predict_noise(images, t, noise)` too.
+Each module has a class `Task`, built from a `Setting`. `train_step()` takes one training step, and
+`sample(count, steps)` returns images by DDIM, uint8 (N, C, H, W). Libraries with the schedule of this project also have
+`predict_noise(images, t, noise)`.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained.
+    """The network and the options of its training.
 
     Attributes:
         size: height and width of the images, in pixels.
-        channels: of the images.
+        channels: channels of the images.
         dim: channels of the first level.
-        dim_mults: of the levels.
-        batch: images a step.
-        self_condition: the network sees its previous guess.
-        learning_rate: of all libraries alike, or each one's own where it is 0.
-        amp: denoising-diffusion-pytorch trains with its own mixed precision; this project always chooses itself.
-        images: uint8 (N, C, H, W) to train on; random ones if None.
+        dim_mults: channels of each level in multiples of `dim`.
+        batch: images per step.
+        self_condition: whether the network is self-conditioned.
+        learning_rate: the learning rate of every library; 0 for each library's own.
+        amp: whether denoising-diffusion-pytorch uses its mixed precision; this project always selects its own.
+        images: training images, uint8 (N, C, H, W); random if None.
         process: options of this project's `GaussianDiffusion`.
-        ema_halflife_images: of this project's EMA.
+        ema_halflife_images: half-life of this project's EMA.
     """
 
     size: int = 32
@@ -45,7 +45,7 @@ class Setting:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The arguments of `Unet`, which are the same in this project and in denoising-diffusion-pytorch."""
+        """The arguments of `Unet`, the same for this project and denoising-diffusion-pytorch."""
         return {
             "dim": self.dim,
             "dim_mults": self.dim_mults,
@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
-        """A GPU where there is one."""
+        """A CUDA GPU if there is one, else the CPU."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def data(self) -> Tensor:
@@ -67,5 +67,5 @@ class Setting:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Return images in [0, 1] as bytes on the host."""
+    """Return images in [0, 1] as uint8 on the host."""
     return (images.clamp(0, 1) * 255).round().byte().cpu()

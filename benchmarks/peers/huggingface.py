@@ -1,4 +1,4 @@
-"""diffusers: its training example for unconditional images, without reading images from files."""
+"""diffusers: its example of unconditional training, without reading files."""
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
@@ -11,7 +11,8 @@ from benchmarks.peers import Setting, to_uint8
 class Task:
     """AdamW, clipping and EMA as in the example; attention at the innermost level, as in the other networks.
 
-    With two layers a level, the last of three or more is narrower: so the number of parameters is equal within 8%.
+    It has two layers per level. With three or more levels the last is narrower, so that the numbers of parameters
+    differ by at most 8%.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -38,7 +39,7 @@ class Task:
         self.images = setting.data()
 
     def train_step(self) -> None:
-        """Take one step of training."""
+        """Take one training step."""
         which = torch.randint(0, len(self.images), (self.setting.batch,))
         images = (self.images[which].float() / 127.5 - 1.0).to(self.setting.device)
         noise = torch.randn_like(images)
@@ -54,7 +55,7 @@ class Task:
 
     @torch.inference_mode()
     def sample(self, count: int, steps: int) -> Tensor:
-        """Return images by DDIM."""
+        """Return images by DDIM, uint8 (count, C, H, W)."""
         self.ema.store(self.network.parameters())
         self.ema.copy_to(self.network.parameters())
         self.network.eval()

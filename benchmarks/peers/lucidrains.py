@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch: the body of its Trainer's loop, without reading images from files."""
+"""denoising-diffusion-pytorch: the loop body of its Trainer, without reading files."""
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet
@@ -27,10 +27,10 @@ class Task:
         self.images = setting.data()
 
     def train_step(self) -> None:
-        """Take one step of training."""
+        """Take one training step."""
         which = torch.randint(0, len(self.images), (self.setting.batch,))
         images = (self.images[which].float() / 255.0).to(self.setting.device)
-        # Its Trainer's mixed precision is float16, which Accelerate gives it.
+        # The mixed precision of its Trainer is Accelerate's float16.
         with torch.autocast(self.setting.device.type, torch.float16, enabled=self.setting.amp):
             loss = self.diffusion(images)
         self.scaler.scale(loss).backward()
@@ -43,7 +43,7 @@ class Task:
         self.ema.update()
 
     def sample(self, count: int, steps: int) -> Tensor:
-        """Return images by DDIM."""
+        """Return images by DDIM, uint8 (count, C, H, W)."""
         self.ema.ema_model.eval()
         self.ema.ema_model.sampling_timesteps = steps
         with torch.inference_mode():
@@ -51,7 +51,7 @@ class Task:
 
     @torch.inference_mode()
     def predict_noise(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return the noise that the EMA predicts for images in [0, 1] with so much noise."""
+        """Return the noise that the EMA predicts for images in [0, 1], noised to t with `noise`."""
         diffusion = self.ema.ema_model.eval()
         x_t = diffusion.q_sample(diffusion.normalize(images), t, noise)
         return diffusion.model_predictions(x_t, t).pred_noise

@@ -1,4 +1,4 @@
-"""This project, with what it does by itself."""
+"""This project, with its defaults."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ from diffusion_core import DDIM, GaussianDiffusion, ImageNoise, TensorData, Trai
 from diffusion_core.runtime.compilation import compile_for_sampling, compiler_problem
 from diffusion_core.runtime.compile_cache import use_compile_cache
 
-# Where compiled kernels are kept, for who measures what that saves; PyTorch's own folder if it is not set.
+# The variable of the compile cache's folder; PyTorch's own folder if it is not set.
 COMPILE_CACHE = "BENCH_COMPILE_CACHE"
 FLOP_IMAGES = 2
 
 
 class Task:
-    """The library's own trainer; samples come from its EMA as in the stage `sample`."""
+    """Uses the library's trainer; samples from its EMA as in the stage `sample`."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -45,11 +45,11 @@ class Task:
         self._sampled_step = -1
 
     def train_step(self) -> None:
-        """Take one step of training."""
+        """Take one training step."""
         next(self._steps)
 
     def sample(self, count: int, steps: int) -> Tensor:
-        """Return images by DDIM."""
+        """Return images by DDIM, uint8 (count, C, H, W)."""
         noise = ImageNoise(0, range(self._drawn, self._drawn + count))
         self._drawn += count
         diffusion = self._average()
@@ -58,15 +58,15 @@ class Task:
         return to_uint8(images)
 
     def predict_noise(self, images: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return the noise that the EMA predicts for images in [0, 1] with so much noise."""
+        """Return the noise that the EMA predicts for images in [0, 1], noised to t with `noise`."""
         diffusion = self._average()
         with torch.inference_mode(), self._autocast():
             x_t = diffusion.q_sample(diffusion.normalize(images), t, noise)
             return diffusion.model_predictions(x_t, t).pred_noise
 
     def flop_per_image(self) -> float:
-        """Return the floating-point operations of a training step for each of its images."""
-        # The trainer's own network is compiled, and its operations cannot be counted.
+        """Return the floating-point operations of a training step per image."""
+        # A new network, because the operations of the trainer's compiled network cannot be counted.
         diffusion = self._new_diffusion()
         images = self.setting.data()[:FLOP_IMAGES].to(self.setting.device).float() / 255.0
         with self._autocast():
@@ -78,7 +78,7 @@ class Task:
         return diffusion.to(setting.device)
 
     def _average(self) -> GaussianDiffusion:
-        """Return the process with the averaged weights, compiled where the stage `sample` compiles it."""
+        """Return the process with the EMA weights, compiled on a GPU as in the stage `sample`."""
         if not self._on_gpu:
             return self.trainer.ema.module
         if self._sampled is None:
@@ -86,7 +86,7 @@ class Task:
             if compiler_problem(self.setting.device) is None:
                 compile_for_sampling(self._sampled.model)
         if self._sampled_step != self.trainer.step:
-            # Into the same memory, because recorded graphs read from there.
+            # Into the same memory, which CUDA graphs read.
             self._sampled.load_state_dict(self.trainer.ema.module.state_dict())
             self._sampled_step = self.trainer.step
         return self._sampled

@@ -1,1 +1,1 @@
-"""What is done (params.yaml) and where it runs (environment variables)."""
+"""Configuration: params.yaml determines results, environment variables where things run."""

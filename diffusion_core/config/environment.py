@@ -1,6 +1,6 @@
-"""Where things run: endpoints, devices and credentials, from environment variables, `.env` and mounted secrets.
+"""Endpoints, devices and credentials, from environment variables, `.env` and mounted secrets.
 
-Nothing here changes a result beyond rounding. Secrets are `SecretStr` and never become parameters, tags or log lines.
+They change results only by rounding. Secrets are `SecretStr`, and never parameters, tags or log lines.
 """
 
 import logging
@@ -19,21 +19,21 @@ from diffusion_core.errors import UserError
 logger = logging.getLogger(__name__)
 
 PREFIX = "DIFFUSION_"
-# Of deployments (prefect.yaml, docs/operate.md), not of the stages that they start.
+# Variables of deployments (prefect.yaml, docs/operate.md), not of stages.
 DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
-# What Kubernetes sets for each service of a namespace.
+# Variables that Kubernetes sets for each service of a namespace.
 OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP)|$)")
-# How pydantic says what else a variable may be.
+# Words for pydantic's error types.
 WORDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
 
 DOTENV = Path(".env")
 
-# Where containers mount secrets, one file each, called like the variable: diffusion_s3_secret_key.
+# Containers mount secrets here, one file each with the name of the variable, for example diffusion_s3_secret_key.
 SECRETS = Path("/run/secrets")
 
 
 class Environment(BaseSettings):
-    """Variables are called `DIFFUSION_` and the field's name in capitals."""
+    """The environment of the pipeline; the variable of a field is `DIFFUSION_` and its name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -88,14 +88,14 @@ def load_environment() -> Environment:
     """Read the environment.
 
     Raises:
-        UserError: a variable has a value that its field does not take, or its name is nearly one of these.
+        UserError: a variable has an invalid value, or a name that is similar to a known one.
     """
     try:
         environment = Environment()
     except ValidationError as error:
         problems = error.errors(include_url=False)
         first = problems[0]
-        # A choice of types has a problem with each of them, and its field's name before all.
+        # A union reports one problem per type; the first part of the location is the field's name.
         field = first["loc"][0]
         wanted = " or ".join(
             WORDS.get(each["type"], each["msg"].removeprefix("Input should be "))
@@ -108,9 +108,12 @@ def load_environment() -> Environment:
 
 
 def _refuse_misspelt() -> None:
-    """Refuse a variable whose name is nearly one of these, and warn of others that change nothing.
+    """Raise an error for an unknown variable similar to a known one, and warn about other unknown variables.
 
-    A cluster sets variables of this prefix too, several for each of its services.
+    Variables that Kubernetes sets for its services may have this prefix and are ignored.
+
+    Raises:
+        UserError: an unknown variable is similar to a known one.
     """
     known = [name.upper() for name in Environment.model_fields]
     given = {name.upper() for name in (*os.environ, *dotenv_values(DOTENV))}

@@ -1,4 +1,4 @@
-"""Reading params.yaml: by the rules of YAML 1.2, as DVC reads it, and with no value bent into another type."""
+"""Reads params.yaml as YAML 1.2, like DVC, without converting values to other types."""
 
 import json
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ def load_settings(file: Path = PARAMS_FILE) -> Settings:
     if not isinstance(content, dict):
         raise UserError(f"{file} has no sections: restore it, or write {', '.join(Settings.model_fields)}")
     try:
-        # By way of JSON, where strictness still takes a list for a tuple and a mapping for a choice.
+        # Validated as JSON, where pydantic's strict mode accepts a list for a tuple and a mapping for a choice.
         return Settings.model_validate_json(json.dumps(_plain(content), default=str), strict=True)
     except ValidationError as error:
         raise UserError(f"{file}: {_sentence(error, content)}") from None
 
 
 def _plain(content: Any) -> Any:
-    """Return YAML's content with names as keys; YAML takes numbers and dates for keys too."""
+    """Return YAML content with strings as keys, because YAML also permits numbers and dates."""
     if isinstance(content, dict):
         return {str(key): _plain(value) for key, value in content.items()}
     return [_plain(value) for value in content] if isinstance(content, list) else content
 
 
 def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
-    """Say each problem of a validation in half a sentence that begins with the key."""
+    """Return the problems of a validation, each as a clause with its key."""
     sentences = []
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], content)
@@ -64,7 +64,7 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
-    """Return the keys that params.yaml may have at a location, by the schema of `Settings`."""
+    """Return the valid keys at a location of params.yaml, from the schema of `Settings`."""
     schema: dict[str, Any] = Settings.model_json_schema()
     node = schema
     for part in location:
@@ -80,7 +80,7 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
 
 
 def _key(location: Sequence[str | int], content: Any) -> str:
-    """Return a location as people write it; pydantic puts the `kind` of a choice in front of the choice's own keys."""
+    """Return a location as a dotted key, without the `kind` that pydantic inserts before the keys of a choice."""
     parts = []
     for part in location:
         if isinstance(content, dict) and part not in content and content.get("kind") == part:

@@ -1,19 +1,19 @@
-"""What the sections of params.yaml are made of."""
+"""The base class and common types of the sections of params.yaml."""
 
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-# What NumPy and PyTorch both take.
+# Valid for both NumPy and PyTorch.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-# Tells which class of a union a mapping stands for.
+# Selects the class of a union by the key `kind`.
 BY_KIND = Field(discriminator="kind")
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and a key it does not know is an error."""
+    """Base class of all sections: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

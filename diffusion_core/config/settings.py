@@ -1,7 +1,6 @@
-"""params.yaml as types: everything that changes results, one section a stage, and nothing else.
+"""The types of params.yaml, which has one section per stage with everything that changes results.
 
-The file is checked as a whole before any stage starts, so that a slip in the last section is told at once and
-not after the training.
+The whole file is checked before any stage starts, so that an error in the last section is reported before training.
 """
 
 from collections.abc import Collection, Sequence
@@ -34,13 +33,13 @@ __all__ = [
 
 
 class IngestSettings(Section):
-    """Where the images come from."""
+    """The source of the images."""
 
     source: Annotated[SourceChoice, BY_KIND]
 
 
 class PrepareSettings(Section):
-    """What every image is made into."""
+    """Size and colours of the prepared images, and the share of the validation split."""
 
     image_size: int | tuple[int, int] = Field(description="of a square, or height and width")
     color: Literal["grayscale", "rgb", "rgba"]
@@ -49,7 +48,7 @@ class PrepareSettings(Section):
     @field_validator("image_size", mode="before")
     @classmethod
     def _one_side_or_two(cls, value: Any) -> Any:
-        # In one sentence, where a union of types would have one for each.
+        # One message; a union of types would give one per type.
         sides = value if isinstance(value, list | tuple) else (value, value)
         if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
             raise PydanticCustomError("image_size", "write a number of pixels, or [height, width]")
@@ -62,11 +61,12 @@ class PrepareSettings(Section):
 
     @property
     def channels(self) -> int:
+        """Channels of the images: 1 (gray), 3 (RGB) or 4 (RGBA)."""
         return {"grayscale": 1, "rgb": 3, "rgba": 4}[self.color]
 
 
 class ReferenceSettings(Section):
-    """The feature extractor that evaluation looks through, and how it is trained."""
+    """The feature extractor of the evaluation and its training."""
 
     seed: Seed = 0
     features: PositiveInt = 64
@@ -76,7 +76,7 @@ class ReferenceSettings(Section):
 
 
 class SampleSettings(Section):
-    """Which images are drawn from the trained model."""
+    """How the trained model is sampled."""
 
     count: int = Field(1000, ge=2)
     seed: Seed = 0
@@ -104,7 +104,7 @@ class EvaluateSettings(Section):
 
 
 class Limit(Section):
-    """An absolute bound on one figure of metrics/evaluate.json."""
+    """Absolute bounds of one value in metrics/evaluate.json."""
 
     at_most: float | None = None
     at_least: float | None = None
@@ -117,21 +117,21 @@ class Limit(Section):
 
 
 class Comparison(Section):
-    """What "not worse than the champion" means for one figure."""
+    """When one value in metrics/evaluate.json is not worse than the champion's."""
 
     better: Literal["lower", "higher"]
     tolerance: float = Field(0.0, ge=0.0, description="how much worse is still the same, relative to the champion's")
 
 
 class PromoteSettings(Section):
-    """The gate in front of the alias `champion`."""
+    """The gate of the alias `champion`."""
 
     limits: dict[str, Limit] = Field(default_factory=dict)
     champion: dict[str, Comparison] = Field(default_factory=dict)
 
 
 class Settings(Section):
-    """The whole of params.yaml."""
+    """All sections of params.yaml."""
 
     ingest: IngestSettings
     prepare: PrepareSettings
@@ -143,7 +143,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Self:
-        # As it stands in the file.
+        # As written in the file.
         image_size = self.prepare.model_dump(mode="json")["image_size"]
         if min(self.prepare.size) < SMALLEST_IMAGE:
             raise ValueError(

@@ -65,10 +65,10 @@ class ProcessSettings(Section):
         return self
 
     def check_sampler(self, sampler: Sampler) -> None:
-        """Refuse a sampler that does not fit this process.
+        """Check that a sampler fits this process.
 
         Raises:
-            ValueError: it takes more steps than there are timesteps, say.
+            ValueError: it does not, for example because it has more steps than timesteps.
         """
         sampler.transitions(self._schedule())
 
@@ -77,7 +77,7 @@ class ProcessSettings(Section):
 
 
 class TrainSettings(Section):
-    """The training run; amounts of training are counted in images, so that they hold for any batch size."""
+    """The training run; amounts of training are in images, so that they do not depend on the batch size."""
 
     seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")

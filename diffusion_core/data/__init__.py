@@ -1,0 +1,1 @@
+"""Image sources, decoding, labels and the prepared dataset."""

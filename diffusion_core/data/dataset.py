@@ -1,4 +1,4 @@
-"""The prepared dataset: what it is, and reading it back."""
+"""The prepared dataset: its description and access to its images."""
 
 import hashlib
 import json
@@ -19,9 +19,15 @@ INFO = "dataset.json"
 class DatasetInfo(BaseModel):
     """The content of `dataset.json`.
 
-    `count` images were kept, which is `train + validation`; `count + quarantined` files came in. `classes[label]` is
-    the name of a label, and the list is empty where images have no labels. `image_size` is height and width in pixels,
-    and `channels` is 1 (gray), 3 (RGB) or 4 (RGBA). Equal `digest`s mean equal datasets.
+    Attributes:
+        count: kept images, `train + validation`; `count + quarantined` is the number of files from ingest.
+        train: images of the training split.
+        validation: images of the validation split.
+        quarantined: files that are not in the dataset.
+        classes: the name of each label; empty if images have no labels.
+        image_size: height and width in pixels.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
+        digest: sha256 of pixels, labels, splits and class names; equal for equal datasets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,18 +43,18 @@ class DatasetInfo(BaseModel):
 
 
 def dataset_digest(shards: Sequence[str], rows: Sequence[ManifestRow], classes: Sequence[str]) -> str:
-    """Return the sha256 of pixels (by the sha256 of each shard), labels, splits and class names."""
+    """Return the sha256 of labels, splits, class names and pixels; `shards` has the sha256 of each shard."""
     kept = [row for row in rows if row.quarantined is None]
     identity = [shards, [row.label for row in kept], [row.split for row in kept], classes]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 class ImageDataset:
-    """Images and labels of one split, or of all; the pixels stay on the disk until they are asked for.
+    """Images and labels of one split or of all; pixels are read from disk on access.
 
     Attributes:
-        info: the content of `dataset.json`; its counts are those of the whole dataset.
-        labels: (N,) positions in `info.classes`, or None where there are no classes.
+        info: the content of `dataset.json`, with the counts of the whole dataset.
+        labels: indices in `info.classes`, int64 (N,), or None if there are no classes.
     """
 
     def __init__(
@@ -67,10 +73,14 @@ class ImageDataset:
 
     @classmethod
     def open(cls, folder: Path, split: Split | None = None) -> Self:
-        """Open the dataset in `folder`; its images come in the order of the manifest.
+        """Open the dataset in `folder`; its images are in the order of the manifest.
+
+        Args:
+            folder: the output of `prepare`.
+            split: the split to open, or None for both.
 
         Raises:
-            UserError: a file is missing or damaged, or the files do not belong together.
+            UserError: a file is missing or damaged, or the files do not fit each other.
         """
         with reading(folder / INFO):
             info = DatasetInfo.model_validate_json((folder / INFO).read_bytes())
@@ -95,13 +105,13 @@ class ImageDataset:
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """How many images there are of each label; empty where there are no classes."""
+        """Number of images of each label; empty if there are no classes."""
         if self.labels is None:
             return ()
         return tuple(np.bincount(self.labels, minlength=len(self.info.classes)).tolist())
 
     def images(self, indices: npt.NDArray[np.integer] | slice | None = None) -> npt.NDArray[np.uint8]:
-        """Return the images at `indices`, all by default, in that order: uint8, (n, H, W, C).
+        """Return the images at `indices`, in that order, or all: uint8 (n, H, W, C).
 
         Raises:
             IndexError: an index is out of range.

@@ -1,16 +1,16 @@
-"""One image file to pixels of one shape, or the reason why not.
+"""Decodes image files to pixels of one shape, or returns the reason why a file cannot be decoded.
 
-Steps: recognise, check size and integrity, decode, convert to 8-bit gray (ITU-R BT.601 luma: 0.299 R + 0.587 G +
-0.114 B), RGB or RGBA, crop to the largest part in the middle that has the shape of the result, resize, turn upright by
-EXIF. Nothing is stretched or padded. Of an animation the first frame counts. Colour profiles are not applied.
+Decoding detects the format, checks size and integrity, and converts to 8-bit gray, RGB or RGBA. Gray is the ITU-R
+BT.601 luma, 0.299 R + 0.587 G + 0.114 B. Then it crops the largest centred part with the result's aspect ratio, resizes
+it and applies the EXIF orientation. Nothing is stretched or padded. Only the first frame of an animation is used.
+Colour profiles are ignored.
 
-Gray and RGB have no transparency, so it is put on white first. In RGBA it is kept: an image without it is opaque, and
-the colour of an invisible pixel is black, whatever the file has there, so that what looks alike is alike.
+For gray and RGB, transparent images are composed on white. RGBA keeps transparency. Images without it become opaque,
+and fully transparent pixels become black, so that images that look the same have the same pixels.
 
-The filter is Pillow's bicubic, whose support grows with the reduction so that it is a low-pass filter below the new
-Nyquist frequency; resizers with a fixed support alias and bias every metric that is measured afterwards (Parmar et
-al. 2022, "On Aliased Resizing and Surprising Subtleties in GAN Evaluation"). Lanczos is as free of aliasing but rings
-more at the hard edges of drawings and glyphs.
+The filter is Pillow's bicubic. Its support grows with the reduction, so it is a low-pass filter below the new Nyquist
+frequency. Resizers with a fixed support cause aliasing, which biases all later metrics (Parmar et al. 2022, "On Aliased
+Resizing and Surprising Subtleties in GAN Evaluation"). Lanczos avoids aliasing too, but rings more at hard edges.
 """
 
 import hashlib
@@ -34,19 +34,21 @@ from diffusion_core.data.sources.folder import FORMATS
 from diffusion_core.errors import UserError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# Of the eight orientations of EXIF, those whose rows are the picture's columns.
+# The EXIF orientations, of eight, that swap rows and columns.
 LYING = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one file: `pixels`, or the `reason` why there are none.
+    """The result of decoding one file: `pixels`, or the `reason` why there are none.
 
     Attributes:
-        sha256: of the file's bytes, in hexadecimal.
-        width, height, mode: of the file as its header gives them (Pillow's name of the mode); None where the header
-            itself cannot be trusted.
-        pixels: (height, width, channels) as asked for.
+        sha256: sha256 of the file's bytes, in hexadecimal.
+        width: width in the file's header; None if the header is damaged.
+        height: height in the file's header; None if the header is damaged.
+        mode: Pillow's name of the mode in the file's header; None if the header is damaged.
+        pixels: uint8 (height, width, channels) of the requested size, or None.
+        reason: why there are no pixels, or None.
     """
 
     sha256: str
@@ -58,10 +60,15 @@ class Decoded:
 
 
 def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
-    """Decode `file` to `size`, height and width in pixels, and 1 (gray), 3 (RGB) or 4 (RGBA) channels.
+    """Decode a file.
+
+    Args:
+        file: the image file.
+        size: height and width of the result in pixels.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
 
     Raises:
-        OSError: the file cannot be read. Whatever is wrong with its content is told in `Decoded.reason`.
+        OSError: the file cannot be read. For damaged content, see `Decoded.reason`.
     """
     width = height = mode = pixels = reason = None
     with file.open("rb") as stream:
@@ -72,7 +79,7 @@ def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 header = Image.open(stream, formats=FORMATS)
                 (width, height), mode = header.size, header.mode
-                # A pass over the checksums of a PNG, which decoding skips. It consumes the image.
+                # Checks the checksums of a PNG, which decoding skips. The image cannot be used afterwards.
                 header.verify()
                 pixels = _pixels(Image.open(stream, formats=FORMATS), size, channels)
         except Exception as error:  # decoders raise nearly anything on damaged bytes
@@ -81,12 +88,12 @@ def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
 
 
 def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> npt.NDArray[np.uint8]:
-    # A large JPEG is decoded at 1/2, 1/4 or 1/8, which is ten times as fast; at least four times the final size
-    # remain, however the picture lies, so that the filter below still decides what the result looks like.
+    # A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is ten times as fast. At least four times the final
+    # size remains in either orientation, so that the filter below determines the result.
     reduced = image.draft(None, (4 * max(size), 4 * max(size)))
     image.load()
     width, height = reduced[1][2:] if reduced else image.size  # a reduced JPEG is padded to whole pixels
-    # The few pixels of the result are turned upright and not the many of the file; until then all lies as stored.
+    # The orientation is applied to the result, which has fewer pixels; until then sides are as stored in the file.
     lying = image.getexif().get(ExifTags.Base.Orientation) in LYING
     stored_height, stored_width = reversed(size) if lying else size
     part = _converted(image, channels).resize(
@@ -94,7 +101,7 @@ def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> npt.NDA
         Image.Resampling.BICUBIC,
         box=_middle(width, height, stored_width, stored_height),
     )
-    part.info = image.info  # which has the orientation
+    part.info = image.info  # has the orientation
     ImageOps.exif_transpose(part, in_place=True)
     pixels = np.array(part).reshape(*size, channels)
     if channels == 4:
@@ -103,9 +110,12 @@ def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> npt.NDA
 
 
 def _middle(width: float, height: float, across: int, down: int) -> tuple[float, float, float, float]:
-    """Return the largest box in the middle of `width` x `height` that is `across` to `down`: left, top, right, bottom.
+    """Return the largest centred box in `width` x `height` with the aspect ratio `across` : `down`.
 
-    Sides that are whole numbers stay so where the shapes agree, because products and quotients are then exact.
+    If the aspect ratios are equal, sides remain whole numbers, because the products and quotients are exact.
+
+    Returns:
+        left, top, right, bottom.
     """
     kept_width = min(width, height * across / down)
     kept_height = min(height, width * down / across)
@@ -114,7 +124,7 @@ def _middle(width: float, height: float, across: int, down: int) -> tuple[float,
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
-    """Return an image of 8 bits a channel, and with transparency only where there are four channels."""
+    """Return an image of 8 bits per channel, with transparency only if `channels` is 4."""
     if image.mode.startswith("I;16"):
         # 65535 = 255 * 257. Pillow's own conversion clips at 255.
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
@@ -131,24 +141,29 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
 def _reason(error: Exception, size: int) -> str:
     if size == 0:
         return "the file is empty"
-    if isinstance(error, UnidentifiedImageError):  # its own message holds the address of the stream
+    if isinstance(error, UnidentifiedImageError):  # its message has the memory address of the stream
         return f"not one of {', '.join(FORMATS)}, or its header is damaged"
     return f"{type(error).__name__}: {error}"
 
 
-CHUNK = 64  # files a worker takes at a time
+CHUNK = 64  # files per task of a worker process
 
 
 def decode_all(
     files: Sequence[Path], size: tuple[int, int], channels: int, *, workers: int | None = None
 ) -> Iterator[Decoded]:
-    """Yield `decode(file, size, channels)` of each of `files`, which is not empty, in order.
+    """Yield `decode(file, size, channels)` of each of `files`, in order.
 
-    `workers` is the number of processes, by default one a core; the result does not depend on it. At most two chunks
-    a worker wait to be taken, however slowly they are.
+    At most two chunks per worker are in progress or wait for the caller.
+
+    Args:
+        files: the image files; not empty.
+        size: height and width of the results in pixels.
+        channels: 1 (gray), 3 (RGB) or 4 (RGBA).
+        workers: number of processes, by default one per core; does not affect the result.
 
     Raises:
-        UserError: a worker was killed, as happens when the machine has no memory left.
+        UserError: a worker was killed, for example because the machine ran out of memory.
         OSError: a file cannot be read.
     """
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
@@ -176,7 +191,7 @@ def _decode_chunk(files: Sequence[Path], size: tuple[int, int], channels: int) -
 
 
 def _follow_parent() -> None:
-    """Leave the signals to the parent, and end this worker when the parent is gone: a killed one cannot say so."""
+    """Ignore INT, which the parent handles, and end this worker when its parent ends, even if killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

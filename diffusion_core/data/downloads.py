@@ -1,8 +1,7 @@
-"""What has arrived from a bucket, and what of it lies in data/raw.
+"""The files fetched from a bucket, and the index of those in data/raw.
 
-An object's file is called by a digest of the object and, when all of it has arrived, by its own sha256 as suffix. It
-lies in a folder that outlives the process. `.s3.json` is versioned with the images of data/raw: a fresh clone that has
-pulled them knows as much of the bucket as the machine that fetched them.
+Files are fetched into a persistent folder. A file's name is a digest of its object; a complete file has its own sha256
+as suffix. `.s3.json` is versioned with the images of data/raw, so that a fresh clone does not fetch them again.
 """
 
 import json
@@ -21,7 +20,13 @@ INDEX = ".s3.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One object as it was fetched; `size` in bytes."""
+    """A fetched object.
+
+    Attributes:
+        etag: the store's ETag, without quotes.
+        size: bytes.
+        sha256: sha256 of the bytes, in hexadecimal.
+    """
 
     etag: str
     size: int
@@ -29,17 +34,17 @@ class Entry:
 
 
 def read_index(folder: Path, url: str) -> dict[str, Entry]:
-    """Return the entries by the files' paths below `folder`; none where they are of another address or damaged."""
+    """Return the entries by path below `folder`; empty if the index is missing, damaged or of another address."""
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return {path: Entry(**entry) for path, entry in content["objects"].items()} if content["url"] == url else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        # Everything is fetched anew, and this file is written anew.
+        # Everything is fetched again, and the index is written again.
         return {}
 
 
 def write_index(folder: Path, url: str, entries: Mapping[str, Entry]) -> None:
-    """Write the entries, alike for the same ones."""
+    """Write the index; equal entries give equal bytes."""
     content = {"url": url, "objects": {path: asdict(entries[path]) for path in sorted(entries)}}
     (folder / INDEX).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -50,9 +55,9 @@ LOCK = ".lock"
 
 @contextmanager
 def only_download(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder for the block, and remove what killed downloads left there.
+    """Lock the folder for the block, and remove incomplete files of killed processes.
 
-    Whoever comes second waits, and then finds what the first has fetched.
+    If another process has the lock, print a line and wait for it.
     """
     with ExitStack() as held:
         try:
@@ -60,31 +65,31 @@ def only_download(folder: Path) -> Iterator[None]:
         except Locked:
             print(f"ingest: waits until another process has fetched into {folder}", flush=True)
             held.enter_context(exclusive_lock(folder / LOCK, wait=True))
-        # Now and not at the end: they may be what fills the disk.
+        # Before fetching, because they may fill the disk.
         for leftover in folder.glob(".*.tmp-*"):
             leftover.unlink()
         yield
 
 
 def arrived(folder: Path, digests: Collection[str]) -> dict[str, str]:
-    """Return the sha256 of each of these objects that has arrived and is still whole, by its digest."""
+    """Return the sha256 of each complete and undamaged file, by the digest of its object."""
     files = [file for file in folder.iterdir() if file.suffix and file.stem in digests]
     whole = in_parallel(lambda file: sha256_of(file) == file.suffix[1:], files, HASHING_THREADS)
     return {file.stem: file.suffix[1:] for file, is_whole in zip(files, whole, strict=True) if is_whole}
 
 
 def keep_only(folder: Path, names: Collection[str]) -> None:
-    """Remove every other file."""
+    """Remove all files from the folder except `names` and the lock."""
     for file in folder.iterdir():
         if file.name not in names and file.name != LOCK and not file.is_dir():
             file.unlink()
 
 
 def link(file: Path, place: Path) -> None:
-    """Let `place` be the same file, or a copy of it where nothing can be linked."""
+    """Make `place` a hard link to the file, or a copy if linking fails."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # DVC may have put a link to its cache there.
+        # The file may be DVC's symbolic link to its cache.
         os.link(file.resolve(), place)
     except OSError:
         shutil.copyfile(file, place)

@@ -1,4 +1,4 @@
-"""`manifest.parquet`: one row for each file that came in, kept or not."""
+"""`manifest.parquet`: one row for each ingested file, kept or quarantined."""
 
 import os
 from collections.abc import Iterable
@@ -33,14 +33,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One file that came in.
+    """One ingested file.
 
     Attributes:
-        source: the path below `data/raw`, with `/` between its parts.
-        sha256: of the file's bytes, in hexadecimal.
-        label: position of the class in `DatasetInfo.classes`; None where there are none.
-        split, shard, row: where the pixels are; None if the file was quarantined.
-        width, height, mode: of the file, before anything was done to it; None if its header is damaged.
+        source: path below `data/raw`, with `/` between its parts.
+        sha256: sha256 of the file's bytes, in hexadecimal.
+        label: index of the class in `DatasetInfo.classes`; None if there are no classes.
+        split: the split of the image; None if the file was quarantined.
+        shard: number of the shard with the pixels; None if the file was quarantined.
+        row: index in the shard; None if the file was quarantined.
+        width: width of the original; None if its header is damaged.
+        height: height of the original; None if its header is damaged.
+        mode: Pillow's mode of the original; None if its header is damaged.
         quarantined: why the file is not in the dataset; None if it is.
     """
 
@@ -57,7 +61,7 @@ class ManifestRow:
 
 
 def write_manifest(file: Path, rows: Iterable[ManifestRow]) -> None:
-    """Write `rows` to `file` and force them to the disk; the same rows give the same bytes."""
+    """Write `rows` to `file` and flush it to disk; equal rows give equal bytes."""
     with file.open("wb") as stream:
         table = pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA)
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
@@ -66,7 +70,7 @@ def write_manifest(file: Path, rows: Iterable[ManifestRow]) -> None:
 
 
 def read_manifest(file: Path) -> pa.Table:
-    """Return the table in `file`, which has the columns of `SCHEMA`.
+    """Return the table in `file`, with the columns of `SCHEMA`.
 
     Raises:
         UserError: the file is missing or damaged.

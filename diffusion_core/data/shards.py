@@ -1,6 +1,6 @@
-"""`images-00000.npy` and its siblings: the pixels of the whole dataset in few large files.
+"""Shards `images-00000.npy`, ...: the pixels of the dataset in few large files.
 
-A shard is a plain NumPy file (uint8, N x H x W x C), so that reading it is mapping it into memory.
+A shard is a NumPy file (uint8, N x H x W x C), read by memory mapping.
 """
 
 import hashlib
@@ -25,9 +25,17 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 class ShardWriter:
-    """Packs images of one shape into shards of at most `shard_bytes` of pixels, and at least one image.
+    """Writes images of one shape into shards of at most `shard_bytes` of pixels, but at least one image.
 
-    One shard at a time is in memory, and pages of it only as images come.
+    Only one shard is in memory, and its memory is allocated as images are added.
+
+    Args:
+        folder: the folder of the shards.
+        image_shape: (H, W, C).
+        shard_bytes: maximum bytes of pixels per shard.
+
+    Attributes:
+        digests: the sha256 of each written shard.
     """
 
     def __init__(self, folder: Path, image_shape: tuple[int, int, int], *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -37,7 +45,7 @@ class ShardWriter:
         self._rows = 0
 
     def append(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
-        """Take one image, (H, W, C), and return the shard and the row it goes to."""
+        """Add an image, uint8 (H, W, C); return its shard and row."""
         if self._rows == len(self._pixels):
             self.flush()
         self._pixels[self._rows] = image
@@ -45,7 +53,7 @@ class ShardWriter:
         return len(self.digests), self._rows - 1
 
     def flush(self) -> None:
-        """Write what has been taken and add the file's sha256 to `digests`; call it after the last image."""
+        """Write the images added since the last shard and append its sha256 to `digests`; call it at the end."""
         if not self._rows:
             return
         file = shard_file(self._folder, len(self.digests))
@@ -74,7 +82,7 @@ def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> np
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn what goes wrong in the block, which reads and checks `file`, into one sentence.
+    """Convert errors of a block that reads and checks `file` to `UserError`.
 
     Raises:
         UserError: `file` is missing, or the block raised ValueError or another error of a reader.

@@ -1,1 +1,1 @@
-"""Other people's checkpoints."""
+"""Checkpoints of other packages."""

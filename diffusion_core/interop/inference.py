@@ -1,6 +1,6 @@
-"""What a checkpoint of denoising-diffusion-pytorch says of its network and process: shapes and tables tell all but two.
+"""Infers the options of network and process from a checkpoint of denoising-diffusion-pytorch.
 
-The size of the images is in no weight, and neither is dropout, which only training has.
+The shapes and tables determine all options except the image size and dropout.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ State = Mapping[str, Tensor]
 
 
 def network_options(state: State) -> dict[str, Any]:
-    """Return the arguments of `Unet` that made these weights.
+    """Return the arguments of `Unet` for these weights.
 
     Raises:
         KeyError: a weight is missing that every such network has.
-        ValueError: the channels of input and output go together in no way that is known.
+        ValueError: no known network has these numbers of input and output channels.
     """
     init_dim, inputs = state["init_conv.weight"].shape[:2]
     dim = state["time_mlp.1.weight"].shape[1]
@@ -50,23 +50,23 @@ def network_options(state: State) -> dict[str, Any]:
 def _levels(state: State) -> int:
     for level in count():
         if f"downs.{level}.0.block1.proj.weight" not in state:
-            # So that a state without any level is told which weight it lacks.
+            # Without any level, raises a KeyError with the missing weight.
             return level or len(state["downs.0.0.block1.proj.weight"])
     raise AssertionError
 
 
 def _attention(state: State, name: str) -> tuple[int, int, bool]:
-    """Return heads, channels a head, and whether it is softmax attention."""
+    """Return heads, channels per head, and whether it is softmax attention."""
     full = f"{name}.to_out.weight" in state
     _, heads, *sizes = state[f"{name}.mem_kv"].shape
     return heads, sizes[1] if full else sizes[0], full
 
 
 def process_options(tables: State) -> dict[str, Any]:
-    """Return the arguments of `GaussianDiffusion` that made these tables; what they do not tell is left out.
+    """Return the arguments of `GaussianDiffusion` that these tables determine.
 
     Raises:
-        ValueError: betas is no table.
+        ValueError: betas is not one-dimensional.
     """
     if "betas" not in tables:
         return {}
@@ -78,21 +78,21 @@ def process_options(tables: State) -> dict[str, Any]:
         try:
             made = schedule().betas(len(betas))
         except ValueError:
-            # This kind does not go with so few timesteps.
+            # This schedule does not exist for so few timesteps.
             continue
         if torch.allclose(made, betas, rtol=1e-4, atol=1e-9):
             options["beta_schedule"] = {"kind": kind}
     if "loss_weight" in tables:
-        # Not from alphas_cumprod, whose float32 leaves nothing of 1 - abar at the cleanest timesteps.
+        # Not from alphas_cumprod: in float32, 1 - abar loses all digits at timesteps with little noise.
         options |= _objective(tables["loss_weight"].double(), torch.cumprod(1.0 - betas, dim=0))
     return options
 
 
 def _objective(weight: Tensor, alpha_bar: Tensor) -> dict[str, Any]:
-    """Return the objective whose SNR or min-SNR weights these are; there is at most one."""
+    """Return the objective with these SNR or min-SNR weights, and the weighting; at most one matches."""
     snr = alpha_bar / (1.0 - alpha_bar)
     for name, objective in OBJECTIVES.items():
-        # In the units of x0 the weight is SNR, or min(SNR, gamma), whichever the objective.
+        # In x0-space the weight is SNR or min(SNR, gamma) for every objective.
         of_x0 = weight * objective.error_ratio(snr)
         gamma = round(float(of_x0.max()), 3)
         if torch.allclose(of_x0, snr, rtol=1e-3):

@@ -1,6 +1,6 @@
 """Checkpoints of lucidrains/denoising-diffusion-pytorch 2.x: of its `Trainer`, its `GaussianDiffusion` or its `Unet`.
 
-They are read as weights alone: whatever else a pickle would run is refused.
+Only weights are read; a pickle with anything else is refused.
 """
 
 import pickle
@@ -16,21 +16,21 @@ from diffusion_core.errors import UserError
 from diffusion_core.interop.inference import State, network_options, process_options
 from diffusion_core.networks.unet import Unet
 
-# How many keys of each list a refusal names.
+# Maximum number of keys of each list in an error message.
 NAMED = 40
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What such a file holds.
+    """The content of a checkpoint.
 
     Attributes:
         network: arguments of `Unet`, inferred from the shapes.
-        process: arguments of `GaussianDiffusion`, as far as the tables tell them.
-        has_tables: whether it has tables, so that a schedule or objective that is not told is one not known here.
-        online: the weights that were trained, by name.
-        ema: their average, with which one samples; None where the file has none.
-        step: how many steps of training they saw; None where the file does not say.
+        process: arguments of `GaussianDiffusion` that the tables determine.
+        has_tables: whether the file has tables; if so, a missing schedule or objective in `process` is an unknown one.
+        online: the trained weights by name.
+        ema: the EMA weights, used for sampling; None if the file has none.
+        step: number of training steps; None if the file does not have it.
     """
 
     network: dict[str, Any]
@@ -42,11 +42,11 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read a checkpoint and check that its weights fit our network.
+    """Read a checkpoint and check that its weights fit `Unet`.
 
     Raises:
-        UserError: the file is missing, holds more than weights, or its weights are of another network; the message
-            then lists their names.
+        UserError: the file is missing, has more than weights, or its weights do not fit; the message then lists the
+            differences.
     """
     content = _load(file)
     trainer = isinstance(content.get("model"), Mapping)
@@ -73,12 +73,12 @@ def _load(file: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{file} is missing: name a checkpoint, model-100.pt say") from None
     except pickle.UnpicklingError:
-        # torch's own sentence advises to run whatever the file has in it.
+        # PyTorch's message recommends to load the file with arbitrary code.
         raise UserError(
             f"{file} is no checkpoint of weights alone (something else is pickled in it, or it is no pickle at all):"
             " name a file that denoising-diffusion-pytorch wrote"
         ) from None
-    except Exception as error:  # an unpickler raises nearly anything on a file that is none
+    except Exception as error:  # an unpickler raises nearly any exception for an invalid file
         reason = str(error).strip().partition("\n")[0] or "it ends too soon"
         raise UserError(
             f"{file} is no checkpoint of weights alone ({reason}): name a file that denoising-diffusion-pytorch wrote"
@@ -96,7 +96,7 @@ def _weights(file: Path, state: Mapping[Any, Any]) -> State:
 
 
 def _below(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights whose names begin with `prefix`, without it."""
+    """Return the weights with names that begin with `prefix`, without the prefix."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

@@ -1,1 +1,1 @@
-"""What is recorded of a model and its data, and needs no MLflow."""
+"""Records of models and their data, independent of MLflow."""

@@ -1,7 +1,7 @@
-"""Figures, what they are of, and the key that says what they may be compared with.
+"""Metrics, their origin, and the key that determines which metrics are comparable.
 
-`sample` and `evaluate` write beside their outputs what these were made of, so that nobody takes the figures of one
-model for another's: not when a stage is run by hand, nor when an output is restored without the others.
+`sample` and `evaluate` write the origin of their outputs next to them. So the metrics of one model are never attributed
+to another, even if a stage is run by hand or an output is restored without the others.
 """
 
 from dataclasses import dataclass
@@ -11,20 +11,31 @@ from pydantic import BaseModel
 from diffusion_core.lineage.provenance import code_digest, json_digest
 from diffusion_core.lineage.record import Record
 
-# The code that decides what samples and figures come out; dvc.yaml has it among the dependencies of the two stages.
+# The code that determines samples and metrics; also dependencies of the two stages in dvc.yaml.
 SAMPLING_CODE = ("generation.py", "networks", "process", "randomness.py", "samplers")
 MEASURING_CODE = ("metrics",)
 
 
 class SamplesOrigin(Record):
-    """Which model samples were drawn from, and the key of how."""
+    """The origin of samples.
+
+    Attributes:
+        model_digest: digest of the sampled model.
+        sampling_key: see `sampling_key`.
+    """
 
     model_digest: str
     sampling_key: str
 
 
 class FiguresOrigin(Record):
-    """Which model figures are of, how its samples were drawn, and the key of their evaluation."""
+    """The origin of metrics.
+
+    Attributes:
+        model_digest: digest of the measured model.
+        sampling_key: see `sampling_key`.
+        evaluation_key: see `evaluation_key`.
+    """
 
     model_digest: str
     sampling_key: str
@@ -33,11 +44,11 @@ class FiguresOrigin(Record):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of a model.
+    """The metrics of a model.
 
     Attributes:
         key: see `evaluation_key`.
-        figures: by name.
+        figures: the value of each metric by name.
     """
 
     key: str
@@ -45,16 +56,16 @@ class Evaluation:
 
 
 def sampling_key(sample: BaseModel) -> str:
-    """Return the digest of all that samples depend on besides the model: the section `sample`, and the code."""
+    """Return the digest of everything that determines samples except the model: the section `sample` and the code."""
     return json_digest([sample.model_dump(mode="json"), code_digest(*SAMPLING_CODE)])
 
 
 def evaluation_key(reference_digest: str, sampling: str, evaluate: BaseModel) -> str:
-    """Return the digest of all that figures depend on besides the model.
+    """Return the digest of everything that determines metrics except the model, including the code of the metrics.
 
     Args:
-        reference_digest: of the reference.
-        sampling: the samples' `sampling_key`.
-        evaluate: the section of params.yaml; the code that measures counts too.
+        reference_digest: digest of the reference.
+        sampling: the `sampling_key` of the samples.
+        evaluate: the section `evaluate` of params.yaml.
     """
     return json_digest([reference_digest, sampling, evaluate.model_dump(mode="json"), code_digest(*MEASURING_CODE)])

@@ -1,4 +1,4 @@
-"""The gate in front of the alias `champion`: absolute limits, and a comparison with the champion of now."""
+"""The gate of the alias `champion`: absolute limits, and a comparison with the current champion."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,14 @@ from diffusion_core.config.settings import Comparison, Limit
 
 
 class Decision(BaseModel):
-    """What the gate said.
+    """The decision of the gate.
 
-    `version` is the candidate, `champion` the version that bore the alias before, `reasons` says of each figure that
-    failed by how much, and `sentence` says it all.
+    Attributes:
+        outcome: "promoted", "refused", or "unchanged" if the candidate is the champion already.
+        version: the version of the candidate.
+        champion: the version of the champion before the decision, or None.
+        reasons: a clause for each metric that failed, with the difference.
+        sentence: the decision with its reasons.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,7 +30,7 @@ class Decision(BaseModel):
 
     @classmethod
     def on(cls, version: int, champion: int | None, reasons: list[str]) -> Self:
-        """Decide on a version: any reason speaks against it, and the champion itself stays what it is."""
+        """Return the decision on a version: refused if there is a reason, unchanged if it is the champion."""
         outcome: Literal["promoted", "refused", "unchanged"]
         if version == champion:
             outcome, sentence = "unchanged", f"version {version} is the champion already"
@@ -40,7 +44,7 @@ class Decision(BaseModel):
 
 
 def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> list[str]:
-    """Return a sentence for each absolute limit that a figure breaks; what is not finite breaks every limit."""
+    """Return a clause for each absolute limit that a metric exceeds; a metric that is not finite fails every limit."""
     reasons = []
     for name, limit in limits.items():
         figure = figures[name]
@@ -54,11 +58,11 @@ def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> 
 def lost_comparisons(
     figures: Mapping[str, float], champion: Mapping[str, float], comparisons: Mapping[str, Comparison]
 ) -> list[str]:
-    """Return a sentence for each figure that is worse than the champion's by more than its tolerance.
+    """Return a clause for each metric that is worse than the champion's by more than its tolerance.
 
-    The tolerance is a share of the size of the champion's figure, whatever its sign: lower is better up to
-    `champion + tolerance |champion|`, higher from `champion - tolerance |champion|`. A champion whose figure is not
-    finite sets no bar; a candidate's that is not finite never passes.
+    If lower is better, the metric must be at most `champion + tolerance |champion|`; if higher is better, at least
+    `champion - tolerance |champion|`. A metric of the champion that is not finite sets no limit. A metric of the
+    candidate that is not finite always fails.
     """
     reasons = []
     for name, comparison in comparisons.items():

@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit, the data and the flow run. Works without git, DVC and Prefect too."""
+"""The provenance of a result: commit, data and flow run. Works without git, DVC and Prefect."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class DatasetVersion:
-    """Which data a model was trained on.
+    """The version of a dataset.
 
     Attributes:
-        name: what people call it.
+        name: name for display.
         digest: sha256 of its content.
-        md5: DVC's name of it, or None where DVC did not make it.
-        source: where it lies.
+        md5: DVC's hash, or None if DVC did not make it.
+        source: path of its folder.
     """
 
     name: str
@@ -37,22 +37,27 @@ class DatasetVersion:
 
 @dataclass(frozen=True)
 class GitState:
-    """The checkout that a result was made from; both are None outside a checkout."""
+    """The state of the checkout; both are None outside a checkout.
+
+    Attributes:
+        commit: hash of the commit.
+        dirty: whether tracked files differ from the commit, or the package has untracked files.
+    """
 
     commit: str | None
     dirty: bool | None
 
 
 def dataset_version(folder: Path, digest: str) -> DatasetVersion:
-    """Return the version of the dataset in `folder`, a DVC output of this project, whose content has `digest`."""
+    """Return the version of the dataset in `folder`, a DVC output of this project with the digest `digest`."""
     path = folder.as_posix()
     return DatasetVersion(name=path, digest=digest, md5=dvc_hashes().get(path), source=path)
 
 
 def git_state() -> GitState:
-    """Return the commit, and whether tracked files differ from it or the package has a file that git does not know.
+    """Return the commit, and whether tracked files differ from it or the package has untracked files.
 
-    dvc.lock does not count: every stage that runs rewrites it, and what it says of the data is recorded by md5.
+    Changes of dvc.lock do not count: every stage rewrites it, and the md5 of the data is recorded separately.
     """
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude){DVC_LOCK}")
@@ -61,10 +66,10 @@ def git_state() -> GitState:
 
 
 def dvc_hashes(lock: Path = DVC_LOCK) -> dict[str, str]:
-    """Return the md5 that dvc.lock gives for each output, with DVC's ending `.dir` for a folder.
+    """Return the md5 in dvc.lock of each output, with DVC's suffix `.dir` for a folder.
 
-    Left out are those of which dvc.lock tells something else than lies there: whoever runs a stage without DVC leaves
-    dvc.lock as it was. As hashing all the data again would take long, folders are told apart by number and size.
+    Outputs that differ from dvc.lock are omitted, because stages run without DVC do not update it. Folders are compared
+    by number and size of their files, because hashing all data again would be slow.
 
     Raises:
         UserError: dvc.lock cannot be read.
@@ -74,23 +79,23 @@ def dvc_hashes(lock: Path = DVC_LOCK) -> dict[str, str]:
 
 
 def dvc_tags(within: str = "") -> dict[str, str]:
-    """Return the hashes of the outputs whose paths begin with `within` as tags: `dvc.` and the path."""
+    """Return the hashes of outputs with paths that begin with `within`, as tags `dvc.<path>`."""
     return {f"dvc.{path}": md5 for path, md5 in dvc_hashes().items() if path.startswith(within)}
 
 
 def flow_run_id() -> str | None:
-    """Return the id of the Prefect flow run that this process works for, or None."""
+    """Return the id of the Prefect flow run that started this process, or None."""
     return os.environ.get("PREFECT__FLOW_RUN_ID")
 
 
 def provenance_tags() -> dict[str, str]:
-    """Return the tags of an MLflow run: `git_commit`, `git_dirty` and `prefect_flow_run`, those that are known."""
+    """Return the known tags of an MLflow run: `git_commit`, `git_dirty` and `prefect_flow_run`."""
     git = git_state()
     return known_tags({"git_commit": git.commit, "git_dirty": git.dirty, "prefect_flow_run": flow_run_id()})
 
 
 def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
-    """Return tags as MLflow stores them, without those that are None; truth values become `true` and `false`."""
+    """Return tags as strings, without those that are None; booleans become `true` and `false`."""
     return {
         name: str(value).lower() if isinstance(value, bool) else value
         for name, value in tags.items()
@@ -99,7 +104,7 @@ def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
 
 
 def code_digest(*names: str) -> str:
-    """Return the sha256 over the source files of these modules and sub-packages of this package."""
+    """Return the sha256 of the source files of these modules and sub-packages of this package."""
     places = [PACKAGE / name for name in names]
     files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
     return json_digest({file.relative_to(PACKAGE).as_posix(): file.read_text(encoding="utf-8") for file in files})
@@ -111,7 +116,7 @@ def json_digest(content: object) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git, no checkout or no commit."""
+    """Return the output of git, or None without git, a checkout or a commit."""
     try:
         git = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -141,7 +146,7 @@ class _LockedStage(BaseModel):
 
 
 def _locked_stages(lock: Path) -> dict[str, _LockedStage]:
-    """Return what dvc.lock says of each stage; nothing where there is no dvc.lock."""
+    """Return the stages in dvc.lock by name; empty if there is no dvc.lock."""
     if not lock.exists():
         return {}
     try:

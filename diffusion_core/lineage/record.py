@@ -1,4 +1,4 @@
-"""Small JSON files that one stage leaves for another; `models/run_info.json` is one of them."""
+"""Small JSON files that one stage writes for another, for example `models/run_info.json`."""
 
 from pathlib import Path
 from typing import Self
@@ -9,7 +9,7 @@ from diffusion_core.errors import UserError
 
 
 class Record(BaseModel):
-    """Base of a file's content: frozen, and nothing but its own keys."""
+    """Base class of the content of such a file: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -19,7 +19,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, file: Path, stage: str) -> Self:
-        """Read what `write` wrote.
+        """Read the file of `write`.
 
         Raises:
             UserError: the file is missing or damaged; the message names `stage`, which makes it.
@@ -33,9 +33,17 @@ class Record(BaseModel):
 
 
 class RunInfo(Record):
-    """`models/run_info.json`: the MLflow run of a model, and what it was made of; None where that is not known.
+    """`models/run_info.json`: the MLflow run and the provenance of a model; unknown values are None.
 
-    It is an output of `train`, so a model that DVC restores from its cache leads back to the run that made it.
+    It is an output of `train`, so a model restored from DVC's cache has the id of its original run.
+
+    Attributes:
+        run_id: id of the MLflow run that trained the model.
+        dataset_md5: DVC's hash of the dataset.
+        dataset_digest: sha256 of the dataset's content.
+        git_commit: hash of the commit.
+        git_dirty: whether the checkout differed from the commit.
+        params_digest: sha256 of the section `train` of params.yaml.
     """
 
     run_id: str

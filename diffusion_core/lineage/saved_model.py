@@ -1,6 +1,6 @@
-"""A trained model on disk: `model.safetensors` with the weights and `model.json` with all else, and no pickle.
+"""Trained models on disk: weights in `model.safetensors` and everything else in `model.json`, without pickle.
 
-The network's and the process's options in `model.json` are the arguments of `Unet` and `GaussianDiffusion`.
+`model.json` has the arguments of `Unet` and `GaussianDiffusion`.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ CHOICES = {"beta_schedule": ScheduleChoice, "weighting": WeightingChoice, "loss"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model, and what it takes to draw images like its training data from it.
+    """A trained model and the class distribution of its training data.
 
     Attributes:
         diffusion: the process with its weights, in eval mode.
-        class_counts: how many images of each label it was trained on; empty where the dataset has no classes.
+        class_counts: number of training images of each label; empty if the dataset has no classes.
     """
 
     diffusion: GaussianDiffusion
@@ -48,10 +48,10 @@ class TrainedModel:
 
 
 def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:
-    """Return `count` labels in the proportions of `class_counts`, as evenly spread as they can be.
+    """Return `count` labels in the proportions of `class_counts`, evenly distributed over the list.
 
-    Label i does not depend on `count`; classes of equal size take turns. Each time the label comes that the images so
-    far owe most (largest deficit first).
+    Label i does not depend on `count`, and classes of equal size alternate. Each label is the one with the largest
+    deficit so far.
     """
     shares = np.asarray(class_counts, np.int64)
     deficits = np.zeros_like(shares)
@@ -67,8 +67,15 @@ def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:
 def build_model(network: Mapping[str, Any], process: Mapping[str, Any]) -> GaussianDiffusion:
     """Build an untrained process from the arguments of `Unet` and `GaussianDiffusion`.
 
-    `beta_schedule`, `weighting` and `loss` may be mappings with a `kind`, and `image_size` a list, as they are in
-    JSON. `vb_loss_weight` is of use where the network has `learned_variance`, and only there.
+    As in JSON, `beta_schedule`, `weighting` and `loss` may be mappings with a `kind`, and `image_size` may be a list.
+    `vb_loss_weight` is ignored unless the network has `learned_variance`.
+
+    Args:
+        network: arguments of `Unet`.
+        process: arguments of `GaussianDiffusion`.
+
+    Raises:
+        ValueError: an argument is invalid.
     """
     options = dict(process)
     for argument, union in CHOICES.items():
@@ -89,14 +96,14 @@ def save_model(
     process: Mapping[str, Any],
     dataset: Mapping[str, Any],
 ) -> None:
-    """Write the weights of `diffusion.model` and what is needed to build it again.
+    """Write the weights of `diffusion.model` and the arguments to build it again.
 
     Args:
-        folder: exists; takes both files.
+        folder: an existing folder for both files.
         diffusion: the trained process.
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
-        dataset: what the model was trained on, as JSON; `class_counts` has its images by label.
+        dataset: description of the training data as JSON values, including `class_counts`.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
@@ -106,10 +113,10 @@ def save_model(
 
 
 def load_model(folder: Path | str, device: torch.device | str = "cpu") -> TrainedModel:
-    """Read what `save_model` wrote.
+    """Read the files of `save_model`.
 
     Raises:
-        UserError: a file is missing, damaged, or does not fit the other.
+        UserError: a file is missing or damaged, or the files do not fit each other.
     """
     folder = Path(folder)
     try:
@@ -133,7 +140,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
 
 
 def model_digest(folder: Path) -> str:
-    """Return what tells one trained model from another: a sha256 over its weights and its description."""
+    """Return the sha256 of a model's weights and description."""
     digest = hashlib.sha256()
     for name in (WEIGHTS, DESCRIPTION):
         with (folder / name).open("rb") as content:

@@ -1,0 +1,1 @@
+"""Metrics of samples against real images, their reference and its feature network."""

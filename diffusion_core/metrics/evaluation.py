@@ -1,9 +1,9 @@
-"""Samples beside real images, in figures.
+"""Computes the metrics of samples against real images.
 
-What is compared with what: the training images are cut into two seeded halves, A and B. A metric compares m samples
-with A; its floor compares m images of B with A, so that the bias which an estimate from few images has is the same on
-both sides. m is the number of samples, or the size of B where there are more samples than that: a seeded choice of
-them is then measured. Memorisation alone looks at all training images and takes its floor from validation images.
+The training images are split into two seeded halves, A and B. A metric compares m samples with A. Its floor compares m
+images of B with A, so that both have the same bias from a finite number of images. The number m is at most the size of
+B; of more samples, a seeded choice is measured. Only memorisation uses all training images, and validation images for
+its floor.
 """
 
 import math
@@ -20,12 +20,12 @@ DIGITS = 6
 
 
 def evaluate_samples(images: Images, reference: Reference, settings: EvaluateSettings) -> dict[str, float]:
-    """Measure generated images, uint8 (N, H, W, C), against the reference.
+    """Return the metrics of generated images, uint8 (N, H, W, C), against the reference.
 
     Returns:
-        Every figure by its name, its floor as `<name>_floor`, `frechet_ratio`, `samples` (how many there are) and
-        `compared` (how many of them were measured); all finite, and rounded to six digits, which is more than any of
-        them means and less than what differs between machines.
+        Each metric by name, its floor as `<name>_floor`, `frechet_ratio`, `samples` (number of samples) and `compared`
+        (number of measured samples). All are finite and rounded to six digits. This is more than their accuracy, and
+        hides differences between machines.
 
     Raises:
         UserError: there are fewer than two samples, or too few for a metric.
@@ -34,7 +34,12 @@ def evaluate_samples(images: Images, reference: Reference, settings: EvaluateSet
 
 
 def evaluate_features(features: Features, reference: Reference, settings: EvaluateSettings) -> dict[str, float]:
-    """Measure the features of generated images, (N, features), as `evaluate_samples` does."""
+    """Return the metrics of `evaluate_samples` from the features of generated images, (N, features).
+
+    Raises:
+        UserError: there are fewer than two samples, or too few for a metric, or features are not finite.
+        ArithmeticError: a metric is not finite.
+    """
     if len(features) < 2:
         raise UserError(f"there are {len(features)} samples and evaluation needs at least 2: raise sample.count")
     if not np.isfinite(features).all():

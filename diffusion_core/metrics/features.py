@@ -1,8 +1,7 @@
-"""The project's own feature network: images to vectors in which distances mean something for this dataset.
+"""The feature network, trained on this dataset, that the metrics use.
 
-The features are those of the domain, learned from the dataset itself, so a distance measured in them is a "domain
-Fréchet distance" and not the published FID, whose features are Inception-v3's on ImageNet. Numbers of different
-extractors cannot be compared; numbers of one extractor can.
+The published FID uses features of Inception-v3, trained on ImageNet. A Fréchet distance with the features here is a
+"domain Fréchet distance". Metrics are comparable only for the same extractor.
 """
 
 import math
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from diffusion_core.runtime.distributed import Ranks
 
-# (n, features), float32 as extracted; the figures compute in float64.
+# (n, features), float32 as extracted; the metrics compute in float64.
 Features: TypeAlias = NDArray[np.floating]
 Images: TypeAlias = NDArray[np.uint8]
 
@@ -24,16 +23,16 @@ SMALLEST_IMAGE = 8
 
 
 class FeatureNetwork(nn.Module):
-    """A convolutional network that halves the image until its shorter side has about 4 pixels, and averages the rest.
+    """A convolutional network that halves images until the shorter side has about 4 pixels, then averages the pixels.
 
-    The last layer normalises every feature to mean 0 and variance 1 over the images it was trained on, so that
-    distances have the same scale whichever dataset the network was trained on.
+    The last layer normalises every feature to mean 0 and variance 1 over the training images, so that distances have
+    the same scale for every dataset.
 
     Args:
         image_size: height and width of the images, each at least 8.
         channels: 1 (gray), 3 (RGB) or 4 (RGBA).
         features: length of the feature vector.
-        width: channels of the first stage; each further stage doubles them, up to eight times as many.
+        width: channels of the first stage; each later stage doubles them, up to 8 `width`.
 
     Raises:
         ValueError: a side is smaller than 8 pixels.
@@ -68,7 +67,7 @@ class FeatureNetwork(nn.Module):
 def to_tensor(images: Images, device: torch.device | None = None) -> Tensor:
     """Return uint8 images, (B, H, W, C), as float32 in [-1, 1], (B, C, H, W).
 
-    Colours are multiplied by alpha where there is one, so that they count as much as they are seen.
+    Colours are multiplied by alpha, if there is one, so that transparent pixels count less.
     """
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float()
     if pixels.shape[1] == 4:
@@ -84,8 +83,8 @@ def extract(
 ) -> Features:
     """Return the features of uint8 images, (n, H, W, C), as float32, (n, features).
 
-    The network's statistics stay as trained, so an image's features do not depend on the others. Of several processes,
-    each takes its share of the images; the first returns the features of all, the others those of their share.
+    The network runs in eval mode, so the features of an image do not depend on other images. Each of several processes
+    computes its share; the main rank returns all features, the others those of their share.
     """
     device = next(network.parameters()).device
     was_training = network.training
@@ -103,7 +102,7 @@ def extract(
 
 
 def spans(count: int, size: int) -> Iterator[slice]:
-    """Cut 0..count-1 into slices of at most `size`."""
+    """Split 0 .. count-1 into slices of at most `size`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 

@@ -1,4 +1,4 @@
-"""How the feature extractor is trained on the real images: by their classes, or by contrast where there are none."""
+"""Trains the feature extractor on the real images: with their labels, or by contrastive learning without labels."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,9 +15,9 @@ from diffusion_core.metrics.features import FeatureNetwork, extract, to_tensor
 
 
 def shifted(images: Tensor, share: float = 0.125) -> Tensor:
-    """Shift each image by whole pixels, at most `share` of its height and of its width; the border repeats.
+    """Shift each image at random by whole pixels, at most `share` of its height and width; border pixels repeat.
 
-    Whole pixels, because interpolation would blur and so teach the features to overlook blur.
+    Shifts by fractions of a pixel would blur the images, so that the features would ignore blur.
     """
     batch, _, height, width = images.shape
     down, across = (max(1, round(share * side)) for side in (height, width))
@@ -29,7 +29,7 @@ def shifted(images: Tensor, share: float = 0.125) -> Tensor:
 
 
 def cropped(images: Tensor, smallest: float = 0.5) -> Tensor:
-    """Crop each image to a random part of its own shape, `smallest` to 1 of it a side, and scale it back."""
+    """Crop each image to a random part with the same aspect ratio, each side `smallest` to 1, and scale it back."""
     batch = len(images)
     side = smallest + (1.0 - smallest) * torch.rand(batch)
     centre = (1.0 - side) * (2.0 * torch.rand(2, batch) - 1.0)
@@ -41,9 +41,9 @@ def cropped(images: Tensor, smallest: float = 0.5) -> Tensor:
 
 
 def relit(images: Tensor, strength: float = 0.4) -> Tensor:
-    """Scale each image's contrast about its mean by 1 +- `strength` and move its brightness by +- `strength` / 2.
+    """Change contrast about the mean by up to +- `strength` and brightness by up to +- `strength` / 2, at random.
 
-    A fourth channel, which is alpha, stays: light makes nothing transparent.
+    A fourth channel, alpha, does not change.
     """
     contrast, brightness = (2.0 * torch.rand(2, len(images), 1, 1, 1) - 1.0).to(images)
     colour, alpha = images[:, :3], images[:, 3:]
@@ -55,10 +55,10 @@ def relit(images: Tensor, strength: float = 0.4) -> Tensor:
 def learn_classes(
     network: FeatureNetwork, train: ImageDataset, validation: ImageDataset, settings: ReferenceSettings
 ) -> dict[str, float]:
-    """Train the network, with a linear layer behind it, to name the class of a shifted image.
+    """Train the network and a linear layer on its features to classify shifted images.
 
     Returns:
-        `validation_accuracy`: the share of validation images, in [0, 1], whose class is named rightly.
+        `validation_accuracy`: the share of validation images with the correct class, in [0, 1].
     """
     device = next(network.parameters()).device
     head = nn.Linear(network.features, len(train.info.classes)).to(device)
@@ -78,7 +78,7 @@ TEMPERATURE = 0.2
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """Return the mean loss of paired projections, (B, d) each; row i of one belongs to row i of the other."""
+    """Return the mean NT-Xent loss of projections, (B, d) each; row i of both is of the same image."""
     projections = F.normalize(torch.cat((first, second)), dim=1)
     similarity = projections @ projections.T / temperature
     similarity.fill_diagonal_(-torch.inf)
@@ -87,10 +87,10 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = TEMPERATURE) -> 
 
 
 def learn_contrast(network: FeatureNetwork, train: ImageDataset, settings: ReferenceSettings) -> dict[str, float]:
-    """Train the network, with a projection behind it, to recognise an image in two crops under different light.
+    """Train the network and a projection by contrastive learning on two random crops of each image.
 
     Returns:
-        `final_loss`: the mean loss of the last tenth of the training; log(2 B - 1) is chance.
+        `final_loss`: the mean loss of the last tenth of the training; log(2 B - 1) is chance level.
     """
     device = next(network.parameters()).device
     width = network.features
@@ -112,9 +112,14 @@ Indices = NDArray[np.int64]
 def fit(
     module: nn.Module, loss_of: Callable[[Indices], Tensor], count: int, settings: ReferenceSettings, title: str
 ) -> float:
-    """Minimise `loss_of(indices)` over a dataset of `count` images with AdamW and the one-cycle schedule.
+    """Minimise a loss with AdamW and the one-cycle schedule for `settings.images` images.
 
-    `settings.images` are seen in all: as many seeded passes, and the part of one, as that takes.
+    Args:
+        module: the module to train.
+        loss_of: returns the loss of the images at `indices`.
+        count: images of the dataset.
+        settings: training budget, batch size and learning rate.
+        title: text of the progress bar.
 
     Returns:
         The mean loss of the last tenth of the training.
@@ -122,12 +127,12 @@ def fit(
     batch_size = min(settings.batch_size, count)
     steps = max(1, settings.images // batch_size)
     optimizer = torch.optim.AdamW(module.parameters(), settings.learning_rate)
-    # Two steps at least: the schedule divides by the length of its two phases.
+    # At least two steps, because the schedule divides by the length of its two phases.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=max(steps, 2))
     losses = []
     module.train()
     batches = _batches(count, batch_size)
-    # disable=None: a bar in a terminal, nothing elsewhere.
+    # disable=None shows the progress bar only on a terminal.
     for _ in tqdm(range(steps), desc=title, unit="step", disable=None):
         loss = loss_of(next(batches))
         optimizer.zero_grad()
@@ -142,6 +147,6 @@ def fit(
 def _batches(count: int, batch_size: int) -> Iterator[Indices]:
     while True:
         order = torch.randperm(count).numpy()
-        # Batches are whole: batch normalisation cannot take a rest of one image.
+        # Only full batches, because batch normalisation fails for a single image.
         for start in range(0, count - batch_size + 1, batch_size):
             yield order[start : start + batch_size]

@@ -1,7 +1,6 @@
-"""Nearest neighbours by brute force, a block of rows at a time.
+"""Exact nearest neighbours, computed by blocks of rows.
 
-Distances are taken directly and not by |x|^2 + |y|^2 - 2 x.y, which loses the digits that tell a copy from its
-original.
+Distances are computed directly. |x|^2 + |y|^2 - 2 x.y loses the digits that distinguish a copy from its original.
 """
 
 from typing import NamedTuple
@@ -16,7 +15,12 @@ BLOCK = 512
 
 
 class Neighbours(NamedTuple):
-    """The k nearest of each point, nearest first: Euclidean distances and row numbers, both (n, k)."""
+    """The k nearest neighbours of each point, nearest first.
+
+    Attributes:
+        distances: Euclidean distances, (n, k).
+        indices: row numbers, (n, k).
+    """
 
     distances: NDArray[np.float64]
     indices: NDArray[np.intp]
@@ -36,5 +40,5 @@ def nearest(points: Features, among: Features, k: int = 1) -> Neighbours:
 
 
 def within_reach(points: Features, centres: Features, radii: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return for each of `points`, (n, d), whether it lies in any ball about `centres`, (m, d), of `radii`, (m,)."""
+    """Return whether each of `points`, (n, d), is in a ball about one of `centres`, (m, d), with `radii`, (m,)."""
     return np.concatenate([(cdist(points[span], centres) <= radii).any(axis=1) for span in spans(len(points), BLOCK)])

@@ -1,7 +1,7 @@
-"""What evaluation needs of the real images: the feature extractor and the real images' features.
+"""The reference of an evaluation: the feature extractor and the features of the real images.
 
-It is computed once for a dataset and an extractor. Its digest is made of both, so that two evaluations with the same
-digest may be compared and others may not.
+It is computed once per dataset and extractor. Its digest is a hash of both: only evaluations with the same digest are
+comparable.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Feat
 from diffusion_core.metrics.fitting import learn_classes, learn_contrast
 from diffusion_core.runtime.distributed import Ranks
 
-# Two halves of two images, the least that a covariance can be made of.
+# Two halves of two images, the minimum for a covariance.
 FEWEST_IMAGES = 4
 
 EXTRACTOR = "extractor.safetensors"
@@ -38,11 +38,11 @@ class Reference:
 
     Attributes:
         extractor: the feature network, in eval mode.
-        train_features: (n, features), float32, one row a training image, in the dataset's order.
-        validation_features: the same of the validation images.
-        dataset_digest: which dataset it was made of.
-        settings: the section of params.yaml it was made with.
-        quality: how well the extractor learned: `validation_accuracy` with labels, `final_loss` without.
+        train_features: features of the training images in the dataset's order, float32 (n, features).
+        validation_features: features of the validation images, float32 (m, features).
+        dataset_digest: digest of the dataset.
+        settings: the section `reference` of params.yaml.
+        quality: of the extractor: `validation_accuracy` with labels, `final_loss` without labels.
     """
 
     extractor: FeatureNetwork
@@ -54,7 +54,7 @@ class Reference:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over the extractor's bytes and the dataset's digest: the key of an evaluation."""
+        """sha256 of the extractor's bytes and the dataset's digest."""
         return hashlib.sha256(self._extractor_bytes() + self.dataset_digest.encode()).hexdigest()
 
     def extract(
@@ -66,7 +66,7 @@ class Reference:
         return extract(self.extractor, images, ranks=ranks)
 
     def save(self, folder: Path) -> None:
-        """Write the files of data/reference into `folder`, which must exist."""
+        """Write the files of data/reference to `folder`, which must exist."""
         features = {"train": self.train_features, "validation": self.validation_features}
         files = {EXTRACTOR: self._extractor_bytes(), FEATURES: safetensors.numpy.save(features)}
         for name, content in files.items():
@@ -83,10 +83,10 @@ class Reference:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
-        """Read what `save` wrote.
+        """Read the files of `save`.
 
         Raises:
-            UserError: a file is missing, or is not the one that was written.
+            UserError: a file is missing or damaged.
         """
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -122,15 +122,23 @@ def fit_reference(
     device: torch.device | str = "cpu",
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Reference:
-    """Train the extractor, by labels where there are two classes or more and by contrast otherwise, and apply it.
+    """Train the extractor and compute the features of all real images.
 
-    Of several processes, the first trains and all apply; what the others return has the features of their share alone.
+    The extractor is trained with labels if there are at least two classes, else by contrastive learning. With several
+    processes, the main rank trains and all compute features; the others return those of their share.
 
-    The result depends on the arguments alone, as far as the device adds in a fixed order, which a CPU does; the
-    caller's random state is left as it was.
+    The result depends only on the arguments, if the device adds in a fixed order as a CPU does. The caller's random
+    state does not change.
+
+    Args:
+        train: the training split.
+        validation: the validation split.
+        settings: the section `reference` of params.yaml.
+        device: the device of the extractor.
+        ranks: the processes that share the work.
 
     Raises:
-        UserError: the images are too small or too few, or the training diverged.
+        UserError: the images are too small or too few, or training diverged.
     """
     info = train.info
     if min(info.image_size) < SMALLEST_IMAGE:
@@ -160,6 +168,6 @@ def fit_reference(
 
 
 def _features(extractor: FeatureNetwork, dataset: ImageDataset, ranks: Ranks) -> Features:
-    # By parts, because a dataset may be larger than memory.
+    # In parts, because a dataset may be larger than memory.
     parts = [extract(extractor, dataset.images(span), ranks=ranks) for span in spans(len(dataset), 4096)]
     return np.concatenate(parts)

@@ -152,7 +152,7 @@ class Unet(nn.Module):
             classes: labels, int64 (B,), in 0 .. num_classes; the null class if None.
 
         Raises:
-            ValueError: H or W is no multiple of `downsample_factor`.
+            ValueError: H or W is not a multiple of `downsample_factor`.
         """
         if x.shape[-2] % self.downsample_factor or x.shape[-1] % self.downsample_factor:
             raise ValueError(

@@ -76,7 +76,7 @@ def checked_image_size(image_size: int | tuple[int, int], factor: int) -> tuple[
     """Return (height, width), each a multiple of `factor`, the network's downsampling factor.
 
     Raises:
-        ValueError: there are not two numbers, or one is no multiple of `factor`.
+        ValueError: there are not two numbers, or one is not a multiple of `factor`.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or any(side < 1 or side % factor for side in sides):

@@ -41,7 +41,7 @@ class GaussianDiffusion(nn.Module):
 
     Args:
         model: the network. It has `channels`, `out_dim` and `self_condition`, and is called as
-            `model(x, t, x_self_cond)`, or as `model(x, t, x_self_cond, classes)` if it has `num_classes`. x is
+            `model(x, t, x_self_cond)`, or as `model(x, t, x_self_cond, classes)` if it has `num_classes`. Images x are
             (B, C, H, W) in about [-1, 1]; t is int64 (B,) in 0 .. T-1. The sampler Heun also passes floating-point t.
         image_size: height and width of the images in pixels, or one number for both.
         timesteps: T, at least 1.
@@ -55,8 +55,7 @@ class GaussianDiffusion(nn.Module):
         min_snr_loss_weight: use min-SNR with `min_snr_gamma`; excludes `weighting`.
         min_snr_gamma: see `MinSNR`.
         immiscible: assign the noise of a batch to its nearest images; see `assign_noise`. Needs SciPy.
-        weighting: a name in `process/weightings.py` ("snr", "min_snr", "p2", "uniform") or a weighting object;
-            "snr" if None.
+        weighting: a name in `process/weightings.py` ("snr", "min_snr", "p2", "uniform") or an object; "snr" if None.
         loss: a name in `process/losses.py` ("l2", "l1", "huber") or a loss object.
         zero_terminal_snr: rescale the schedule so that x_T is pure noise (Lin et al. 2023). Needs pred_v or pred_x0,
             and a weighting that is not 0 at the last timestep ("uniform" or "p2").
@@ -195,8 +194,7 @@ class GaussianDiffusion(nn.Module):
             t: timesteps, (B,).
             x_self_cond: the previous x0-hat for a self-conditioned network, or None for zeros.
             clip_x_start: clip x0-hat to [-1, 1].
-            rederive_pred_noise: compute the noise from the clipped x0-hat also for pred_noise; other objectives
-                always do.
+            rederive_pred_noise: compute the noise from the clipped x0-hat for pred_noise too; other objectives do so.
             classes: labels, (B,), for a class-conditional network; None for the unconditional prediction.
         """
         x0, noise, variance = self.denoiser(x, t, Conditioning(classes, x_self_cond), clip=False)
@@ -241,9 +239,7 @@ class GaussianDiffusion(nn.Module):
         unlabelled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Return the loss of images in [-1, 1] at t: a scalar, or (B,) if `loss_reduction` is "none".
-
-        The other arguments are those of `DiffusionLoss.forward`.
+        """Return `DiffusionLoss.forward` of images in [-1, 1] at t: its mean, or (B,) if `loss_reduction` is "none".
 
         Raises:
             ValueError: the shape of the images is not that of the process, or an argument is out of range.
@@ -273,15 +269,9 @@ class GaussianDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return `p_losses` of images at random timesteps.
+        """Return `p_losses` of images, (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
 
-        Args:
-            img: images, (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
-            *args: as for `p_losses`.
-            times: timesteps, int64 (B,); random if None.
-            loss_reduction: "mean" or "none".
-            generator: source of all random numbers; PyTorch's global one if None.
-            **kwargs: as for `p_losses`.
+        The timesteps `times`, int64 (B,), are random if None.
 
         Raises:
             ValueError: as for `p_losses`; or a label is out of range.

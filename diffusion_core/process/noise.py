@@ -54,7 +54,7 @@ def assign_noise(images: Tensor, noise: Tensor) -> Tensor:
     """Return the permutation p, int64 (B,), that minimises sum |images[i] - noise[p[i]]| (Kuhn 1955).
 
     Immiscible diffusion (Li et al. 2024, https://arxiv.org/abs/2406.12303) assigns the noise of a batch to its nearest
-    images. The noise itself does not change. The network need not learn to map every image to every noise.
+    images. The set of noise does not change. The network need not learn to map every image to every noise.
     Use the same permutation for x_t and for the target.
     """
     from scipy.optimize import linear_sum_assignment

@@ -15,7 +15,7 @@ MAX_BETA = 0.999
 
 
 class BetaSchedule(Protocol):
-    """Computes the betas for a number of timesteps."""
+    """Computes the betas for T timesteps."""
 
     @property
     def kind(self) -> str:

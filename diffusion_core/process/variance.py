@@ -98,7 +98,7 @@ def discretized_gaussian_nll(x0: Tensor, mean: Tensor, log_variance: Tensor) -> 
     """Return -log2 of the probability that N(mean, variance) gives to the 8-bit value of each element of x0.
 
     The values are 2/255 apart in [-1, 1]; the lowest and the highest include the tails (Ho et al. 2020, equation 13).
-    tanh approximates the normal distribution function (Page 1977), as in the published implementations.
+    The normal distribution function is approximated by tanh (Page 1977), as in the published implementations.
     """
     inverse_std = (-0.5 * log_variance).exp()
     above = _normal_cdf(inverse_std * (x0 - mean + 1.0 / 255.0))

@@ -1,6 +1,6 @@
-"""What touches MLflow: tracking, the servable model and the gate.
+"""The only modules that use MLflow: tracking, the servable model and the model registry.
 
-MLflow reads these variables when it is imported or called; what the user has set stays.
+MLflow reads the variables below when it is imported or called. Variables that the user has set do not change.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The way to the MLflow store: its address, whether it answers, and its pages.
+"""The connection to the MLflow store: its address, a check that it answers, and its web pages.
 
-An address may hold a user and a password. A server's are taken out of it before MLflow sees it, and no message shows
-them.
+An address may include a user and a password. They are removed from a server's address before MLflow gets it, and no
+message shows them.
 """
 
 import os
@@ -29,27 +29,27 @@ LOCAL_PAGES = "http://127.0.0.1:5000"
 SECONDS_TO_ANSWER = 5
 
 SERVER_ERRORS = 500
-# Credentials that are being changed, a request that took too long, too many of them.
+# While credentials change (401, 403), after a timeout (408) and after too many requests (429).
 TRY_AGAIN = (401, 403, 408, 429)
 
 VARIABLES = "DIFFUSION_TRACKING_URI (or MLFLOW_TRACKING_URI)"
 
 
 def tracking_uri(environment: Environment) -> str:
-    """Return where runs are tracked: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    """Return the tracking URI: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
-    # MLflow keeps stores by their address, so that a relative one would mean the folder where it was used first.
+    # Absolute, because MLflow caches stores by address, and a relative one would refer to the first working directory.
     return own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
 
 
 def connect(environment: Environment) -> MlflowClient:
-    """Make the tracking store of this environment MLflow's current one, and return its client.
+    """Set MLflow's tracking store to that of this environment, and return its client.
 
-    A new SQLite store is created here, which takes a few seconds once.
+    Creates a new SQLite store if needed, which takes a few seconds.
 
     Raises:
         Unavailable: the store does not answer within about ten seconds; the message names the variables.
-        UserError: it refuses, or is none.
+        UserError: the store refuses the request, or the address is invalid.
     """
     uri = tracking_uri(environment)
     shown = without_userinfo(uri)
@@ -72,15 +72,15 @@ def connect(environment: Environment) -> MlflowClient:
 
 @contextmanager
 def answering(environment: Environment) -> Iterator[None]:
-    """Say in one sentence that the store stopped answering while the block spoke to it.
+    """Convert transient errors of the store in the block to `Unavailable`.
 
     Raises:
-        Unavailable: it did; the block can be run again as a whole.
+        Unavailable: the store stopped answering; the whole block can be run again.
     """
     try:
         yield
     except (MlflowException, OSError) as error:
-        if not passes(error):
+        if not is_transient(error):
             raise
         raise Unavailable(
             f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering ({reason(error)}):"
@@ -88,10 +88,10 @@ def answering(environment: Environment) -> Iterator[None]:
         ) from None
 
 
-def passes(error: MlflowException | OSError) -> bool:
-    """Whether it is trouble on the way to the store or in it, after which the same call may succeed.
+def is_transient(error: MlflowException | OSError) -> bool:
+    """Return whether an error of the connection or the store is transient, so that the same call may succeed later.
 
-    A refusal is none: it is a mistake in what was sent. Nor is trouble with a file.
+    A refused request is not transient, and neither is an error of a file.
     """
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
@@ -100,32 +100,32 @@ def passes(error: MlflowException | OSError) -> bool:
 
 
 def _is_down(error: Exception) -> bool:
-    """Whether a store did not answer, where `answering` would also wait for credentials that are being changed."""
+    """Return whether a store did not answer; unlike for `passes`, the status codes in `TRY_AGAIN` do not count."""
     if isinstance(error, HTTPError):
         return error.code >= SERVER_ERRORS
     if isinstance(error, MlflowException):
         return bool(error.get_http_status_code() >= SERVER_ERRORS)  # type: ignore[no-untyped-call]
     if isinstance(error, OSError):
         return error.filename is None
-    # SQLite has no server that could be down.
+    # SQLite has no server.
     return isinstance(error, sqlalchemy.exc.OperationalError) and "sqlite" not in str(type(error.orig))
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error, or its name where it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def is_server(uri: str) -> bool:
-    """Whether `uri` is that of an MLflow server, and not of a database that this process opens itself."""
+    """Return whether `uri` is the address of an MLflow server, not of a database."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
 def experiment_id(client: MlflowClient, environment: Environment) -> str:
-    """Return the id of the environment's experiment, which is created the first time.
+    """Return the id of the environment's experiment; create it if needed.
 
     Raises:
-        UserError: the experiment was deleted, or it was made in another folder and would keep its artifacts there.
+        UserError: the experiment was deleted, or its artifacts are in the folder of another database.
     """
     experiment = client.get_experiment_by_name(environment.experiment)
     if experiment is None:
@@ -142,7 +142,7 @@ def experiment_id(client: MlflowClient, environment: Environment) -> str:
 
 
 def _check_artifacts(experiment: Experiment, uri: str) -> None:
-    """Refuse a database that was moved or copied: MLflow has written down where its artifacts lie."""
+    """Raise an error for a moved or copied database, because MLflow stores the absolute path of its artifacts."""
     if is_server(uri) or not experiment.artifact_location.endswith(f"/{ARTIFACTS}"):
         return
     if experiment.artifact_location != artifact_folder(uri).as_uri():
@@ -153,14 +153,14 @@ def _check_artifacts(experiment: Experiment, uri: str) -> None:
 
 
 def artifact_folder(uri: str) -> Path:
-    """Return where the artifacts of a database lie: `mlartifacts`, beside an SQLite file or else in this folder."""
+    """Return the folder of a database's artifacts: `mlartifacts` next to an SQLite file, else in this folder."""
     url = sqlalchemy.make_url(uri)
     folder = Path(url.database).parent if url.get_backend_name() == "sqlite" and url.database else Path()
     return folder.absolute() / ARTIFACTS
 
 
 def run_page(environment: Environment, experiment: str, run: str) -> str:
-    """Return the address of a run's page: on the tracking server, or on this machine's pages of a database."""
+    """Return the address of a run's page: on the tracking server or, for a database, on this machine."""
     uri = tracking_uri(environment)
     pages = environment.tracking_page or (without_userinfo(uri) if is_server(uri) else LOCAL_PAGES)
     return f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
@@ -175,16 +175,16 @@ def _use_credentials(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """Ask once, because MLflow's own client asks again and again for minutes."""
+    """Send one request, because MLflow's client retries for minutes."""
     try:
         urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER).close()
     except HTTPError as answer:
-        # A proxy may guard this path; whether the server serves is asked next.
+        # A proxy may protect this path; the caller's next request checks the server.
         answer.close()
 
 
 def _check_database(uri: str) -> None:
-    """Look at the database once, because MLflow's own check waits minutes for one that is not there."""
+    """Connect once, because MLflow waits minutes for a database that does not exist."""
     url = sqlalchemy.make_url(uri)
     limit = {"connect_timeout": SECONDS_TO_ANSWER} if url.get_backend_name() in ("postgresql", "mysql") else {}
     engine = sqlalchemy.create_engine(url, connect_args=limit)

@@ -1,4 +1,4 @@
-"""A trained model becomes a version of the registered model."""
+"""Registers a trained model as a version of the registered model."""
 
 import time
 import warnings
@@ -30,14 +30,14 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch", "tqdm")
 def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
     """Store the model in `folder` as an output of `run`, and make it a version of the registered model `name`.
 
-    What an earlier call left unfinished is completed.
+    Completes an earlier call that was interrupted.
 
     Args:
-        client: of the current store.
-        run: the run that trained the model; its status stays as it is.
-        name: the registered model, which is created the first time.
-        folder: holds `model.safetensors` and `model.json`.
-        tags: of the version, which has them from its first moment.
+        client: client of the current store.
+        run: the run that trained the model; its status does not change.
+        name: the registered model; created if needed.
+        folder: the folder of `model.safetensors` and `model.json`.
+        tags: tags of the version, set at its creation.
 
     Raises:
         UserError: the model cannot be loaded.
@@ -48,7 +48,7 @@ def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapp
 
 
 def original_run(client: MlflowClient, environment: Environment, run_id: str) -> Run:
-    """Return the run that trained the model, or where this store does not have it, one that stands in for it."""
+    """Return the run that trained the model or, if this store does not have it, a substitute run."""
     if has_run(client, run_id):
         return client.get_run(run_id)
     experiment = experiment_id(client, environment)
@@ -63,10 +63,10 @@ def original_run(client: MlflowClient, environment: Environment, run_id: str) ->
 def log_evaluation(
     client: MlflowClient, run: Run, figures: Mapping[str, float], artifacts: Mapping[str, Iterable[Path]]
 ) -> None:
-    """Log the figures that the run does not have yet, and files by the folder that they appear in."""
+    """Log the metrics that the run does not have yet, and the files by artifact folder."""
     now = time.time_ns() // 1_000_000
     logged = client.get_run(run.info.run_id).data.metrics
-    # As text, because NaN differs from itself.
+    # Compared as text, because NaN != NaN.
     changed = {name: value for name, value in figures.items() if str(logged.get(name)) != str(value)}
     client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0) for name, value in changed.items()])
     for folder, files in artifacts.items():
@@ -75,7 +75,7 @@ def log_evaluation(
 
 
 def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
-    """Return the id of the stored model with this digest; those whose upload was cut off are deleted."""
+    """Return the id of the stored model with this digest, or None; delete models with an incomplete upload."""
     stored = None
     for model in client.search_logged_models([run.info.experiment_id], f"tags.{MODEL_DIGEST} = '{digest}'"):
         if model.status == LoggedModelStatus.READY:
@@ -91,7 +91,7 @@ def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest
         run.info.experiment_id, name, source_run_id=run.info.run_id, tags={MODEL_DIGEST: digest}
     )
     with warnings.catch_warnings():
-        # MLflow would have an example of the input, and sample images from it here and now.
+        # With an input example, MLflow would sample images immediately.
         warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)
         Model.log(
             artifact_path=None,
@@ -109,7 +109,7 @@ def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest
 
 
 def _signature(diffusion: GaussianDiffusion) -> ModelSignature:
-    """Return the form of input, output and parameters; the defaults are those that every model can take."""
+    """Return the schema of input, output and parameters, with defaults that are valid for every model."""
     steps = min(50, diffusion.num_timesteps)
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.long, servable.LABEL, required=False)]),

@@ -1,7 +1,7 @@
-"""The model as MLflow serves it: a table of labels in, images out.
+"""The model that MLflow serves: its input is a table of labels, its output are images.
 
-MLflow stores this file as the model's code, with the package beside it, and runs it wherever the model is loaded;
-the weights are safetensors, and nothing is pickled.
+MLflow stores this file as the model's code together with the package, and runs it when the model is loaded. The weights
+are safetensors; nothing is pickled.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ LABEL = "label"
 
 
 class Generator(PythonModel):
-    """Draws images with DDIM from the model in the artifact `model`."""
+    """Samples images with DDIM from the model in the artifact `model`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the weights, onto a GPU where there is one."""
+        """Load the weights, on a CUDA GPU if there is one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(Path(context.artifacts["model"]), device)
 
@@ -42,12 +42,12 @@ class Generator(PythonModel):
 
         Args:
             context: not used.
-            model_input: with a column `label` one image a row, each label in 0 .. number of classes - 1; without it
+            model_input: with a column `label`, one image per row, with labels in 0 .. number of classes - 1; without it
                 `params["n"]` images.
-            params: `n`, `steps`, `seed`, `eta` and `guidance`, all of them; MLflow fills in the signature's defaults.
+            params: `n`, `steps`, `seed`, `eta` and `guidance`; MLflow adds the signature's defaults.
 
         Raises:
-            MlflowException: an argument is outside its range, or labels are given to a model without classes.
+            MlflowException: an argument is out of its range, or labels are given to a model without classes.
         """
         settings = params or {}
         try:

@@ -1,6 +1,6 @@
-"""MLflow's pages for the store of this environment: `python -m diffusion_core.registry.server HOST PORT`.
+"""Starts MLflow's web pages for the store of this environment: `python -m diffusion_core.registry.server HOST PORT`.
 
-A store that is an MLflow server has pages already; then there is nothing to do.
+If the store is an MLflow server, which has its own pages, it prints a line and exits.
 """
 
 import os
@@ -13,7 +13,7 @@ from diffusion_core.registry.connection import artifact_folder, connect, is_serv
 
 
 def main() -> None:
-    """Become `mlflow server`."""
+    """Replace this process by `mlflow server`."""
     host, port = sys.argv[1:]
     try:
         environment = load_environment()
@@ -21,12 +21,12 @@ def main() -> None:
         if is_server(uri):
             print(f"runs are tracked by {without_userinfo(uri)}, which has its own pages")
             return
-        # The store is migrated here, once, before several processes open it.
+        # Migrates the store once, before several processes open it.
         connect(environment)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    # By variable, because every user of the machine can read a process's arguments, and an address may hold a password.
+    # A variable, because every user of the machine can read arguments, and the address may include a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_ARTIFACTS_DESTINATION"] = artifact_folder(uri).as_uri()

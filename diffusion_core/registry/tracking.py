@@ -1,4 +1,4 @@
-"""The training run in MLflow: its parameters, its data, its figures by step, and how it ended."""
+"""The training run in MLflow: its parameters, data, metrics by step, and final status."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ from diffusion_core.registry.connection import (
     answering,
     connect,
     experiment_id,
-    passes,
+    is_transient,
     reason,
     tracking_uri,
 )
@@ -36,13 +36,13 @@ _logger = logging.getLogger(__name__)
 class Run:
     """An open run.
 
-    What a store that does not answer could not take is kept, and sent in its order before anything newer.
+    While the store does not answer, entries are kept, and later sent in order before newer ones.
 
     Args:
-        client: of the store.
+        client: client of the store.
         run_id: MLflow's id of the run.
-        store: its address, for messages.
-        resumed: the run may have metrics already, which are not logged again.
+        store: address of the store, for messages.
+        resumed: whether the run may have metrics already, which are not logged again.
 
     Attributes:
         id: MLflow's id of the run.
@@ -57,14 +57,14 @@ class Run:
         self._last_steps: dict[str, int] = {}
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log figures of one step."""
+        """Log metrics of one step."""
         now = time.time_ns() // 1_000_000
         metrics = [Metric(name, value, now, step) for name, value in values.items()]
         self._unsent.append(lambda: self._log(metrics))
         self._send()
 
     def _log(self, metrics: list[Metric]) -> None:
-        """Log those that the run does not have: a training that was killed comes by its last steps again."""
+        """Log the metrics that the run does not have, because a resumed training repeats its last steps."""
         for name in {metric.key for metric in metrics} - self._last_steps.keys() if self._resumed else ():
             history = self._client.get_metric_history(self.id, name)
             self._last_steps[name] = max((metric.step for metric in history), default=-1)
@@ -74,7 +74,7 @@ class Run:
             self._last_steps |= {metric.key: metric.step for metric in new}
 
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
-        """Log a picture, uint8 (H, W, C) with 1, 3 or 4 channels; MLflow shows pictures of one key as a series."""
+        """Log an image, uint8 (H, W, C) with 1, 3 or 4 channels; MLflow shows the images of a key as a series."""
         self._unsent.append(lambda: self._client.log_image(self.id, image, key=key, step=step))
         self._send()
 
@@ -107,7 +107,7 @@ class Run:
             try:
                 send()
             except (MlflowException, OSError) as error:
-                if not passes(error):
+                if not is_transient(error):
                     raise
                 self._unsent.appendleft(send)
                 if not waited:
@@ -126,20 +126,20 @@ def training_run(
     dataset: DatasetVersion,
     tags: Mapping[str, str],
 ) -> Iterator[Run]:
-    """Open a run for the block: a new one, or `run_id` where the store has it.
+    """Open a run for the block: a new one, or `run_id` if the store has it.
 
-    The run ends FINISHED, KILLED where the block was left by SystemExit or KeyboardInterrupt, and FAILED where it was
-    left by anything else. A new run that stands in for a missing one has the tag `continues_missing_run`.
+    The final status is FINISHED, KILLED after SystemExit or KeyboardInterrupt, or FAILED after other exceptions. A new
+    run that replaces a missing one has the tag `continues_missing_run`.
 
     Args:
-        environment: names the store and the experiment.
-        run_id: the run to go on with, or None.
-        params: logged under dotted names (`train.network.dim`).
-        dataset: logged as the input of the training.
-        tags: set on the run.
+        environment: the environment, with store and experiment.
+        run_id: the run to resume, or None.
+        params: parameters, logged with dotted names (`train.network.dim`).
+        dataset: the training data, logged as an input.
+        tags: tags of the run.
 
     Raises:
-        UserError: the store cannot be reached, or the run to go on with was made with other parameters.
+        UserError: the store cannot be used, or the run to resume has other parameters.
     """
     client = connect(environment)
     store = without_userinfo(tracking_uri(environment))
@@ -160,15 +160,15 @@ def training_run(
     except BaseException as error:
         try:
             run.finish("KILLED" if isinstance(error, SystemExit | KeyboardInterrupt) else "FAILED")
-        except UserError as trouble:
-            # What ended the block is the news; that its end could not be recorded comes second.
-            _logger.warning("%s", trouble)
+        except UserError as error:
+            # The exception of the block is raised; the failure to record its end is only logged.
+            _logger.warning("%s", error)
         raise
     run.finish("FINISHED")
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:
-    """Whether the store has this run and it is not deleted."""
+    """Return whether the store has this run and it is not deleted."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
@@ -178,7 +178,7 @@ def has_run(client: MlflowClient, run_id: str) -> bool:
 
 
 def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested parameters under dotted names, each as text."""
+    """Return nested parameters as strings with dotted names."""
     flat: dict[str, str] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):
@@ -189,7 +189,11 @@ def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _unlogged(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
-    """Return those parameters that the run does not have yet; it must not have others of the same name."""
+    """Return the parameters that the run does not have yet.
+
+    Raises:
+        UserError: the run has another value of a parameter.
+    """
     logged: dict[str, str] = client.get_run(run_id).data.params
     for name, value in params.items():
         if logged.get(name, value) != value:
@@ -201,7 +205,7 @@ def _unlogged(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> d
 
 
 def _mlflow_dataset(dataset: DatasetVersion) -> MetaDataset:
-    # MLflow makes this class when it is imported, where mypy does not see it.
+    # MLflow creates this class at import time, so mypy does not find it.
     source = sources.LocalArtifactDatasetSource(dataset.source)  # type: ignore[attr-defined]
     digest = (dataset.md5 or dataset.digest)[:LONGEST_DIGEST]
     return MetaDataset(source, name=dataset.name, digest=digest)  # type: ignore[abstract]

@@ -1,6 +1,6 @@
-"""The versions of the registered model: which files they are, what was measured of them, and which is the champion.
+"""The versions of the registered model: their files, their metrics, and the champion.
 
-All of it stands in the tags of the versions, so that it can be found from any machine.
+Everything is stored in the tags of the versions, so that it is available on every machine.
 """
 
 import tempfile
@@ -25,26 +25,26 @@ METRIC = "metric."
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
-    """Return the version of the registered model `name` whose files have `digest`; the oldest, if there are more."""
+    """Return the oldest version of the registered model `name` with files of this digest, or None."""
     found = client.search_model_versions(f"name = '{name}' and tags.{MODEL_DIGEST} = '{digest}'")
     return min(found, key=lambda each: int(each.version), default=None)
 
 
 def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    """Return the version of the registered model `name` that bears the alias, or None."""
+    """Return the version of the registered model `name` with the alias `champion`, or None."""
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        # MLflow calls an alias that is not there an invalid parameter.
+        # For a missing alias, MLflow reports an invalid parameter.
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
 
 
 def record_evaluation(client: MlflowClient, version: ModelVersion, evaluation: Evaluation) -> None:
-    """Write the figures and their key into the version's tags.
+    """Write the metrics and their key to the version's tags.
 
-    The old key goes first and the new one comes last, so that figures of two evaluations never stand under one key.
+    The old key is removed first and the new key written last, so that a key never has metrics of two evaluations.
     """
     wanted = {METRIC + name: repr(value) for name, value in evaluation.figures.items()}
     wanted[EVALUATION_KEY] = evaluation.key
@@ -58,7 +58,7 @@ def record_evaluation(client: MlflowClient, version: ModelVersion, evaluation: E
 
 
 def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
-    """Return what stands in the version's tags, or None where no evaluation was recorded as a whole."""
+    """Return the evaluation in the version's tags, or None if there is no complete one."""
     if EVALUATION_KEY not in version.tags:
         return None
     figures = {tag.removeprefix(METRIC): float(value) for tag, value in version.tags.items() if tag.startswith(METRIC)}
@@ -74,7 +74,7 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
 
 
 def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
-    """Write the decision into the version's tags and, if it is promoted, move the alias, which comes last."""
+    """Write the decision to the version's tags and then, if it is promoted, move the alias to it."""
     if decision.outcome == "unchanged":
         return
     tags = {"gate": decision.outcome, "gate_reasons": "; ".join(decision.reasons) or "none"}

@@ -89,16 +89,16 @@ def signals_held() -> Iterator[None]:
         # Only the main thread receives signals.
         yield
         return
-    held: list[int] = []
+    received: list[int] = []
     before = {
-        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGTERM, signal.SIGINT)
+        each: signal.signal(each, lambda number, _: received.append(number)) for each in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-        for number in held:
+        for number in received:
             signal.raise_signal(number)
 
 

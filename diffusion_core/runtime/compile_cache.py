@@ -144,7 +144,7 @@ def _remove_unused(current: Path) -> None:
         try:
             unused = time.time() - (path / LAST_USE).stat().st_mtime
         except OSError:
-            # Not a key, or another process has just removed it.
+            # Not a key, or another process has removed it.
             continue
         if path != current and unused > UNUSED_SECONDS:
             # The marker is removed last, so that a later process completes an interrupted removal.

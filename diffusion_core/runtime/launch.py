@@ -1,7 +1,7 @@
 """Starts several processes of one stage on this machine, with torchrun's environment variables.
 
-They stay in this process's group, so that stopping the group stops all of them. torchrun gives each process its own
-session, so its processes would outlive a killed flow.
+They stay in this process's group, so that stopping the group stops all of them. Processes of torchrun would outlive a
+killed flow, because each has its own session.
 """
 
 import ctypes
@@ -62,7 +62,7 @@ def _variables(count: int) -> dict[str, str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     defaults = {
-        # Otherwise each process would use all cores:
+        # Otherwise each process would use all cores.
         "OMP_NUM_THREADS": str(max(1, cores() // count)),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     }

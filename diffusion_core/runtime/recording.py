@@ -93,7 +93,7 @@ class Replayed(Generic[Result]):
     function runs normally after a warning.
 
     Args:
-        function: a function of tensors on one CUDA device, some of which may be None; see `Recording`.
+        function: a function of tensors on one CUDA device; some may be None. See `Recording`.
         name: its name in warnings.
     """
 

@@ -29,16 +29,16 @@ def runs_still(process: psutil.Process) -> bool:
 
 def stop_flow_runs(worker: psutil.Process, seconds: float) -> None:
     """Send TERM once to each flow run, including new ones, and wait at most `seconds` until all have ended."""
-    told: set[psutil.Process] = set()
+    notified: set[psutil.Process] = set()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runs = {run for run in worker.children() if runs_still(run)}
         if not runs:
             return
-        for run in runs - told:
+        for run in runs - notified:
             with suppress(psutil.NoSuchProcess):
                 run.terminate()
-        told |= runs
+        notified |= runs
         time.sleep(0.2)
 
 

@@ -2,8 +2,8 @@
 
 With n the next timestep and r the share of the noise that is replaced by new noise:
 
-sigma^2 = (1 - abar_n) r,  r = eta^2 (1 - abar_t / abar_n) / (1 - abar_t),
-x_n = sqrt(abar_n) x0-hat + sqrt(1 - abar_n - sigma^2) noise-hat + sigma noise
+    sigma^2 = (1 - abar_n) r,  r = eta^2 (1 - abar_t / abar_n) / (1 - abar_t),
+    x_n = sqrt(abar_n) x0-hat + sqrt(1 - abar_n - sigma^2) noise-hat + sigma noise
 """
 
 import math
@@ -43,11 +43,7 @@ class DDIM(Choice):
             raise ValueError(f"eta is {self.eta}; it must lie in [0, 1]")
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
-        """Return `steps` pairs (t, t_next).
-
-        Raises:
-            ValueError: there are more steps than timesteps.
-        """
+        """Return `steps` pairs (t, t_next); see `spaced_transitions`."""
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(

@@ -1,8 +1,8 @@
 """Ancestral sampling, Ho et al. 2020 (https://arxiv.org/abs/2006.11239), algorithm 2.
 
-x_{t-1} = c1 x0-hat + c2 x_t + sqrt(var) noise,
-var = b_t (1 - abar_{t-1}) / (1 - abar_t),  c1 = b_t sqrt(abar_{t-1}) / (1 - abar_t),
-c2 = (1 - abar_{t-1}) sqrt(1 - b_t) / (1 - abar_t)
+    x_{t-1} = c1 x0-hat + c2 x_t + sqrt(var) noise,
+    var = b_t (1 - abar_{t-1}) / (1 - abar_t),  c1 = b_t sqrt(abar_{t-1}) / (1 - abar_t),
+    c2 = (1 - abar_{t-1}) sqrt(1 - b_t) / (1 - abar_t)
 
 If the network learned the variance, it is exp(v log b_t + (1 - v) log var) (Nichol & Dhariwal 2021, equation 15).
 With fewer than T steps, t - 1 stands for the next selected timestep and 1 - b_t = abar_t / abar_{t-1} (section 4).
@@ -43,11 +43,7 @@ class DDPM(Choice):
         check_steps(self.kind, 1 if self.steps is None else self.steps, self.spacing)
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
-        """Return `steps` pairs (t, t_next).
-
-        Raises:
-            ValueError: there are more steps than timesteps.
-        """
+        """Return `steps` pairs (t, t_next), or T pairs; see `spaced_transitions`."""
         steps = schedule.num_timesteps if self.steps is None else self.steps
         return spaced_transitions(self.kind, steps, self.spacing, schedule.num_timesteps)
 

@@ -39,11 +39,7 @@ class DPMSolver(Choice):
         check_steps(self.kind, self.steps, self.spacing)
 
     def transitions(self, schedule: ScheduleLike) -> Sequence[Transition]:
-        """Return `steps` pairs (t, t_next).
-
-        Raises:
-            ValueError: there are more steps than timesteps.
-        """
+        """Return `steps` pairs (t, t_next); see `spaced_transitions`."""
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(

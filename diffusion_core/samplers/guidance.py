@@ -46,7 +46,7 @@ class Guidance(Options):
             )
 
     @property
-    def passes(self) -> tuple[int, ...]:
+    def predictions(self) -> tuple[int, ...]:
         """The numbers of predictions per image that one network evaluation computes: (1,), (2,) or (1, 2)."""
         if self.scale in (0.0, 1.0):
             return (1,)

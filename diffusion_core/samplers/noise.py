@@ -30,7 +30,7 @@ class ImageNoise:
         if len(like) != len(self._generators):
             raise ValueError(f"the batch has {len(like)} images; this source was made for {len(self._generators)}")
         # Filling one tensor takes half the time of stacking many small tensors.
-        draws = torch.empty(like.shape, dtype=torch.float32)
-        for image, generator_of_image in zip(draws.unbind(), self._generators, strict=True):
+        noise = torch.empty(like.shape, dtype=torch.float32)
+        for image, generator_of_image in zip(noise.unbind(), self._generators, strict=True):
             image.normal_(generator=generator_of_image)
-        return draws.to(like)
+        return noise.to(like)

@@ -34,8 +34,8 @@ class Prediction(NamedTuple):
     Attributes:
         x0: x0-hat, the predicted clean image, (B, C, H, W).
         noise: the predicted noise, (B, C, H, W).
-        variance: 2 v - 1, (B, C, H, W), of a network that learned the variance, else None. v in [0, 1] interpolates the
-            log variance between its bounds (Nichol & Dhariwal 2021, equation 15). The sampler computes the bounds,
+        variance: 2 v - 1, (B, C, H, W), of a network that learned the variance, else None. A v in [0, 1] interpolates
+            the log variance between its bounds (Nichol & Dhariwal 2021, equation 15). The sampler computes the bounds,
             because they depend on the next timestep.
     """
 

@@ -1,7 +1,8 @@
 """Selects the timesteps of a sampler with fewer than T steps.
 
-linspace, leading and trailing are those of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), table 2; linspace is
-rounded as in lucidrains/denoising-diffusion-pytorch. quadratic is that of DDIM (Song et al. 2020, appendix D.2).
+The spacings linspace, leading and trailing are those of Lin et al. 2023 (https://arxiv.org/abs/2305.08891), table 2.
+Rounding of linspace is as in lucidrains/denoising-diffusion-pytorch. The spacing quadratic is that of DDIM (Song et al.
+2020, appendix D.2).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ def check_steps(kind: str, steps: int, spacing: str) -> None:
     """Check options that no schedule permits.
 
     Raises:
-        ValueError: `steps` is no whole number of at least 1, or the spacing is unknown.
+        ValueError: `steps` is not a whole number of at least 1, or the spacing is unknown.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps}; {kind} needs a whole number, at least 1")

@@ -1,8 +1,8 @@
 """The self-check of training: compares a step as training will run it with the same step in eager float32.
 
-The same images, noise and weights are used in three ways: eager in float32, eager in the chosen precision, and as
-training will run (compiled, and replayed as a CUDA graph). The second measures the error of the precision. A greater
-error is a fault of a compiler, a driver or this project.
+The step runs in three ways with the same images, noise and weights: eager in float32, eager in the chosen precision,
+and as training will run. That is compiled, and replayed as a CUDA graph. The second way measures the error of the
+precision. A greater error is a fault of a compiler, a driver or this project.
 """
 
 from collections.abc import Callable, Iterator

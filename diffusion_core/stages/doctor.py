@@ -1,4 +1,4 @@
-"""Check that each device of this machine computes correctly, in each way that a training on it would take."""
+"""Check that each device of this machine computes correctly, in each way that training on it would use."""
 
 import json
 import platform
@@ -18,15 +18,15 @@ from diffusion_core.self_check.device import check_device
 
 
 def run(environment: Environment, as_json: bool = False) -> None:
-    """Print what was compared, line by line, or all of it as JSON.
+    """Print one line per check, or all checks as JSON.
 
     Raises:
         UserError: DIFFUSION_DEVICE names a device that this machine does not have.
-        SystemExit: with code 1, because something is computed wrongly or cannot run.
+        SystemExit: with code 1, if a check failed.
     """
     versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
     if environment.device != "auto":
-        choose_device(environment.device)  # which refuses one that is not there
+        choose_device(environment.device)  # raises an error for a missing device
     devices = [each for each in _devices() if environment.device in ("auto", each.type)]
     if not as_json:
         print(", ".join(f"{name} {version}" for name, version in versions.items() if version))
@@ -48,7 +48,7 @@ def run(environment: Environment, as_json: bool = False) -> None:
 
 
 def _verdicts(device: torch.device, environment: Environment) -> Iterator[Verdict]:
-    # One device that is busy or broken must not hide what is found on the others.
+    # A busy or broken device must not prevent the checks of the others.
     try:
         compiled = wanted = choose_compiled(environment.compile, device)
         if wanted and (problem := compiler_problem(device)) is not None:

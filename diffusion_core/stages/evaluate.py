@@ -1,4 +1,4 @@
-"""Measure the samples against the real images: metrics/evaluate.json and plots/."""
+"""Compute the metrics of the samples against the real images: metrics/evaluate.json and plots/."""
 
 import json
 
@@ -39,10 +39,10 @@ def run(
     environment: Environment,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> None:
-    """Write the figures, what they are of and, for people, what they look like.
+    """Write the metrics, their origin and the plots.
 
     Raises:
-        UserError: an input is missing or damaged, or samples, reference and dataset do not belong together.
+        UserError: an input is missing or damaged, or samples, reference and dataset do not fit each other.
     """
     needs(PREPARED, "prepare")
     needs(REFERENCE, "reference")

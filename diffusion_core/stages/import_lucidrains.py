@@ -1,4 +1,4 @@
-"""Bring along a checkpoint of denoising-diffusion-pytorch: a .pt file to a folder like models/."""
+"""Import a checkpoint of denoising-diffusion-pytorch: a .pt file to a folder like models/."""
 
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,29 @@ from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, build_model
 from diffusion_core.stages.paths import RUN_INFO
 
 ONLINE = "online.safetensors"
-# What the package itself does where nothing is said.
+# The defaults of denoising-diffusion-pytorch.
 USUAL: dict[str, Any] = {
     "timesteps": 1000,
     "objective": "pred_v",
     "beta_schedule": {"kind": "sigmoid"},
     "weighting": {"kind": "snr"},
 }
-# Stands for "what the file tells".
+# Use the value from the file.
 AUTO = "auto"
 
 
 def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, beta_schedule: str = AUTO) -> None:
-    """Write model.safetensors (EMA weights), online.safetensors and model.json, and say what was inferred.
+    """Write model.safetensors (EMA weights), online.safetensors and model.json, and print the inferred options.
 
     Args:
-        checkpoint: of the package's `Trainer`, `GaussianDiffusion` or `Unet`.
-        out: the folder for the three files; made if it is not there.
-        image_size: which no checkpoint holds, as "64" or "48x64", height first.
-        objective: for a file that does not tell it, or to overrule it.
-        beta_schedule: the kind, likewise.
+        checkpoint: a checkpoint of the package's `Trainer`, `GaussianDiffusion` or `Unet`.
+        out: the folder for the three files; created if needed.
+        image_size: "64" or "48x64" (height first); checkpoints do not include it.
+        objective: overrides the inferred objective, or sets it if the file does not determine it.
+        beta_schedule: overrides the inferred kind of schedule, or sets it if the file does not determine it.
 
     Raises:
-        UserError: the file cannot be read or does not fit, or the options go together with no process.
+        UserError: the file cannot be read or does not fit, or the options are invalid together.
     """
     found = read_checkpoint(checkpoint)
     given: dict[str, Any] = {}
@@ -47,26 +47,26 @@ def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, bet
             raise UserError(
                 f"{checkpoint} has tables of a {option} that is not known here: give --{option.replace('_', '-')}"
             )
-    told = found.process
-    if "objective" in given and given["objective"] != told.get("objective"):
-        # The weighting was inferred for the objective that the tables tell.
-        told = {name: value for name, value in told.items() if name != "weighting"}
-    process = USUAL | told | given | {"image_size": _size(image_size)}
+    inferred = found.process
+    if "objective" in given and given["objective"] != inferred.get("objective"):
+        # The weighting was inferred for another objective.
+        inferred = {name: value for name, value in inferred.items() if name != "weighting"}
+    process = USUAL | inferred | given | {"image_size": _size(image_size)}
     try:
         diffusion = build_model(found.network, process)
     except ValueError as error:
-        raise UserError(f"{checkpoint} cannot be brought along like this ({error}): give other options") from None
+        raise UserError(f"{checkpoint} cannot be imported like this ({error}): give other options") from None
     diffusion.model.load_state_dict(found.online if found.ema is None else found.ema)
     with replaced_files([out / WEIGHTS, out / DESCRIPTION, out / ONLINE]) as temporary:
         save_model(temporary, diffusion, found.network, process, {"class_counts": []})
         save_file({name: value.contiguous() for name, value in found.online.items()}, temporary / ONLINE)
-    for line in _told(found.network, told, process, given):
-        print(f"import-lucidrains: {line}")
+    for line in _described(found.network, inferred, process, given):
+        print(f"import: {line}")
     if (out / RUN_INFO.name).exists():
-        print(f"import-lucidrains: {out} is where the stage train puts its model: `dvc repro` brings it back")
+        print(f"import: {out} is where the stage train puts its model: `dvc repro` brings it back")
     step = "" if found.step is None else f" after {found.step} steps"
     weights = "the weights as trained (the file has no average)" if found.ema is None else "EMA weights"
-    print(f"import-lucidrains: wrote {out / WEIGHTS} with {weights}{step}, {out / ONLINE} and {out / DESCRIPTION}")
+    print(f"import: wrote {out / WEIGHTS} with {weights}{step}, {out / ONLINE} and {out / DESCRIPTION}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -76,13 +76,15 @@ def _size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _told(network: dict[str, Any], told: dict[str, Any], process: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return what people should know of the options, a line each."""
+def _described(
+    network: dict[str, Any], inferred: dict[str, Any], process: dict[str, Any], given: dict[str, Any]
+) -> list[str]:
+    """Return one line per option with its value and its source."""
     lines = ["network, by the shapes: " + ", ".join(f"{name}={value}" for name, value in network.items())]
     for name in USUAL:
-        source = "as given" if name in given else "by the tables" if name in told else "not told: the usual"
-        if name == "objective" and name in given and told.get(name) not in (None, given[name]):
-            source += f", where the tables say {told[name]}"
+        source = "as given" if name in given else "by the tables" if name in inferred else "not inferred: the usual"
+        if name == "objective" and name in given and inferred.get(name) not in (None, given[name]):
+            source += f", where the tables say {inferred[name]}"
         value = process[name]
         shown = " ".join(map(str, value.values())) if isinstance(value, dict) else value
         lines.append(f"{name}: {shown} ({source})")

@@ -1,4 +1,4 @@
-"""Bring the images, as they are, into data/raw."""
+"""Copy or fetch the images, unchanged, to data/raw."""
 
 import shutil
 
@@ -9,15 +9,15 @@ from diffusion_core.stages.paths import RAW
 
 
 def run(ingest: IngestSettings, environment: Environment) -> None:
-    """Replace `data/raw` by what the source has now.
+    """Replace `data/raw` by the current images of the source; after an error it does not change.
 
     Raises:
-        UserError: the source cannot be read or has no image; `data/raw` is then as it was.
+        UserError: the source cannot be read or has no image.
     """
     parts = environment.downloads.expanduser() if environment.downloads else RAW.with_name(".raw.parts")
     with replaced(RAW) as folder:
         count = ingest.source.fetch(folder, before=RAW, parts=parts, environment=environment)
-    # Only now that they are in place: what was fetched survives any error before.
+    # Removed only after success, so that an error loses no downloads.
     if environment.downloads is None and parts.exists():
         shutil.rmtree(parts)
     print(f"ingest: {count} images in {RAW}")

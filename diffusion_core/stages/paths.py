@@ -1,4 +1,4 @@
-"""The names of the files that stages hand to each other, relative to the project's folder."""
+"""The paths of the files that stages read and write, relative to the project's folder."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
 
-# What the flow shows of the last two stages.
+# Results of the last two stages, for the flow's artifacts.
 PUBLICATION = Path(".cache/publication.json")
 PROMOTION = Path(".cache/promotion.json")
 
 
 def needs(path: Path, stage: str) -> Path:
-    """Return `path` if it is there.
+    """Return `path` if it exists.
 
     Raises:
         UserError: it is missing; the message names the stage that makes it.

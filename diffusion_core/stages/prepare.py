@@ -1,4 +1,4 @@
-"""Decode data/raw once and for all into data/prepared."""
+"""Decode data/raw to data/prepared, so that no later stage decodes images."""
 
 import os
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ from diffusion_core.stages.paths import PREPARED, RAW, needs
 def run(prepare: PrepareSettings) -> None:
     """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`.
 
+    After an error `data/prepared` does not change. DVC removes it before this stage; `dvc checkout` restores it.
+
     Raises:
-        UserError: there are no images, none of them decodes, or a split would be empty; `data/prepared` is then as it
-            was (DVC, though, removes it before it calls this stage; `dvc checkout` brings it back).
+        UserError: there are no images, no image can be decoded, or a split would be empty.
     """
     files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file() and not _is_hidden(file))
     if not files:
@@ -53,12 +54,12 @@ def run(prepare: PrepareSettings) -> None:
 
 
 def _is_hidden(file: Path) -> bool:
-    """Whether it is no image of the user's but what a source remembers, or litter of the file system's."""
+    """Return whether a file is hidden: an index of a source or a file of the file system."""
     return any(part.startswith(".") for part in file.relative_to(RAW).parts)
 
 
 def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:
-    """Put the pixels of each file into the shards and return one row a file, still without labels."""
+    """Write the pixels of each file to the shards, and return one row per file without labels."""
     rows = []
     decoded_files = decode_all(files, prepare.size, prepare.channels)
     with tqdm(decoded_files, total=len(files), desc="prepare", unit="image", disable=None) as progress:
@@ -85,7 +86,7 @@ def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings
 
 
 def _label(rows: list[ManifestRow]) -> tuple[list[str], list[ManifestRow]]:
-    """Return the classes of the images that were kept, and the rows with their labels."""
+    """Return the classes of the kept images, and the rows with labels."""
     classes = class_names(row.source for row in rows if row.quarantined is None)
     if not classes:
         return [], rows
@@ -98,7 +99,11 @@ def _label(rows: list[ManifestRow]) -> tuple[list[str], list[ManifestRow]]:
 def _describe(
     digests: Sequence[str], rows: Sequence[ManifestRow], classes: list[str], prepare: PrepareSettings
 ) -> DatasetInfo:
-    """Return the description of the dataset, if it is one that can be trained on and evaluated."""
+    """Return the description of the dataset.
+
+    Raises:
+        UserError: no image can be decoded, or a split is empty.
+    """
     quarantined = [row for row in rows if row.quarantined is not None]
     train, validation = (sum(row.split == split for row in rows) for split in ("train", "validation"))
     if not train + validation:

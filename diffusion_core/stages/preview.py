@@ -1,4 +1,4 @@
-"""A picture of samples on a training's way."""
+"""A grid of samples during training."""
 
 import logging
 
@@ -19,13 +19,13 @@ STEPS = 25
 
 
 def preview(model: TrainedModel, seed: int, batch_size: int, trainer: Trainer) -> NDArray[np.uint8] | None:
-    """Return a grid of samples, or None, after a warning, where there is no memory for them.
+    """Return a grid of samples, or None after a warning if memory is too small.
 
     Args:
-        model: to sample from.
-        seed: of the samples.
-        batch_size: images at a time, at most.
-        trainer: of the model; it gives back memory where that is short.
+        model: the model to sample from.
+        seed: seed of the samples.
+        batch_size: maximum images per batch.
+        trainer: the model's trainer, which frees its recorded step if memory is too small.
     """
     for is_last in (False, True):
         try:
@@ -33,7 +33,7 @@ def preview(model: TrainedModel, seed: int, batch_size: int, trainer: Trainer) -
         except torch.OutOfMemoryError as error:
             problem = " ".join(str(error).split())
         if not is_last:
-            # A recorded step keeps memory to itself.
+            # A recorded step reserves memory.
             trainer.forget_recording()
     logger.warning("no preview is made (%s): set DIFFUSION_SAMPLE_BATCH_SIZE below %d, its images", problem, IMAGES)
     return None

@@ -20,7 +20,7 @@ from diffusion_core.registry.versions import (
 )
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.stages.paths import MODELS, PROMOTION, REFERENCE, needs
-from diffusion_core.stages.sample import draw
+from diffusion_core.stages.sample import sample_model
 
 WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
 
@@ -28,12 +28,12 @@ WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias c
 def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSettings, environment: Environment) -> None:
     """Decide on the published version of models/, and write the decision to .cache/promotion.json.
 
-    A refusal is a result and no error. A champion that was measured under another key is sampled and measured again,
-    with the candidate's seeds and against the candidate's reference.
+    A refusal is not an error. A champion with metrics of another evaluation key is sampled and measured again, with the
+    candidate's seeds and reference.
 
     Raises:
-        UserError: an input is missing, models/ is not published as params.yaml has it measured, or the champion
-            cannot be sampled and measured as the candidate was.
+        UserError: an input is missing, models/ is not published with metrics of the current params.yaml, or the
+            champion cannot be sampled and measured like the candidate.
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
@@ -77,7 +77,7 @@ def _measure(
     evaluate: EvaluateSettings,
     environment: Environment,
 ) -> dict[str, float]:
-    """Sample from the version in `folder` as the `sample` stage does, and measure it as the `evaluate` stage does."""
+    """Return the metrics of the version in `folder`, sampled and measured as in the stages `sample` and `evaluate`."""
     model = load_model(folder, choose_device(environment.device))
     made = (*model.diffusion.image_size, model.diffusion.channels)
     wanted = (*reference.extractor.image_size, reference.extractor.channels)
@@ -87,7 +87,7 @@ def _measure(
             f" they cannot be compared: {WAY_OUT}"
         )
     try:
-        images, _ = draw(model, sample, environment)
+        images, _ = sample_model(model, sample, environment)
     except ValueError as error:
         raise UserError(
             f"the champion, version {version}, cannot be sampled as the candidate was ({error}), so that they"

@@ -1,4 +1,4 @@
-"""Register the trained model as a version in MLflow, with its figures; the same model never twice."""
+"""Register the trained model with its metrics as a version in MLflow, once per model."""
 
 import json
 
@@ -27,13 +27,13 @@ from diffusion_core.stages.paths import (
 
 
 def run(environment: Environment) -> None:
-    """Publish models/, and write .cache/publication.json, which says what it is called now.
+    """Publish models/, and write .cache/publication.json with the name, the version and the page of the run.
 
-    A model that is published already keeps its version, whose figures are brought up to date. Each step can be taken
-    again, so that this stage completes what an earlier run of it left unfinished.
+    A model that is published already keeps its version, and its metrics are updated. Every step can be repeated, so
+    that this stage completes an interrupted run of it.
 
     Raises:
-        UserError: an input is missing, the figures are not this model's, or the tracking store cannot be used.
+        UserError: an input is missing, the metrics are of another model, or the tracking store cannot be used.
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
@@ -64,7 +64,11 @@ def run(environment: Environment) -> None:
 
 
 def _evaluation(digest: str) -> Evaluation:
-    """Read the figures, which must be those of the model with this digest and of the samples that lie there."""
+    """Return the metrics of models/.
+
+    Raises:
+        UserError: metrics are missing, damaged, or of another model or other samples than the present ones.
+    """
     origin = FiguresOrigin.read(METRICS_ORIGIN, "evaluate")
     if origin.model_digest != digest:
         raise UserError(f"{METRICS} was measured of another model than the one in {MODELS}: run `dvc repro evaluate`")

@@ -1,4 +1,4 @@
-"""Make what evaluation needs of the real images: data/prepared to data/reference."""
+"""Train the feature extractor and compute the features of the real images: data/prepared to data/reference."""
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import ReferenceSettings
@@ -17,9 +17,10 @@ def run(
 ) -> None:
     """Replace `data/reference` by the extractor trained on `data/prepared` and the features of its images.
 
+    After an error `data/reference` does not change. DVC removes it before this stage; `dvc checkout` restores it.
+
     Raises:
-        UserError: the dataset is missing, damaged or too small; `data/reference` is then as it was
-            (DVC, though, removes it before it calls this stage; `dvc checkout` brings it back).
+        UserError: the dataset is missing, damaged or too small.
     """
     needs(PREPARED, "prepare")
     train, validation = ImageDataset.open(PREPARED, "train"), ImageDataset.open(PREPARED, "validation")

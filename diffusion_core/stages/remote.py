@@ -1,4 +1,4 @@
-"""Tell DVC of the store that machines share, in its local configuration, which Git does not see."""
+"""Configure the shared store in DVC's local configuration, which Git ignores."""
 
 import os
 import shlex
@@ -13,12 +13,12 @@ from diffusion_core.storage import open_store
 
 DVC = Path(".dvc")
 CONFIG = DVC / "config.local"
-# Secrets stand in a file, as others on the machine can read what a command is called with.
+# Secrets are in a file, because other users of the machine can read the arguments of a command.
 MODE = 0o600
 
-# DVC has no option for these, but reads a file of Amazon's form.
+# DVC has no options for these settings, but reads a configuration file of AWS.
 PROFILE = DVC / "aws.local"
-# The settings of one profile in it.
+# The settings of one profile.
 SETTINGS = """\
 request_checksum_calculation = when_required
 response_checksum_validation = when_required
@@ -29,12 +29,13 @@ AWS_CONFIG = "AWS_CONFIG_FILE"
 
 
 def run(environment: Environment) -> None:
-    """Write `.dvc/config.local` for DIFFUSION_DVC_REMOTE, after a look whether the store and its bucket can be used.
+    """Check the store and bucket of DIFFUSION_DVC_REMOTE, and write `.dvc/config.local`.
 
-    What else stands in the file stays. Who may only read is told so, and can pull.
+    Other settings in the file do not change. If the credentials do not permit writing, print a line; `dvc pull` works.
 
     Raises:
-        UserError: the variable is missing or no address, this is no DVC project, or the store cannot be used.
+        UserError: the variable is missing or not a valid address, this is not a DVC project, or the store cannot be
+            used.
     """
     if not environment.dvc_remote:
         raise UserError(
@@ -60,7 +61,7 @@ def run(environment: Environment) -> None:
         _write(PROFILE, _profiles().encode())
         _tell_of_another_file()
     else:
-        # A flow gives it to DVC wherever it is there.
+        # Flows use the file if it exists.
         PROFILE.unlink(missing_ok=True)
     lines: list[bytes] = config.write()
     _write(CONFIG, b"\n".join(lines) + b"\n")
@@ -68,8 +69,8 @@ def run(environment: Environment) -> None:
 
 
 def _profiles() -> str:
-    """Return the settings for the default profile and for the one that the user has chosen, which must be there too."""
-    # The order is botocore's.
+    """Return the settings of the default profile and of the user's profile, which the file must have too."""
+    # In botocore's order.
     chosen = os.environ.get("AWS_DEFAULT_PROFILE") or os.environ.get("AWS_PROFILE")
     names = ["default"]
     if chosen and chosen != "default":
@@ -78,7 +79,7 @@ def _profiles() -> str:
 
 
 def _tell_of_another_file() -> None:
-    """Say so where DVC will read another file than ours: the variable goes before its configuration."""
+    """Print a line if AWS_CONFIG_FILE names another file, because it takes precedence over DVC's configuration."""
     other = os.environ.get(AWS_CONFIG)
     if other and Path(other).absolute() != PROFILE.absolute():
         print(
@@ -91,9 +92,9 @@ def _read() -> ConfigObj:
     try:
         config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError):
-        # Its message would show the line, which may be a secret's.
+        # The original message would show the line, which may include a secret.
         raise UserError(f"{CONFIG} is no configuration of DVC's: correct it, or remove it") from None
-    # Without a name, write() returns the lines.
+    # Without a file name, write() returns the lines.
     config.filename = None
     return config
 
@@ -103,10 +104,10 @@ def _remote(url: str, environment: Environment) -> dict[str, str]:
     access, secret = (key.get_secret_value() if key else None for key in keys)
     options = {
         "url": url,
-        # Else DVC takes what it fetches for what it asked for.
+        # Otherwise DVC does not check the hashes of downloads.
         "verify": "true",
         "endpointurl": environment.s3_endpoint,
-        # Beside the file that names it.
+        # Relative to the configuration file.
         "configpath": PROFILE.name if environment.s3_endpoint else None,
         "region": environment.s3_region,
         "access_key_id": access,
@@ -116,7 +117,7 @@ def _remote(url: str, environment: Environment) -> dict[str, str]:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Replace the file as a whole by one that its owner alone may read."""
+    """Replace the file atomically by one that only its owner can read."""
     temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as stream:

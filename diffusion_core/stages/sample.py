@@ -1,4 +1,4 @@
-"""Draw images from the trained model: models/ to samples/."""
+"""Sample images from the trained model: models/ to samples/."""
 
 import gc
 import logging
@@ -40,18 +40,18 @@ def run(
 ) -> None:
     """Write samples.npy, labels.npy for a class-conditional model, grid.png, denoising.png and origin.json.
 
-    Labels come in the proportions of the training images, as the samples are to be compared with those. The grid has
-    the first images, in the order of their labels.
+    Labels have the proportions of the training images, with which the samples are compared. The grid has the first
+    images, sorted by label.
 
     Raises:
-        UserError: the model is missing or damaged, or cannot be sampled as the section says.
+        UserError: the model is missing or damaged, or cannot be sampled with the section `sample`.
     """
     device = choose_device(environment.device)
     dtype = choose_dtype(environment.precision, device).dtype
     keep_freed_memory()
     model = load_model(MODELS, device)
     try:
-        images, labels = draw(_fast(model, sample, environment, ranks), sample, environment, ranks)
+        images, labels = sample_model(_fast(model, sample, environment, ranks), sample, environment, ranks)
     except ValueError as error:
         raise UserError(
             f"{MODELS} cannot be sampled as params.yaml says ({error}): change the section sample, or train again with"
@@ -67,15 +67,18 @@ def run(
             shown = shown[labels[:GRID_IMAGES].argsort(kind="stable")]
         save(grid(shown, columns=10), folder / "grid.png")
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            walks = _walks(model, sample, min(DENOISING_ROWS, sample.count))
-        save(grid(walks.reshape(-1, *walks.shape[2:]), columns=walks.shape[1]), folder / "denoising.png")
+            trajectories = _trajectories(model, sample, min(DENOISING_ROWS, sample.count))
+        save(
+            grid(trajectories.reshape(-1, *trajectories.shape[2:]), columns=trajectories.shape[1]),
+            folder / "denoising.png",
+        )
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
     print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
 
 
 def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment, ranks: Ranks) -> TrainedModel:
-    """Return the model compiled for sampling, if that is chosen, possible, and right by the self-check."""
+    """Return the model compiled for sampling if that is selected, possible and passes the self-check."""
     device = model.diffusion.device
     if not choose_compiled(environment.compile, device):
         return model
@@ -89,11 +92,11 @@ def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment,
     fast = replace(model, diffusion=deepcopy(model.diffusion))
     compile_for_sampling(fast.diffusion.model)
     dtype = choose_dtype(environment.precision, device).dtype
-    for passes in sample.guidance.passes:
-        verdict = check_sampling(model.diffusion, fast.diffusion, dtype, passes * size)
+    for predictions in sample.guidance.predictions:
+        verdict = check_sampling(model.diffusion, fast.diffusion, dtype, predictions * size)
         if not verdict.passed:
             logger.warning("self-check: %s; sampling goes on without", verdict)
-            # It and what replays it refer to each other; its memory is wanted now.
+            # Free the memory now; the network and its CUDA graphs refer to each other.
             del fast
             gc.collect()
             return model
@@ -101,18 +104,18 @@ def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment,
     return fast
 
 
-def draw(
+def sample_model(
     model: TrainedModel,
     sample: SampleSettings,
     environment: Environment,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Return images and labels of `model` as the section `sample` of params.yaml asks.
+    """Return images, uint8 (N, H, W, C), and labels of `model` for the section `sample` of params.yaml.
 
-    Of several processes, the first returns them all.
+    With several processes, the main rank returns all of them, the others their share.
 
     Raises:
-        ValueError: the model has fewer timesteps than the sampler takes steps, or no classes to be guided to.
+        ValueError: the sampler has more steps than the model has timesteps, or there is guidance without classes.
     """
     return generate(
         model.diffusion,
@@ -128,10 +131,10 @@ def draw(
     )
 
 
-def _walks(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np.uint8]:
-    """Return the way of the first images from noise to image: uint8 (rows, columns, H, W, C)."""
+def _trajectories(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np.uint8]:
+    """Return the sampling trajectories of the first images, uint8 (rows, columns, H, W, C)."""
     labels = model.labels(rows)
-    walk = model.diffusion.sample(
+    trajectory = model.diffusion.sample(
         rows,
         return_all_timesteps=True,
         sampler=sample.sampler,
@@ -139,5 +142,5 @@ def _walks(model: TrainedModel, sample: SampleSettings, rows: int) -> NDArray[np
         classes=None if labels is None else torch.tensor(labels),
         guidance=sample.guidance,
     )
-    shown = torch.linspace(0, walk.shape[1] - 1, min(DENOISING_COLUMNS, walk.shape[1])).round().long()
-    return to_uint8(walk[:, shown])
+    shown = torch.linspace(0, trajectory.shape[1] - 1, min(DENOISING_COLUMNS, trajectory.shape[1])).round().long()
+    return to_uint8(trajectory[:, shown])

@@ -41,14 +41,14 @@ from diffusion_core.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained.
+    """The data and options of a training.
 
     Attributes:
-        dataset: on what.
-        network: the U-Net's arguments.
-        process: the process's arguments.
-        params_digest: of all settings.
-        folder: of the checkpoints of just this.
+        dataset: the training images.
+        network: arguments of `Unet`.
+        process: arguments of `GaussianDiffusion`.
+        params_digest: sha256 of the section `train` of params.yaml.
+        folder: folder of the checkpoints, specific to data and options.
     """
 
     dataset: ImageDataset
@@ -60,7 +60,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class ShardData:
-    """The prepared images as the trainer wants them."""
+    """The prepared images as `TrainingData`.
+
+    Attributes:
+        dataset: the training images.
+    """
 
     dataset: ImageDataset
 
@@ -68,7 +72,7 @@ class ShardData:
         return len(self.dataset)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return uint8 (B, C, H, W) and labels."""
+        """Return images, uint8 (B, C, H, W), and labels, int64 (B,), or None."""
         which = indices.numpy()
         images = torch.from_numpy(self.dataset.images(which)).permute(0, 3, 1, 2)
         labels = self.dataset.labels
@@ -80,14 +84,14 @@ def run(
     environment: Environment,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> None:
-    """Train, going on from a checkpoint of the same data and parameters where there is one.
+    """Train, or resume from a checkpoint of the same data and parameters.
 
-    Of several processes the first alone keeps checkpoints, speaks to MLflow and writes the model.
+    With several processes, only the main rank writes checkpoints and the model, and uses MLflow.
 
     Raises:
-        UserError: data/prepared is missing, a checkpoint does not fit, another training keeps its checkpoints there,
-            the batch cannot be shared out, or the tracking server cannot be reached.
-        SystemExit: a signal asked to stop; a checkpoint is written and the exit code is 128 plus its number.
+        UserError: data/prepared is missing, a checkpoint does not fit, another process trains with the same data and
+            parameters, the batch cannot be divided, or the tracking store cannot be used.
+        SystemExit: after TERM or INT, with a checkpoint and the exit code 128 + signal.
     """
     plan = make_plan(train, environment)
     trainer = _trainer(plan, train, environment, ranks)
@@ -139,7 +143,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
 
 def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:
     device = choose_device(environment.device)
-    choose_dtype(environment.precision, device)  # so that a precision the device lacks is told by its variable
+    choose_dtype(environment.precision, device)  # its error names the variable
     compiled = choose_compiled(environment.compile, device)
     if compiled:
         use_compile_cache(environment.compile_cache, device)
@@ -188,7 +192,7 @@ def _steps(
     history: History,
     folder: Path,
 ) -> None:
-    """Take all steps that are left, with reports, previews of `model` and checkpoints on the way."""
+    """Run the remaining steps, with reports, previews of `model` and checkpoints."""
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
     def save() -> None:
@@ -197,28 +201,28 @@ def _steps(
             state["threads"] = trainer.threads.state()
         save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
 
-    saved, told = time.monotonic(), None
+    saved, reported = time.monotonic(), None
     with stop_on_signal() as request, translate_errors():
         try:
             for report in trainer.steps():
-                # Read once: a signal that comes after this line waits for the next step and its checkpoint. Before
-                # anything that waits for the device, which may wait in vain where another process has died.
+                # Read once: a later signal waits for the next step and its checkpoint. Read before any synchronisation
+                # with the device, which could wait forever if another process has ended.
                 stop = asked_to_stop(request, trainer.ranks)
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
                 row = history.add(report, last)
-                if trainer.verdicts is not told:
-                    told = trainer.verdicts
+                if trainer.verdicts is not reported:
+                    reported = trainer.verdicts
                     _report_self_check(trainer, tracked)
                 wants_preview = last or report.reaches(train.preview_every_images)
-                # First the checkpoint: who asked to stop may not wait for a slow tracking server, a preview takes its
-                # time, and whatever fails from here on, the training itself is not lost.
+                # The checkpoint is first: a stop must not wait for a slow tracking server or a preview, and an error in
+                # one of them must not lose the training.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
                 if wants_preview or overdue or stop:
                     save()
                     saved = time.monotonic()
                 if row is not None:
-                    # By images, which is MLflow's step.
+                    # MLflow's step is the number of images.
                     curves = {f"train/{name}": value for name, value in row.items() if name != "images"}
                     tracked.metrics(curves, step=report.images)
                     progress.report(row)
@@ -240,7 +244,7 @@ def _report_self_check(trainer: Trainer, tracked: Run) -> None:
 
 
 def make_plan(train: TrainSettings, environment: Environment) -> Plan:
-    """Return the plan for the images that are prepared.
+    """Return the plan of the training on data/prepared.
 
     Raises:
         UserError: data/prepared is missing, or the network does not fit its images.
@@ -253,7 +257,11 @@ def make_plan(train: TrainSettings, environment: Environment) -> Plan:
 
 
 def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the network and of the process, which must fit the dataset."""
+    """Return the arguments of `Unet` and `GaussianDiffusion` for the dataset.
+
+    Raises:
+        UserError: the network does not fit the image size.
+    """
     downsampling = 2 ** (len(train.network.dim_mults) - 1)
     height, width = dataset.info.image_size
     if height % downsampling or width % downsampling:

@@ -1,4 +1,4 @@
-"""Put a folder of images into a bucket, where `ingest` finds them."""
+"""Upload a folder of images to a bucket, for `ingest`."""
 
 from pathlib import Path
 
@@ -12,13 +12,12 @@ from diffusion_core.storage import open_store, upload_all
 
 
 def run(folder: Path, url: str, environment: Environment) -> None:
-    """Upload the images below `folder` to the same paths below `url`, without those that lie there already.
+    """Upload the images below `folder` to the same paths below `url`, except those that are there already.
 
-    Nothing is deleted in the bucket.
+    Nothing in the bucket is deleted. After an error, uploaded images are complete and not sent again.
 
     Raises:
-        UserError: the folder has no image or cannot be read, or the store cannot be used; what was uploaded until
-            then is whole, and is not sent again.
+        UserError: the folder has no image or cannot be read, or the store cannot be used.
     """
     try:
         address = parse_s3(url)

@@ -1,7 +1,7 @@
-"""Object stores that speak S3: the only modules that know boto3.
+"""S3 object stores: the only modules that use boto3.
 
-What is transferred is compared with what the store says of it, in both directions. Every error is one sentence that
-names the variable to correct.
+Uploads and downloads are compared with the store's hashes. Every error is one sentence that names the variable to
+correct.
 """
 
 from diffusion_core.storage.client import Object, Store, open_store

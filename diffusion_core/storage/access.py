@@ -1,4 +1,4 @@
-"""What the environment says of the object store: its address and whose credentials to use."""
+"""The address and the credentials of the object store, from the environment."""
 
 from urllib.parse import urlsplit
 
@@ -10,10 +10,10 @@ from diffusion_core.errors import UserError
 
 
 def credentials(environment: Environment) -> tuple[str, str] | tuple[None, None]:
-    """Return key id and secret, or neither, where boto3 is to find its own.
+    """Return key id and secret, or (None, None) to use boto3's own search.
 
     Raises:
-        UserError: one of the two is missing.
+        UserError: only one of the two is set.
     """
     keys = {
         "DIFFUSION_S3_ACCESS_KEY": environment.s3_access_key and environment.s3_access_key.get_secret_value(),
@@ -29,17 +29,17 @@ def credentials(environment: Environment) -> tuple[str, str] | tuple[None, None]
 
 
 def shown_endpoint(endpoint: str | None) -> str:
-    """Return what messages call the store.
+    """Return the name of the store in messages.
 
     Raises:
-        UserError: the endpoint is no address, or holds a user or a password.
+        UserError: the endpoint is not a valid address, or includes a user or a password.
     """
     if endpoint is None:
         return "of Amazon"
     shown = without_userinfo(endpoint)
     try:
         parts = urlsplit(endpoint)
-        # Whatever urllib or botocore would raise a ValueError for, later and without the variable's name.
+        # urllib or botocore would raise a ValueError for these later, without the variable's name.
         is_address = (
             parts.scheme in ("http", "https")
             and parts.port != 0

@@ -1,4 +1,4 @@
-"""The client of an object store: its settings, its listing, and its errors as one sentence each."""
+"""The client of an object store: settings, listing, and conversion of errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,13 +14,13 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.storage.access import credentials, shown_endpoint
 from diffusion_core.storage.errors import Forbidden, interruption, refusal
 
-# Requests at a time. Python makes about a thousand small ones a second, however many threads it has.
+# Concurrent requests. Python makes about a thousand small requests per second with any number of threads.
 PARALLEL = 16
-# Of one large object; with more, Python's threads wait for each other.
+# Concurrent requests for one large object; with more, Python's threads wait for each other.
 STREAMS = 4
-# How often a request is tried, or a body begun.
+# Attempts of a request or of a transfer.
 ATTEMPTS = 5
-# What is put where it has to be known whether anything may be.
+# Name of the object that checks the permission to write.
 PROBE = ".writable"
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -28,7 +28,13 @@ READ_SECONDS = 60
 
 @dataclass(frozen=True)
 class Object:
-    """What a listing says of an object; `size` in bytes, `etag` without quotes."""
+    """An object in a listing.
+
+    Attributes:
+        key: its key.
+        size: bytes.
+        etag: ETag without quotes.
+    """
 
     key: str
     size: int
@@ -37,35 +43,39 @@ class Object:
 
 @dataclass(frozen=True)
 class Store:
-    """A client of one store; `name` is its endpoint as it may be shown.
+    """A client of one store.
 
-    All that asks it raises `UserError` for what it refuses, and `Unavailable` for trouble that outlasts the retries.
+    All requests raise `UserError` if the store refuses them, and `Unavailable` for transient errors after all retries.
+
+    Attributes:
+        client: boto3's client.
+        name: the endpoint without credentials, for messages.
     """
 
     client: Any
     name: str
 
     def check(self, bucket: str) -> None:
-        """Find out whether the store answers, takes the credentials and lets them list the bucket."""
-        with self.telling(bucket):
+        """Check that the store answers, accepts the credentials and permits listing the bucket."""
+        with self.translate_errors(bucket):
             self.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
     def may_write(self, bucket: str, prefix: str) -> bool:
-        """Whether the credentials may put an object there; a tiny one is put and deleted."""
+        """Return whether the credentials permit writing, by writing and deleting a small object."""
         key = f"{prefix}{PROBE}"
         try:
-            with self.telling(bucket, key):
+            with self.translate_errors(bucket, key):
                 self.client.put_object(Bucket=bucket, Key=key, Body=b"1")
         except Forbidden:
             return False
-        # Who may add and not delete can share outputs too; always the same key, so that one object stays at most.
-        with suppress(Forbidden), self.telling(bucket, key):
+        # Permission to delete is not needed. The key is always the same, so that at most one object remains.
+        with suppress(Forbidden), self.translate_errors(bucket, key):
             self.client.delete_object(Bucket=bucket, Key=key)
         return True
 
     def objects(self, bucket: str, prefix: str) -> list[Object]:
-        """Return the objects whose keys begin with `prefix`, by one request a thousand."""
-        with self.telling(bucket, prefix):
+        """Return the objects with keys that begin with `prefix`, by one request per 1000 objects."""
+        with self.translate_errors(bucket, prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
                 Object(each["Key"], each["Size"], each["ETag"].strip('"'))
@@ -74,17 +84,17 @@ class Store:
             ]
 
     @contextmanager
-    def telling(self, bucket: str, key: str = "") -> Iterator[None]:
-        """Turn the errors of a block that asks for an object or a bucket into a sentence."""
+    def translate_errors(self, bucket: str, key: str = "") -> Iterator[None]:
+        """Convert errors of requests for an object or a bucket in the block to `UserError`."""
         with _telling(self.name, f"s3://{bucket}/{key}".rstrip("/")):
             yield
 
 
 def open_store(environment: Environment) -> Store:
-    """Return the store of this environment; nothing is asked of it yet.
+    """Return the store of this environment, without sending a request.
 
     Raises:
-        UserError: one of the two keys is missing, or the endpoint is no address or holds a password.
+        UserError: one of the two keys is missing, or the endpoint is not a valid address or includes a password.
     """
     access, secret = credentials(environment)
     endpoint = environment.s3_endpoint or None
@@ -99,15 +109,15 @@ def _telling(store: str, place: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        told, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
-        code = str(told.get("Code", status))
-        raise refusal(code, status, str(told.get("Message", "")), place, store) from None
+        problem, status = error.response.get("Error", {}), error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code = str(problem.get("Code", status))
+        raise refusal(code, status, str(problem.get("Message", "")), place, store) from None
     except (BotoCoreError, HTTPError) as error:
         raise interruption(error, place, store) from None
 
 
 def _config(own: bool) -> Config:
-    """Return boto3's settings; `own` for a store that is not Amazon's, which may know neither of its novelties."""
+    """Return boto3's settings; `own` is for a store that is not Amazon's and may lack its newer features."""
     options: dict[str, Any] = {}
     if own:
         options = {

@@ -1,14 +1,14 @@
-"""What to tell the user about a store that refuses or fails: one sentence a kind of trouble.
+"""Messages for errors of a store, one sentence per kind of error.
 
-A store's own messages are never shown, as they may repeat what was signed; its codes are. Trouble that passes by itself
-is `Unavailable`: it is worth trying again.
+The store's error codes are shown, but never its messages, which may repeat signed data. A transient error is
+`Unavailable`, so that callers may retry.
 """
 
 from diffusion_core.errors import Unavailable, UserError
 
 
 class Forbidden(UserError):
-    """The store knows whose the credentials are, and that they have no right to this."""
+    """The credentials are valid, but do not permit the request."""
 
 
 ENDPOINT = "DIFFUSION_S3_ENDPOINT"
@@ -22,7 +22,7 @@ FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "507"}
 SERVER_ERRORS = 500
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict", "InvalidRange", "412", "416"}
 
-# By the names of botocore's exceptions, those of their bases included.
+# By the names of botocore's exceptions and their base classes.
 ON_THE_WAY = {
     "SSLError": "the store {store} cannot be reached by TLS ({detail}): correct {endpoint}, or name the certificate"
     " that signed the store's by AWS_CA_BUNDLE",
@@ -43,7 +43,7 @@ ON_THE_WAY = {
     "ProfileNotFound": "AWS_PROFILE or AWS_DEFAULT_PROFILE names no profile of ~/.aws: correct or unset it",
 }
 
-# Those of them that pass by themselves, when the server or the network is well again.
+# The transient ones.
 PASSING = {
     "EndpointConnectionError",
     "ConnectTimeoutError",
@@ -55,23 +55,23 @@ PASSING = {
 
 
 def refusal(code: str, status: int, message: str, place: str, store: str) -> UserError:
-    """Return the error that an answer of the store stands for.
+    """Return the error for an error response of the store.
 
     Args:
-        code: S3's name of the error, or the status where it has none.
-        status: of HTTP.
-        message: the store's, which is looked into and not shown.
-        place: `s3://bucket/key` of what was asked for.
-        store: the endpoint as it may be shown.
+        code: S3's error code, or the HTTP status without one.
+        status: HTTP status.
+        message: the store's message; used but not shown.
+        place: `s3://bucket/key` of the request.
+        store: the endpoint without credentials.
     """
     is_full = code in FULL or "no space left" in message.lower()
-    passes = not is_full and (code in BUSY | CHANGED or status in (429, 503) or status >= SERVER_ERRORS)
+    is_transient = not is_full and (code in BUSY | CHANGED or status in (429, 503) or status >= SERVER_ERRORS)
     sentence = (
         f"the store {store} has no room for {place}: free some, or name another store by {ENDPOINT}"
         if is_full
         else _refused(code, status, place, store)
     )
-    if passes:
+    if is_transient:
         return Unavailable(sentence)
     forbids = status == 403 and not is_full and code not in WRONG_KEYS | EXPIRED
     return Forbidden(sentence) if forbids else UserError(sentence)
@@ -100,13 +100,13 @@ def _refused(code: str, status: int, place: str, store: str) -> str:
     if status in (401, 403):
         return f"the credentials give no right to {place} ({code}): have it granted, or set others by {KEYS}"
     if status >= SERVER_ERRORS:
-        # Some say no more than this of a full disk.
+        # Some stores report a full disk like this.
         return f"the store {store} fails at {place} ({code}): see whether its disk is full, and run this again"
     return f"the store {store} refuses {place} ({code}): correct the address, or {ENDPOINT}"
 
 
 def interruption(error: Exception, place: str, store: str) -> UserError:
-    """Return what an error of botocore's that is not the store's answer means."""
+    """Return the error for an exception of botocore that is not a response of the store."""
     names = [each.__name__ for each in type(error).__mro__]
     kind = next((name for name in names if name in ON_THE_WAY), "")
     sentence = ON_THE_WAY.get(
@@ -123,5 +123,5 @@ def interruption(error: Exception, place: str, store: str) -> UserError:
 
 
 def changed(place: str) -> str:
-    """Return the sentence about an object that is no longer the one that was listed."""
+    """Return the message for an object that was replaced after it was listed."""
     return f"{place} was replaced while it was fetched: run this again, and the new one is taken"

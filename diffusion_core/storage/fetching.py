@@ -1,4 +1,4 @@
-"""Fetching objects: what is under a file's final name is whole, and what the store says it has."""
+"""Downloads of objects: a file gets its final name only if it is complete and has the store's hash."""
 
 import hashlib
 import os
@@ -21,25 +21,25 @@ from diffusion_core.storage.client import ATTEMPTS, PARALLEL, STREAMS, Object, S
 from diffusion_core.storage.errors import changed
 from diffusion_core.storage.hashes import hashes, matches
 
-# Between the attempts of one body; it grows to so many seconds.
+# Maximum seconds between attempts of one transfer.
 LONGEST_PAUSE = 20.0
-# Bytes. A store that has no hash of an object at hand reads all of it for each range: ranges are few and long.
+# Bytes per request. Ranges are long, because a store without a stored hash reads the whole object for each range.
 RANGE = 64 * 2**20
 CHUNK = 2**18
-# A whole object is fetched once more when its hash is wrong.
+# An object with a wrong hash is fetched a second time.
 TRIES_TO_MATCH = 2
 
 
 def download(store: Store, bucket: str, wanted: Object, target: Path) -> str:
-    """Fetch the object as it was listed and return its sha256; `target` is then whole, else not there.
+    """Fetch an object to `target` and return its sha256; after an error `target` does not exist.
 
     Raises:
-        UserError: also where the object was replaced, or its hash is twice another than the store says.
+        UserError: the store cannot be used, the object was replaced since it was listed, or its hash was wrong twice.
         OSError: the file cannot be written.
     """
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        with store.telling(bucket, wanted.key):
+        with store.translate_errors(bucket, wanted.key):
             for _ in range(TRIES_TO_MATCH):
                 answer, digests = _fetch(store, bucket, wanted, temporary)
                 if matches(wanted.etag, answer, digests):
@@ -56,9 +56,9 @@ def download(store: Store, bucket: str, wanted: Object, target: Path) -> str:
 def download_all(
     store: Store, bucket: str, wanted: Sequence[tuple[Object, Path]]
 ) -> Iterator[tuple[Object, Path, str]]:
-    """Fetch many objects at a time; yields each with its sha256 as soon as it is there.
+    """Fetch objects concurrently; yield each with its file and sha256 when it is complete.
 
-    The first error ends it, and what was yielded stays.
+    The first error ends it. Files that were yielded remain.
     """
     large = [each for each in wanted if each[0].size > RANGE]
     small = [each for each in wanted if each[0].size <= RANGE]
@@ -70,7 +70,7 @@ def download_all(
 
 
 def _fetch(store: Store, bucket: str, wanted: Object, file: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Write the object to `file`; return the answer that its first bytes came with, and the hashes of `file`."""
+    """Write the object to `file`; return the response of its first range, and the hashes of `file`."""
     with file.open("wb") as stream:
         stream.truncate(wanted.size)
     spans = [(start, min(start + RANGE, wanted.size)) for start in range(0, wanted.size, RANGE)] or [(0, 0)]
@@ -80,14 +80,14 @@ def _fetch(store: Store, bucket: str, wanted: Object, file: Path) -> tuple[Mappi
         digests = {name: hashlib.new(name, usedforsecurity=False) for name in hashes(wanted.etag, first)}
         threads = len(digests) if len(spans) > 1 else 1
         for span, _ in zip(spans, chain([first], answers), strict=True):
-            # What has arrived is hashed while the rest is on its way.
+            # Hash received ranges while the others are being fetched.
             update = partial(_update, file=file, start=span[0], stop=span[1])
             deque(in_parallel(update, [*digests.values()], threads), maxlen=0)
     return first, {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def _fetch_span(store: Store, bucket: str, wanted: Object, file: Path, start: int, stop: int) -> Mapping[str, Any]:
-    """Write bytes `start` to `stop` of the object into `file`, going on after each interruption."""
+    """Write bytes `start` to `stop` of the object to `file`, and resume after an interruption."""
     place = {"Bucket": bucket, "Key": wanted.key, "IfMatch": f'"{wanted.etag}"'}
     with file.open("r+b") as stream:
         stream.seek(start)
@@ -96,7 +96,7 @@ def _fetch_span(store: Store, bucket: str, wanted: Object, file: Path, start: in
             whole = (position, stop) == (0, wanted.size)
             answer = store.client.get_object(**place, **({} if whole else {"Range": f"bytes={position}-{stop - 1}"}))
             with closing(answer["Body"]) as body:
-                # Not every store heeds If-Match.
+                # Some stores ignore If-Match.
                 if answer["ETag"].strip('"') != wanted.etag or answer["ContentLength"] != stop - position:
                     raise Unavailable(changed(f"s3://{bucket}/{wanted.key}"))
                 try:
@@ -112,7 +112,7 @@ def _fetch_span(store: Store, bucket: str, wanted: Object, file: Path, start: in
 
 
 def _update(digest: Any, file: Path, start: int, stop: int) -> None:
-    # Without a buffer, which could be filled with what has not arrived yet.
+    # Unbuffered, because a buffer could read bytes that have not arrived yet.
     with file.open("rb", buffering=0) as stream:
         stream.seek(start)
         while stream.tell() < stop:

@@ -1,4 +1,4 @@
-"""Sending files: an object that was reported as sent is whole, and one that was not is absent or as it was."""
+"""Uploads of files: after success the object is complete; after an error it is missing or unchanged."""
 
 import hashlib
 import mimetypes
@@ -12,22 +12,32 @@ from botocore.exceptions import BotoCoreError, ClientError
 from diffusion_core.errors import UserError
 from diffusion_core.parallel import in_parallel
 from diffusion_core.storage.client import PARALLEL, STREAMS, Object, Store
-from diffusion_core.storage.hashes import content_md5, hashes, told_sha256
+from diffusion_core.storage.hashes import content_md5, hashes, stated_sha256
 
-# Bytes; a larger file goes in parts.
+# Bytes; larger files are uploaded in parts.
 PART = 8 * 2**20
 MOST_PARTS = 10_000
 
 
 def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | None = None) -> bool:
-    """Put a file into the bucket, with its sha256 beside it, and look whether it arrived.
+    """Upload a file with its sha256 as metadata, and check the object.
 
-    Where `listed`, which the bucket has under the key, has that size and that sha256 already, nothing is sent.
+    Nothing is sent if the object exists already with the same size and hash.
+
+    Args:
+        store: the store.
+        bucket: the bucket.
+        file: the file to upload.
+        key: the key of the object.
+        listed: the object with this key in the bucket's listing, or None.
 
     Returns:
-        Whether it was sent.
+        Whether the file was sent.
+
+    Raises:
+        UserError: the store cannot be used, the file changed during the upload, or the object differs from it.
     """
-    with store.telling(bucket, key):
+    with store.translate_errors(bucket, key):
         size = file.stat().st_size
         with file.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -50,7 +60,7 @@ def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | Non
 
 
 def upload_all(store: Store, bucket: str, files: Sequence[tuple[Path, str, Object | None]]) -> Iterator[bool]:
-    """Upload many files at a time; yields in their order whether each was sent. The first error ends it."""
+    """Upload files concurrently; yield in order whether each was sent. The first error ends it."""
     large = {file for file, _, _ in files if file.stat().st_size > PART}
     small = [each for each in files if each[0] not in large]
     sent = in_parallel(lambda each: upload(store, bucket, *each), small, PARALLEL)
@@ -60,7 +70,7 @@ def upload_all(store: Store, bucket: str, files: Sequence[tuple[Path, str, Objec
 
 
 def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int) -> None:
-    """Send a large file in parts, or leave what the bucket had."""
+    """Upload a large file in parts; after an error the bucket does not change."""
     place = {"Bucket": about["Bucket"], "Key": about["Key"]}
     length = max(PART, -(-size // MOST_PARTS))
     before = file.stat()
@@ -84,17 +94,17 @@ def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int)
 
 
 def _holds(store: Store, bucket: str, key: str, file: Path, size: int, sha256: str) -> bool:
-    """Whether the bucket has the file's bytes under the key."""
+    """Return whether the object has the file's bytes."""
     answer = store.client.head_object(Bucket=bucket, Key=key)
     if answer["ContentLength"] != size:
         return False
-    told, etag = told_sha256(answer), answer["ETag"].strip('"')
-    if told is None and "md5" in hashes(etag, answer):
-        # Others have uploaded it, or the store has forgotten what was told with it, as rclone's does at a restart.
+    stated, etag = stated_sha256(answer), answer["ETag"].strip('"')
+    if stated is None and "md5" in hashes(etag, answer):
+        # Uploaded by another program, or the store has lost the metadata, as rclone does at a restart.
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
         return digest.hexdigest() == str(etag)
-    return told == sha256
+    return stated == sha256
 
 
 def _check_unchanged(file: Path, same: bool) -> None:

@@ -73,8 +73,8 @@ class Trainer:
             replayed). Empty before that step, and if steps are eager and in float32.
 
     Raises:
-        ValueError: a number is below 1, `batch_size` is no multiple of micro-batches times processes, there is no data,
-            or the device lacks the precision.
+        ValueError: a number is below 1, `batch_size` is not a multiple of micro-batches times processes, there is no
+            data, or the device lacks the precision.
     """
 
     def __init__(
@@ -136,10 +136,7 @@ class Trainer:
         self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
 
     def _compile(self) -> bool:
-        """Compile the network; return whether that was possible.
-
-        Either all processes compile or none, because they run the self-check together.
-        """
+        """Compile the network on all processes, which run the self-check together, or on none; return which."""
         problem = compiler_problem(self.diffusion.device)
         if self.ranks.all_reduce_max(int(problem is not None)):
             reason = problem or "another process cannot compile it"

@@ -49,5 +49,5 @@ def test_a_long_line_is_clipped(told):
 def test_the_last_error_is_kept(told):
     lines = tell(told, b"error: first\nERROR: failed to reproduce 'train'\nerror: params.yaml is missing: add it\n")
     assert lines.error == "params.yaml is missing: add it"
-    assert lines.trouble == "failed to reproduce 'train'"
+    assert lines.dvc_error == "failed to reproduce 'train'"
     assert tell(told, b"no error: here\n").error is None

@@ -118,7 +118,7 @@ def test_an_objective_that_overrules_the_tables_takes_their_weighting_along(tmp_
     run(tmp_path / "a.pt", tmp_path / "models", "16", objective="pred_v")
     told = capsys.readouterr().out
     assert "objective: pred_v (as given, where the tables say pred_noise)" in told
-    assert "weighting: snr (not told: the usual)" in told
+    assert "weighting: snr (not inferred: the usual)" in told
 
 
 def test_a_folder_whose_model_dvc_brings_back_is_told(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_a_state_dict_alone_is_read_too(tmp_path, capsys, part):
     torch.testing.assert_close(output, OUTPUTS[f"{SMALLEST}/model"], rtol=1e-5, atol=1e-4)
     told = capsys.readouterr().out
     assert "the file has no average" in told
-    assert ("weighting: snr (not told: the usual)" in told) == (part == "network")
+    assert ("weighting: snr (not inferred: the usual)" in told) == (part == "network")
     assert "objective: pred_x0 (as given)" in told
 
 

@@ -21,7 +21,7 @@ from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect
 from diffusion_core.samplers.ddim import DDIM
-from diffusion_core.stages.sample import draw
+from diffusion_core.stages.sample import sample_model
 
 SAMPLE = SampleSettings(count=24, seed=3, sampler=DDIM(steps=2))
 EVALUATE = EvaluateSettings()
@@ -84,7 +84,7 @@ def write_reference(folder, seed=0, image_size=(8, 8), channels=1):
 def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
     """What the stages `sample` and `evaluate` do, in few words."""
     model, reference = load_model(project / "models"), Reference.load(project / "data/reference")
-    images, _ = draw(model, sample, Environment(device="cpu"))
+    images, _ = sample_model(model, sample, Environment(device="cpu"))
     for folder in ("samples", "plots", "metrics"):
         (project / folder).mkdir(exist_ok=True)
     save(grid(images, columns=6), project / "samples/grid.png")

@@ -148,4 +148,4 @@ def test_how_many_predictions_a_pass_makes_is_known_beforehand(scale, interval, 
     network.register_forward_hook(lambda _, inputs, __: made.add(len(inputs[0]) // 3))
     guidance = Guidance(scale=scale, interval=interval)
     diffusion.sample(3, sampler=DDIM(steps=10), classes=torch.tensor([0, 1, 0]), guidance=guidance)
-    assert made == set(passes) == set(guidance.passes)
+    assert made == set(passes) == set(guidance.predictions)

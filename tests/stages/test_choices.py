@@ -55,7 +55,7 @@ def test_a_choice_is_trained_saved_and_sampled(project, environment, network, pr
     images = np.load(SAMPLES / "samples.npy")
     assert images.shape == (12, 8, 8, 1)
     # The picture of the way ends where the samples are, guided as they are.
-    ends = sample._walks(model, project.sample.model_copy(update=changes), 4)[:, -1]
+    ends = sample._trajectories(model, project.sample.model_copy(update=changes), 4)[:, -1]
     assert np.abs(ends.astype(int) - images[:4]).max() <= 1
 
 

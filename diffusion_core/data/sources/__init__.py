@@ -1,6 +1,6 @@
-"""Where images come from: one source a file, chosen by `ingest.source.kind`.
+"""Sources of images, one per file, selected by `ingest.source.kind`.
 
-A new source is a new file beside its siblings, listed in `SourceChoice`.
+To add a source, add a file here and list its class in `SourceChoice`.
 """
 
 from pathlib import Path
@@ -15,16 +15,18 @@ SourceChoice = Digits | Folder | S3
 
 
 class Source(Protocol):
-    """Brings images, byte for byte as they are, into a folder."""
+    """Copies the bytes of images into a folder."""
 
     def fetch(self, folder: Path, *, before: Path, parts: Path, environment: Environment) -> int:
-        """Write the images below `folder` and return how many there are.
+        """Write the images below `folder` and return their number.
 
-        `folder` exists and is empty, and the folder around it is the pipeline's own. A sub-folder directly below
-        `folder` is a class; hidden files are the source's own. The same source gives the same files with the same
-        bytes. `before` is what was fetched last, if it is there: it is read and left as it is. `parts`
-        is a folder for what has arrived, made by whoever needs it, which outlives this process. A source that needs
-        none of these takes `**_`.
+        Equal sources give equal files. A direct sub-folder of `folder` is a class; hidden files are for the source.
+
+        Args:
+            folder: an empty folder in a folder of the pipeline.
+            before: the result of the last fetch, if it exists; not changed.
+            parts: a persistent folder for complete downloads; a source that needs it creates it.
+            environment: credentials and endpoints. A source that needs none of these takes `**_`.
 
         Raises:
             UserError: the source cannot be read or has no image; the message names the key of `ingest.source`.

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships, as a user's images would lie on a disk."""
+"""The digits of scikit-learn, as a folder of images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ from diffusion_core.choices import Choice
 
 @dataclass(frozen=True)
 class Digits(Choice):
-    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), in one folder a digit.
+    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), with one folder per digit.
 
-    The 17 shades of the original (0 to 16) become 8-bit gray: 0 is black paper, 255 is ink.
+    The 17 gray levels of the original (0 to 16) are scaled to 8 bits: 0 is background, 255 is ink.
     """
 
     kind: Literal["digits"] = "digits"
 
     def fetch(self, folder: Path, **_: object) -> int:
-        """Write `<digit>/<position in the data set>.png` and return 1797."""
-        # Only this source should pay for the import of scikit-learn.
+        """Write `<digit>/<index in the dataset>.png` and return 1797."""
+        # Imported here, because only this source needs scikit-learn.
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -12,20 +12,24 @@ from tqdm import tqdm
 from diffusion_core.choices import Choice
 from diffusion_core.errors import UserError
 
-# Pillow knows some forty more, among them EPS, for which it starts Ghostscript. The list is short so that no decoder
-# meets a file that nobody meant for it.
+# Pillow has about forty more formats, for example EPS, for which it starts Ghostscript. The list is short, so that
+# unexpected files reach no other decoder.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of these formats, in lower case and with the dot."""
+    """Return the suffixes of `FORMATS`, in lower case and with the dot."""
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:
-    """Return the images below `root` in order, and how many other files and stray links there are.
+    """Return the sorted images below `root`, and the numbers of other files and of links that are not followed.
 
-    Hidden files and folders are left out. `name` is what the user knows the folder by: a key or an argument.
+    Hidden files and folders are ignored.
+
+    Args:
+        root: the folder, an absolute path without links.
+        name: the key or argument that names the folder, for messages.
 
     Raises:
         UserError: a folder cannot be read, or the name of an image is not UTF-8.
@@ -35,7 +39,7 @@ def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:
     others = links = 0
     for parent, folders, names in os.walk(root, onerror=lambda error: refuse(error, name)):
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        # A link to a folder is never entered, so that a ring of links ends.
+        # Links to folders are not followed, because they may form a cycle.
         links += sum(Path(parent, folder).is_symlink() for folder in folders)
         for each in names:
             file = Path(parent, each)
@@ -56,7 +60,7 @@ def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:
 
 
 def refuse(error: OSError, name: str) -> NoReturn:
-    """Tell of a file or folder that cannot be read."""
+    """Raise a `UserError` about a file or folder that cannot be read."""
     raise UserError(
         f"{name}: {error.filename} cannot be read ({error.strerror}): make it readable or move it away"
     ) from None
@@ -64,21 +68,23 @@ def refuse(error: OSError, name: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Folder(Choice):
-    """Copies every image file below `path` to the same place below `data/raw`.
+    """Copies every image file below `path` to the same relative path in `data/raw`.
 
-    `path` may begin with `~`; else it is relative to the project's folder. Hidden files and folders are left out.
-    A file counts as an image by its suffix; whether it decodes is for `prepare` to find out. Nothing is linked: DVC
-    must own the bytes that it versions.
+    A file is an image if its suffix is; `prepare` checks whether it decodes. Hidden files and folders are ignored.
+    Files are copied, not linked, because DVC must own the bytes that it versions.
+
+    Attributes:
+        path: the folder; absolute, from `~`, or relative to the project's folder.
     """
 
     path: Path
     kind: Literal["folder"] = "folder"
 
     def fetch(self, folder: Path, **_: object) -> int:
-        """Copy the images into `folder` and return how many there are.
+        """Copy the images into `folder` and return their number.
 
         Raises:
-            UserError: `path` is missing, is no folder, cannot be read, overlaps the folder around `folder` or has no
+            UserError: `path` is missing, is not a folder, cannot be read, overlaps the parent of `folder` or has no
                 image file, or the name of a file is not UTF-8.
         """
         root = self._root(folder.parent)
@@ -100,7 +106,7 @@ class Folder(Choice):
     def _root(self, output: Path) -> Path:
         try:
             root = self.path.expanduser().resolve()
-        except RuntimeError as error:  # `~name` of an unknown user, or a ring of links
+        except RuntimeError as error:  # `~name` of an unknown user, or a cycle of links
             raise UserError(f"ingest.source.path is {self.path}: {error}; correct it in params.yaml") from None
         if not root.exists():
             raise UserError(f"ingest.source.path is {self.path}, which does not exist: correct it in params.yaml")

@@ -31,7 +31,7 @@ from diffusion_core.parallel import in_parallel
 if TYPE_CHECKING:
     from diffusion_core.storage import Object, Store
 
-# Bytes that a name may have on Linux.
+# Maximum bytes of a file name on Linux.
 LONGEST_NAME = 255
 
 
@@ -42,23 +42,25 @@ def _checked(url: str) -> str:
 
 @dataclass(frozen=True)
 class S3(Choice):
-    """Fetches the image objects below `url` (`s3://bucket/prefix`); their keys below it are their paths.
+    """Fetches the image objects below `url`; their keys relative to it become their paths.
 
-    Only what is new or was replaced is fetched. What was fetched last is known by the index that lies with it, and is
-    linked: the bytes are those that DVC has already. What has arrived before, in an interrupted fetch or for another
-    checkout, lies in `parts` and is linked too.
+    Only new and replaced objects are fetched. Images of the last fetch, found by its index, are linked, so that DVC has
+    their bytes already. Images in `parts`, of an interrupted fetch or another checkout, are linked too.
+
+    Attributes:
+        url: `s3://bucket/prefix`.
     """
 
     url: Annotated[str, AfterValidator(_checked)]
     kind: Literal["s3"] = "s3"
 
     def fetch(self, folder: Path, *, before: Path, parts: Path, environment: Environment) -> int:
-        """Bring the images into `folder`, with the index, and return how many there are.
+        """Fetch or link the images into `folder`, write the index, and return their number.
 
         Raises:
-            UserError: the store cannot be used, or has no image below `url`, or a key is no path.
+            UserError: the store cannot be used, has no image below `url`, or a key is not a valid path.
         """
-        # Only this source should pay for the import of boto3.
+        # Imported here, because only this source needs boto3.
         from diffusion_core.storage import open_store
 
         address = parse_s3(self.url)
@@ -66,7 +68,7 @@ class S3(Choice):
         images = _images(store.objects(address.bucket, address.prefix), address)
         entries = _take_over(images, before, read_index(before, self.url), folder)
         staged = {path: _digest(address.bucket, image) for path, image in images.items()}
-        # One address removes nothing of another's.
+        # One folder per address, because `keep_only` removes all other files.
         place = parts / hashlib.sha256(str(address).encode()).hexdigest()[:16]
         with only_download(place):
             here = arrived(place, {staged[path] for path in images.keys() - entries.keys()})
@@ -84,13 +86,17 @@ class S3(Choice):
 
 
 def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Object"]:
-    """Return the objects that are images by their paths below the address."""
+    """Return the image objects by path below the address.
+
+    Raises:
+        UserError: there is no image, or a key is not a valid path.
+    """
     suffixes = image_suffixes()
     images, others = {}, 0
     for each in objects:
         path = each.key.removeprefix(address.prefix)
         name = PurePosixPath(path)
-        if path.endswith("/"):  # what consoles make of an empty folder
+        if path.endswith("/"):  # consoles create such an object for an empty folder
             continue
         if name.suffix.lower() not in suffixes or any(part[0] == "." and part != ".." for part in name.parts):
             others += 1
@@ -116,7 +122,7 @@ def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Objec
 def _take_over(
     images: Mapping[str, "Object"], before: Path, known: Mapping[str, Entry], folder: Path
 ) -> dict[str, Entry]:
-    """Bring into `folder` what lies in `before` as the bucket has it, and return its entries."""
+    """Link the files of `before` that equal the bucket's objects into `folder`, and return their entries."""
     same = [
         path
         for path, image in images.items()
@@ -134,7 +140,7 @@ def _take_over(
 def _download(
     store: "Store", bucket: str, missing: Mapping[str, "Object"], files: Mapping[str, Path]
 ) -> dict[str, str]:
-    """Fetch objects, each into its file with its sha256 as suffix, and return the hashes; all by the objects' paths."""
+    """Fetch objects into `files`, add their sha256 as suffix, and return the sha256 by path."""
     from diffusion_core.storage import download_all
 
     paths = {file: path for path, file in files.items()}

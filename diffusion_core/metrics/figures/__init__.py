@@ -1,6 +1,6 @@
-"""How samples are measured: one metric a file.
+"""Metrics of samples, one per file.
 
-A new metric is a new file beside its siblings, listed in `MetricChoice`.
+To add a metric, add a file here and list its class in `MetricChoice`.
 """
 
 from diffusion_core.choices import choices
@@ -13,5 +13,5 @@ MetricChoice = Frechet | Kernel | Memorisation | PrecisionRecall
 
 
 def every_metric() -> tuple[MetricChoice, ...]:
-    """Return all metrics, by name, with the options they have when params.yaml names none."""
+    """Return all metrics with default options, sorted by name."""
     return tuple(metric() for _, metric in sorted(choices(MetricChoice).items()))

@@ -1,9 +1,9 @@
-"""The Fréchet distance of two Gaussians, Dowson & Landau 1982, as Heusel et al. 2017 use it for generated images.
+"""The Fréchet distance of two Gaussians, Dowson & Landau 1982, for generated images as in Heusel et al. 2017.
 
-d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^(1/2) C2 C1^(1/2))^(1/2)            (https://arxiv.org/abs/1706.08500)
+    d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^(1/2) C2 C1^(1/2))^(1/2)        (https://arxiv.org/abs/1706.08500)
 
-The matrix under the last root is symmetric and positive, so its root's trace is the sum of the roots of its
-eigenvalues; nothing has to be inverted, and fewer images than features do no harm.
+The matrix under the last root is symmetric and positive semidefinite, so the trace of its root is the sum of the roots
+of its eigenvalues. No matrix is inverted, so there may be fewer images than features.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from diffusion_core.metrics.figures.metric import Metric, RealFeatures
 class Frechet(Metric):
     """The squared Fréchet distance between Gaussians fitted to the features of the samples and of real images.
 
-    The estimate is too high by an amount that falls with the number of images. So samples and stand-ins are compared
-    with the same half of the training images and, as far as there are enough, in the same number; `frechet_ratio`,
-    the distance as a multiple of its floor, is then about 1 for a perfect model.
+    The estimate has a positive bias that decreases with the number of images. So the samples and the real images of the
+    floor are compared with the same half of the training images, in equal numbers if there are enough. `frechet_ratio`,
+    the distance divided by its floor, is then about 1 for a perfect model.
     """
 
     figures: ClassVar[tuple[str, ...]] = ("frechet", "frechet_floor", "frechet_ratio")
@@ -31,9 +31,15 @@ class Frechet(Metric):
     kind: Literal["frechet"] = "frechet"
 
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
+        """Return `frechet`, at least 0."""
         return {"frechet": frechet_distance(*moments(samples), *moments(real.train_halves[0]))}
 
     def beside_floor(self, samples: Features, real: RealFeatures) -> dict[str, float]:
+        """Return `frechet`, `frechet_floor` and `frechet_ratio`.
+
+        Raises:
+            UserError: the floor is 0.
+        """
         figures = super().beside_floor(samples, real)
         if figures["frechet_floor"] <= 0.0:
             raise UserError("the two halves of data/prepared have the same features: add images that differ")

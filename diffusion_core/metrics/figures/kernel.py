@@ -1,8 +1,8 @@
-"""The kernel distance, Binkowski et al. 2018 (https://arxiv.org/abs/1801.01401), known as KID on Inception's features.
+"""The kernel distance, Binkowski et al. 2018 (https://arxiv.org/abs/1801.01401); with Inception's features, KID.
 
 With k(x, y) = (x . y / d + 1)^3, the unbiased estimate of the squared maximum mean discrepancy of X and Y, m each, is
 
-MMD^2 = 1/(m(m-1)) sum_{i != j} [k(x_i, x_j) + k(y_i, y_j)] - 2/m^2 sum_{i, j} k(x_i, y_j)
+    MMD^2 = 1/(m(m-1)) sum_{i != j} [k(x_i, x_j) + k(y_i, y_j)] - 2/m^2 sum_{i, j} k(x_i, y_j)
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from diffusion_core.metrics.figures.metric import Metric, RealFeatures
 class Kernel(Metric):
     """MMD^2 between samples and half of the training images, averaged over random subsets of both.
 
-    The estimate has no bias whatever the number of images: two sets from one distribution give 0 on average, and so
-    half of the times a little less.
+    The estimate is unbiased for every number of images. For two sets from one distribution its mean is 0, so it may be
+    slightly negative.
 
     Attributes:
-        subsets: how many pairs of subsets are drawn, at least 1.
-        subset_size: images in each, at least 2; fewer where there are fewer.
-        seed: of the subsets.
+        subsets: number of pairs of random subsets, at least 1.
+        subset_size: images per subset, at least 2; limited by the number of images.
+        seed: seed of the subsets.
     """
 
     figures: ClassVar[tuple[str, ...]] = ("kernel", "kernel_floor")
@@ -42,6 +42,7 @@ class Kernel(Metric):
             raise ValueError(f"subset_size is {self.subset_size}; it must be at least 2")
 
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
+        """Return `kernel`; it may be negative."""
         half = real.train_halves[0]
         size = min(self.subset_size, len(samples), len(half))
         random = np.random.default_rng(self.seed)
@@ -56,7 +57,7 @@ class Kernel(Metric):
 
 
 def squared_mmd(x: Features, y: Features) -> float:
-    """Return the unbiased estimate for x and y, (m, d) each, m >= 2; it may be negative."""
+    """Return the unbiased estimate of MMD^2 for x and y, (m, d) each, m >= 2; it may be negative."""
     size = len(x)
     x, y = x.astype(np.float64), y.astype(np.float64)
     within = _sum_off_diagonal(_kernel(x, x)) + _sum_off_diagonal(_kernel(y, y))

@@ -1,9 +1,8 @@
-"""Does the model copy its training images?
+"""Measures whether the model copies its training images.
 
-Validation images are as near to the training images as new images of this sort are. A sample that is nearer to its
-nearest training image than all but the share q of them is suspicious; a model that invents gives about q of such
-samples, one that copies gives nearly all. (The comparison of a model's and held-out images' distances to the training
-set is that of Meehan, Chaudhuri & Dasgupta 2020, https://arxiv.org/abs/2004.05675.)
+The limit is the quantile q of the validation images' distances to their nearest training images. About a share q of
+the samples of a model that does not copy is within the limit; of a model that copies, nearly all. Meehan, Chaudhuri &
+Dasgupta 2020 (https://arxiv.org/abs/2004.05675) compare samples and held-out images in this way.
 """
 
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from diffusion_core.metrics.neighbours import nearest
 class Memorisation(Metric):
     """The share of samples, in [0, 1], as near to a training image as the nearest q of validation images.
 
-    Every training image counts, whichever half it is in. The quantile is taken of one half of the validation images;
-    the other half stands in for samples, so that the floor is about q by construction.
+    It uses all training images. The quantile is that of one half of the validation images. The other half gives the
+    floor, which is about q by construction.
 
     Attributes:
         quantile: q, in (0, 1).
@@ -37,9 +36,11 @@ class Memorisation(Metric):
             raise ValueError(f"quantile is {self.quantile}; it must lie between 0 and 1")
 
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
+        """Return `memorisation`, in [0, 1]."""
         usual = nearest(real.validation_halves[0], real.train).distances[:, 0]
         near = nearest(samples, real.train).distances[:, 0] <= np.quantile(usual, self.quantile)
         return {"memorisation": float(near.mean())}
 
     def stand_ins(self, real: RealFeatures) -> Features:
+        """Return the second half of the validation images."""
         return real.validation_halves[1]

@@ -1,7 +1,7 @@
-"""What a metric is.
+"""The interface of a metric.
 
-A metric is a frozen dataclass whose fields are its options. It compares the features of samples with those of real
-images, and says which other real images, put in the samples' place, give its floor: what a perfect model would score.
+A metric is a frozen dataclass; its fields are its options. It compares the features of samples with those of real
+images. Its floor is the value for other real images instead of samples, the score of a perfect model.
 """
 
 from abc import ABC, abstractmethod
@@ -13,18 +13,18 @@ import numpy as np
 from diffusion_core.choices import Choice
 from diffusion_core.metrics.features import Features
 
-# How many samples there are, and how many of them were compared with as many real images.
+# The number of samples, and the number of measured samples.
 COUNTS = ("samples", "compared")
 
 
 @dataclass(frozen=True, eq=False)
 class RealFeatures:
-    """The real images' features, and two seeded halves of each split that have no image in common.
+    """The features of the real images, and two disjoint seeded halves of each split.
 
     Attributes:
-        train: (n, d), every training image: what a model could have memorised.
-        train_halves: the first is what samples are compared with, the second stands in for samples.
-        validation_halves: the same of images that no model was trained on.
+        train: features of all training images, (n, d).
+        train_halves: the first half is compared with samples; the second replaces the samples for the floor.
+        validation_halves: two halves of the images that no model was trained on.
     """
 
     train: Features
@@ -33,15 +33,15 @@ class RealFeatures:
 
     @classmethod
     def split(cls, train: Features, validation: Features, half_size: int, random: np.random.Generator) -> Self:
-        """Draw the halves, of at most `half_size` images each."""
+        """Select the halves at random, with at most `half_size` images each."""
         return cls(train, _halves(train, half_size, random), _halves(validation, half_size, random))
 
 
 class Metric(Choice, ABC):
-    """Base of every metric.
+    """Base class of all metrics.
 
     Attributes:
-        figures: every name that `beside_floor` gives.
+        figures: the names in the result of `beside_floor`.
     """
 
     figures: ClassVar[tuple[str, ...]]
@@ -52,18 +52,22 @@ class Metric(Choice, ABC):
 
     @abstractmethod
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Measure the samples' features, (m, d), m >= 2; the names are the keys of metrics/evaluate.json.
+        """Return the values of the metric by name, the keys of metrics/evaluate.json.
+
+        Args:
+            samples: features of the samples, (m, d), m >= 2.
+            real: features of the real images.
 
         Raises:
             UserError: there are too few samples or real images for this metric.
         """
 
     def stand_ins(self, real: RealFeatures) -> Features:
-        """Return the real images that are measured in the samples' place for the floor."""
+        """Return the features of the real images that replace the samples for the floor."""
         return real.train_halves[1]
 
     def beside_floor(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Measure the samples, and as many stand-ins where there are as many: each name again with `_floor`."""
+        """Return the values of the metric, and its floors as `<name>_floor`, from at most as many real images."""
         floors = self.compute(self.stand_ins(real)[: len(samples)], real)
         figures: dict[str, float] = {}
         for name, value in self.compute(samples, real).items():

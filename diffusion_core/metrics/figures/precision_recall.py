@@ -1,8 +1,8 @@
 """Improved precision and recall, Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), equations 1 and 2.
 
-A set's manifold is the union of balls, one about each of its points, that reach to the point's k-th nearest neighbour.
-Precision is the share of samples inside the manifold of real images: are they convincing? Recall is the share of real
-images inside the manifold of samples: is every sort of image there?
+The manifold of a set is the union of balls about its points, with radii to each point's k-th nearest neighbour.
+Precision, the share of samples inside the manifold of real images, measures fidelity. Recall, the share of real images
+inside the manifold of samples, measures diversity.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from diffusion_core.metrics.neighbours import nearest, within_reach
 class PrecisionRecall(Metric):
     """Precision and recall, in [0, 1], of samples and half of the training images.
 
-    More samples cover more, so recall is compared with a floor of as many stand-ins, as far as there are enough.
+    Recall increases with the number of samples, so its floor uses as many real images, if there are enough.
 
     Attributes:
         neighbours: k, at least 1; a larger k widens both manifolds.
@@ -37,6 +37,11 @@ class PrecisionRecall(Metric):
             raise ValueError(f"neighbours is {self.neighbours}; it must be at least 1")
 
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
+        """Return `precision` and `recall`, in [0, 1].
+
+        Raises:
+            UserError: there are at most k samples or real images.
+        """
         half = real.train_halves[0]
         if min(len(samples), len(half)) <= self.neighbours:
             raise UserError(
@@ -49,5 +54,5 @@ class PrecisionRecall(Metric):
         }
 
     def _radii(self, points: Features) -> NDArray[np.float64]:
-        # The nearest neighbour of a point among all of them is itself.
+        # k + 1, because the nearest neighbour of a point is that point.
         return nearest(points, points, self.neighbours + 1).distances[:, -1]

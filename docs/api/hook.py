@@ -1,7 +1,9 @@
-"""A hook of MkDocs: links from a page to files outside docs/, which the site does not have.
+"""A hook of MkDocs, which makes pages of documents that people also read in the repository.
 
-On a page of the repository such a link opens the file. On the site it opens the file in the repository where mkdocs.yml
+A link to a file outside docs/ opens the file there. On the site it opens the file in the repository where mkdocs.yml
 has `repo_url`, and is plain text where it has none. A file that does not exist is a warning, which `strict` refuses.
+
+What follows the language of a fence, as in "sh run", is for the tests. Python's Markdown would not take it for code.
 """
 
 import logging
@@ -13,10 +15,11 @@ from typing import Any
 logger = logging.getLogger("mkdocs.hooks.source_links")
 
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]+)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+FENCE = re.compile(r"^( *```\w+) +\w.*$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """Replace the links that lead out of docs/."""
+    """Replace the links that lead out of docs/, and simplify fences."""
     docs = Path(config.docs_dir)
     root = docs.parent
 
@@ -31,7 +34,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
             return match["text"]
         return f"[{match['text']}]({config.repo_url.rstrip('/')}/blob/HEAD/{path}{match['anchor'] or ''})"
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, FENCE.sub(r"\1", markdown))
 
 
 def _exists(path: Path) -> bool:
