@@ -34,7 +34,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left while replacing `folder`, or restore the old folder."""
+    """Remove leftovers of killed processes that replaced `folder`, or restore the old folder."""
     for word in ("tmp", "old"):
         for stale in folder.parent.glob(f".{folder.name}.{word}-*"):
             pid = int(stale.name.rpartition("-")[2])
@@ -51,7 +51,7 @@ def _sweep(folder: Path) -> None:
 def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
     """Yield an empty folder; if the block succeeds, move the files with these names from it to their paths.
 
-    If the block raises, nothing is moved. What killed processes left next to the first file is removed first.
+    If the block raises, nothing is moved. Leftovers of killed processes next to the first file are removed first.
     """
     folder = files[0].with_name(f".{files[0].name}.tmp-{os.getpid()}")
     _sweep(files[0])

@@ -92,7 +92,7 @@ def _put_pool(client: SyncPrefectClient, pool: str) -> None:
         return
     if there.type != POOL_TYPES[pool]:
         raise CannotDeploy(f"the server has a pool {pool} of the type {there.type}, not {POOL_TYPES[pool]}: delete it")
-    # Without a template of ours, the pool has Prefect's own, which a worker sets and which must not change.
+    # A pool without an entry in `TEMPLATES` keeps Prefect's own template, which a worker sets.
     if template and there.base_job_template != template:
         client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
 

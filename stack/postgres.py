@@ -32,7 +32,7 @@ def program(name: str, version: str = "*") -> str:
 
 
 def owner() -> str | None:
-    """Return the user to run PostgreSQL as if this process is root, which PostgreSQL refuses; else None.
+    """Return the user for PostgreSQL, which refuses to run as root; None if this process is not root.
 
     Raises:
         StackError: the user `postgres`, which Debian creates, does not exist.

@@ -136,7 +136,7 @@ class Trainer:
         self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
 
     def _compile(self) -> bool:
-        """Compile the network on all processes, which run the self-check together, or on none; return which."""
+        """Compile the network on all processes or none, for their common self-check; return whether it is compiled."""
         problem = compiler_problem(self.diffusion.device)
         if self.ranks.all_reduce_max(int(problem is not None)):
             reason = problem or "another process cannot compile it"
