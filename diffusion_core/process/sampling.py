@@ -63,11 +63,11 @@ def inpaint(
     mask: Tensor,
     *,
     sampler: Sampler | None = None,
+    randn: Randn = torch.randn_like,
     jump_length: int = 10,
     resamplings: int = 10,
     return_all_timesteps: bool = False,
     noise: Tensor | None = None,
-    randn: Randn = torch.randn_like,
     classes: Tensor | None = None,
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
 ) -> Tensor:

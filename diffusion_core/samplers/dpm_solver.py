@@ -43,13 +43,7 @@ class DPMSolver(Choice):
         return spaced_transitions(self.kind, self.steps, self.spacing, schedule.num_timesteps)
 
     def step(
-        self,
-        schedule: ScheduleLike,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: float,
-        t_next: float,
-        randn: Randn,  # noqa: ARG002
+        self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
     ) -> Tensor:
         """Return x at `t_next`; of second order if there is a previous x0-hat, else of first order."""
         before = denoise.previous

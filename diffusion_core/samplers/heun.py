@@ -68,13 +68,7 @@ class Heun(Choice):
         return list(pairwise([*times, -1]))
 
     def step(
-        self,
-        schedule: ScheduleLike,
-        denoise: Denoise,
-        x_t: Tensor,
-        t: float,
-        t_next: float,
-        randn: Randn,  # noqa: ARG002
+        self, schedule: ScheduleLike, denoise: Denoise, x_t: Tensor, t: float, t_next: float, randn: Randn
     ) -> Tensor:
         """Return x at `t_next` by an Euler step and its trapezoidal correction."""
         x0 = denoise(x_t, t).x0

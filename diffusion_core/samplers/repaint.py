@@ -23,10 +23,10 @@ def inpaint_loop(
     known: Tensor,
     mask: Tensor,
     *,
+    randn: Randn = torch.randn_like,
     jump_length: int = 10,
     resamplings: int = 10,
     classes: Tensor | None = None,
-    randn: Randn = torch.randn_like,
 ) -> Iterator[Tensor]:
     """Yield x after each step and each jump back; the last is the image with its known pixels.
 

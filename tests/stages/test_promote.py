@@ -12,17 +12,7 @@ from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.stages import promote, publish
-from tests.registry.projects import (
-    EVALUATE,
-    SAMPLE,
-    evaluate_model,
-    new_environment,
-    read_figures,
-    write_figures,
-    write_model,
-    write_project,
-    write_reference,
-)
+from tests.registry import projects
 from tests.registry.servers import dying_server
 
 OPEN = PromoteSettings()
@@ -32,11 +22,11 @@ NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_project(tmp_path)
-    return new_environment(tmp_path)
+    projects.write_project(tmp_path)
+    return projects.new_environment(tmp_path)
 
 
-def publish_and_promote(environment, gate, sample=SAMPLE, evaluate=EVALUATE):
+def publish_and_promote(environment, gate, sample=projects.SAMPLE, evaluate=projects.EVALUATE):
     publish.run(environment)
     promote.run(gate, sample, evaluate, environment)
 
@@ -54,11 +44,11 @@ def decision(folder):
     return json.loads((folder / ".cache/promotion.json").read_text())
 
 
-def write_other_model(folder, sample=SAMPLE, evaluate=EVALUATE, **changes):
+def write_other_model(folder, sample=projects.SAMPLE, evaluate=projects.EVALUATE, **changes):
     """A second model, measured; `changes` overwrite its figures."""
-    write_model(folder / "models", seed=1)
-    evaluate_model(folder, sample, evaluate)
-    write_figures(folder, read_figures(folder) | changes)
+    projects.write_model(folder / "models", seed=1)
+    projects.evaluate_model(folder, sample, evaluate)
+    projects.write_figures(folder, projects.read_figures(folder) | changes)
 
 
 def test_the_first_model_within_its_limits_becomes_the_champion(environment, tmp_path, capsys):
@@ -70,7 +60,7 @@ def test_the_first_model_within_its_limits_becomes_the_champion(environment, tmp
 
 
 def test_a_model_beyond_a_limit_is_refused_with_the_amount(environment, tmp_path, capsys):
-    write_figures(tmp_path, read_figures(tmp_path) | {"frechet": 12.5})
+    projects.write_figures(tmp_path, projects.read_figures(tmp_path) | {"frechet": 12.5})
     publish_and_promote(environment, PromoteSettings(limits={"frechet": Limit(at_most=10.0)}))
     assert champion(environment) is None
     refusal = "frechet is 12.5, 2.5 above 10, its limit"
@@ -83,7 +73,7 @@ def test_a_model_beyond_a_limit_is_refused_with_the_amount(environment, tmp_path
 def test_a_refusal_leaves_the_champion_untouched(environment, tmp_path):
     publish_and_promote(environment, OPEN)
     before = version(environment, 1)
-    write_other_model(tmp_path, frechet=read_figures(tmp_path)["frechet"] * 2)
+    write_other_model(tmp_path, frechet=projects.read_figures(tmp_path)["frechet"] * 2)
     publish_and_promote(environment, NOT_WORSE)
     assert champion(environment) == 1
     assert version(environment, 1) == before
@@ -93,7 +83,7 @@ def test_a_refusal_leaves_the_champion_untouched(environment, tmp_path):
 
 def test_a_better_model_takes_the_alias_and_says_whose_it_was(environment, tmp_path):
     publish_and_promote(environment, OPEN)
-    write_other_model(tmp_path, frechet=read_figures(tmp_path)["frechet"] / 2)
+    write_other_model(tmp_path, frechet=projects.read_figures(tmp_path)["frechet"] / 2)
     publish_and_promote(environment, NOT_WORSE)
     assert champion(environment) == 2
     assert version(environment, 2).tags["champion_before"] == "1"
@@ -130,10 +120,10 @@ def test_figures_of_the_same_key_are_taken_as_they_were_recorded(environment, tm
 def test_a_champion_of_another_reference_is_measured_against_the_new_one(environment, tmp_path):
     publish_and_promote(environment, OPEN)
     before = version(environment, 1)
-    write_reference(tmp_path / "data/reference", seed=1)
+    projects.write_reference(tmp_path / "data/reference", seed=1)
     # What the champion's figure is against the new reference.
-    evaluate_model(tmp_path)
-    figure = read_figures(tmp_path)["frechet"]
+    projects.evaluate_model(tmp_path)
+    figure = projects.read_figures(tmp_path)["frechet"]
     assert figure != recorded_evaluation(before).figures["frechet"]
 
     write_other_model(tmp_path, frechet=figure * 1.001)
@@ -142,7 +132,7 @@ def test_a_champion_of_another_reference_is_measured_against_the_new_one(environ
     assert f"the champion's {figure:.6g} allows" in decision(tmp_path)["reasons"][0]
     assert version(environment, 1) == before
 
-    write_figures(tmp_path, read_figures(tmp_path) | {"frechet": figure * 0.999})
+    projects.write_figures(tmp_path, projects.read_figures(tmp_path) | {"frechet": figure * 0.999})
     publish_and_promote(environment, NOT_WORSE)
     assert champion(environment) == 2
 
@@ -150,8 +140,8 @@ def test_a_champion_of_another_reference_is_measured_against_the_new_one(environ
 def test_a_champion_is_sampled_with_the_candidates_seed(environment, tmp_path):
     publish_and_promote(environment, OPEN)
     reasons = []
-    for seed in (SAMPLE.seed + 1, SAMPLE.seed + 2):
-        sample = SampleSettings(count=SAMPLE.count, seed=seed, sampler=SAMPLE.sampler)
+    for seed in (projects.SAMPLE.seed + 1, projects.SAMPLE.seed + 2):
+        sample = SampleSettings(count=projects.SAMPLE.count, seed=seed, sampler=projects.SAMPLE.sampler)
         write_other_model(tmp_path, sample=sample, frechet=1e9)
         publish_and_promote(environment, NOT_WORSE, sample=sample)
         reasons += decision(tmp_path)["reasons"]
@@ -166,9 +156,9 @@ OTHERWISE = EvaluateSettings(seed=1)
 def test_a_champion_of_another_shape_is_told(environment, tmp_path, image_size, channels):
     publish_and_promote(environment, OPEN)
     # The candidate's extractor takes images of another shape.
-    write_reference(tmp_path / "data/reference", seed=1, image_size=image_size, channels=channels)
-    write_model(tmp_path / "models", seed=1, image_size=image_size, channels=channels)
-    evaluate_model(tmp_path)
+    projects.write_reference(tmp_path / "data/reference", seed=1, image_size=image_size, channels=channels)
+    projects.write_model(tmp_path / "models", seed=1, image_size=image_size, channels=channels)
+    projects.evaluate_model(tmp_path)
     wanted = re.escape(str((*image_size, channels)))
     with pytest.raises(UserError, match=rf"\(8, 8, 1\).*{wanted}.*DIFFUSION_REGISTERED_MODEL"):
         publish_and_promote(environment, NOT_WORSE)
@@ -183,12 +173,12 @@ def test_a_champion_of_another_shape_is_told(environment, tmp_path, image_size, 
     ],
 )
 def test_a_champion_that_cannot_be_sampled_alike_is_told(environment, tmp_path, champion_s, changes, message):
-    write_model(tmp_path / "models", **champion_s)
-    evaluate_model(tmp_path)
+    projects.write_model(tmp_path / "models", **champion_s)
+    projects.evaluate_model(tmp_path)
     publish_and_promote(environment, OPEN)
-    sample = SAMPLE.model_copy(update=changes)
-    write_model(tmp_path / "models", seed=1, timesteps=20)
-    evaluate_model(tmp_path, sample)
+    sample = projects.SAMPLE.model_copy(update=changes)
+    projects.write_model(tmp_path / "models", seed=1, timesteps=20)
+    projects.evaluate_model(tmp_path, sample)
     with pytest.raises(UserError, match=rf"the champion, version 1, cannot be sampled.*{message}.*alias champion"):
         publish_and_promote(environment, NOT_WORSE, sample=sample)
     assert champion(environment) == 1
@@ -196,11 +186,15 @@ def test_a_champion_that_cannot_be_sampled_alike_is_told(environment, tmp_path, 
 
 def test_a_model_that_is_not_published_is_told(environment):
     with pytest.raises(UserError, match="python -m diffusion_core publish"):
-        promote.run(OPEN, SAMPLE, EVALUATE, environment)
+        promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
 
 
 @pytest.mark.parametrize(
-    ("sample", "evaluate"), [(SAMPLE, OTHERWISE), (SAMPLE.model_copy(update={"seed": SAMPLE.seed + 1}), EVALUATE)]
+    ("sample", "evaluate"),
+    [
+        (projects.SAMPLE, OTHERWISE),
+        (projects.SAMPLE.model_copy(update={"seed": projects.SAMPLE.seed + 1}), projects.EVALUATE),
+    ],
 )
 def test_figures_by_other_params_than_the_present_ones_are_told(environment, sample, evaluate):
     publish.run(environment)
@@ -211,9 +205,9 @@ def test_figures_by_other_params_than_the_present_ones_are_told(environment, sam
 
 def test_figures_by_another_reference_than_the_present_one_are_told(environment, tmp_path):
     publish.run(environment)
-    write_reference(tmp_path / "data/reference", seed=1)
+    projects.write_reference(tmp_path / "data/reference", seed=1)
     with pytest.raises(UserError, match="data/reference.*python -m diffusion_core publish"):
-        promote.run(OPEN, SAMPLE, EVALUATE, environment)
+        promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
     assert champion(environment) is None
 
 
@@ -229,7 +223,7 @@ def test_the_alias_moves_last(environment, monkeypatch):
             return original(*arguments)
 
         monkeypatch.setattr(client, name, record)
-    promote.run(OPEN, SAMPLE, EVALUATE, environment)
+    promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
     assert calls.count("set_registered_model_alias") == 1
     assert calls[-1] == "set_registered_model_alias"
 
@@ -237,10 +231,10 @@ def test_the_alias_moves_last(environment, monkeypatch):
 def test_a_missing_model_is_told(environment, tmp_path):
     (tmp_path / "models/model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors is missing"):
-        promote.run(OPEN, SAMPLE, EVALUATE, environment)
+        promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
 
 
 def test_a_server_that_dies_is_told(environment, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with dying_server() as address, pytest.raises(UserError, match=rf"{address} stopped answering.*run this again"):
-        promote.run(OPEN, SAMPLE, EVALUATE, Environment(tracking_uri=address))
+        promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, Environment(tracking_uri=address))
