@@ -48,7 +48,7 @@ gpu-check: ## Check a GPU: the same numbers as a CPU, and learning (make gpu-che
 		|| { echo "error: $(GPU_PYTHON) cannot import PyTorch, numpy and pytest: say make setup, or name an interpreter that can with make gpu-check GPU_PYTHON=..." >&2; exit 2; }
 	GPU_CHECK_REQUIRED=1 $(GPU_PYTHON) -m pytest tests/gpu -q -p no:cacheprovider -rs
 
-lint: setup ## Check style, types and who may import whom
+lint: setup prose ## Check style, types, who may import whom, and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -12,10 +12,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from diffusion_core.config.environment import Environment, load_environment
 from diffusion_core.errors import UserError
+
+try:
+    import typer
+
+    from diffusion_core.config.environment import Environment, load_environment
+except ModuleNotFoundError as missing:
+    print(f"error: the command needs {missing.name}: pip install 'diffusion-core[pipeline]'", file=sys.stderr)
+    sys.exit(2)
 
 # Seconds that other ranks wait before they report an error, so that the main rank reports it first.
 SECONDS_TO_TELL = 3.0

@@ -134,7 +134,7 @@ def guided(model: TrainedModel) -> Tensor:
     return torch.stack(
         [
             model.diffusion.sample(
-                10, sampler=DDIM(steps=50), draw=ImageNoise(1, range(10)), classes=labels, guidance=each
+                10, sampler=DDIM(steps=50), randn=ImageNoise(1, range(10)), classes=labels, guidance=each
             )
             for each in choices
         ]
@@ -156,7 +156,7 @@ def painted(model: TrainedModel, dataset: ImageDataset) -> Tensor:
                 sampler=DDIM(steps=50, eta=1.0),
                 resamplings=resamplings,
                 jump_length=5,
-                draw=ImageNoise(0, range(10)),
+                randn=ImageNoise(0, range(10)),
                 classes=torch.tensor(labels),
             )
         )

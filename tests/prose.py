@@ -75,7 +75,7 @@ def markdown(text):
         elif bare.startswith("#"):
             paragraphs.append(Paragraph(number, bare.lstrip("# ")))
         elif bare and not is_code and not bare.startswith(":::"):
-            lines.append((number, ITEM.sub("", line).strip()))
+            lines.append((number, line[is_item.end() :].strip() if is_item else line.strip()))
         # A block of code goes on over its lines; a paragraph that is indented by itself is one.
         was_blank = not bare or is_code
     end()

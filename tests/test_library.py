@@ -56,6 +56,12 @@ def test_import_loads_no_server_library(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_without_its_libraries_says_what_to_install(tmp_path):
+    done = run(ALONE + "import runpy; runpy.run_module('diffusion_core', run_name='__main__')", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: the command needs pydantic: pip install 'diffusion-core[pipeline]'\n"
+
+
 LAZY = """
 import ast, inspect, sys
 import diffusion_core

@@ -9,7 +9,7 @@ import pytest
 TOOLS = Path(sys.executable).parent
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy", "python -m tests.prose"])
 def test_the_tree_is_clean(command):
     tool, *arguments = command.split()
     done = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=False)
