@@ -57,4 +57,4 @@ USER 10001
 WORKDIR /home/diffusion
 ENTRYPOINT ["tini", "--"]
 # One training at a time: two would share the GPU's memory.
-CMD ["python", "-m", "diffusion_core.runtime.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]
+CMD ["python", "-m", "diffusion_core.supervision.worker", "--pool", "machine", "--type", "process", "--limit", "1", "--with-healthcheck"]

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
-from diffusion_core.runtime.child import leave
+from diffusion_core.supervision.child import leave
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
 from flows.automations import tell_failure

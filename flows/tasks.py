@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import PrefectException
 
 from diffusion_core.errors import Unavailable
-from diffusion_core.runtime.child import run_child
+from diffusion_core.supervision.child import run_child
 from flows.automations import tell_promotion
 from flows.checkout import Override
 from flows.failure import StageFailed

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from diffusion_core.files import write_whole
-from diffusion_core.runtime.worker import runs_still
+from diffusion_core.supervision.worker import runs_still
 from stack.home import StackError
 
 START_SECONDS = 120.0

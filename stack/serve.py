@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from diffusion_core.runtime.child import GRACE_SECONDS, leave, signals_held, started
-from diffusion_core.runtime.worker import stop_flow_runs
+from diffusion_core.supervision.child import GRACE_SECONDS, leave, signals_held, started
+from diffusion_core.supervision.worker import stop_flow_runs
 
 LOGS = Path(".cache")
 HOST = "127.0.0.1"

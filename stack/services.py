@@ -13,13 +13,13 @@ from pathlib import Path
 import httpx
 from dotenv import dotenv_values
 
-from diffusion_core.runtime.worker import STOP_SECONDS
+from diffusion_core.supervision.worker import STOP_SECONDS
 from stack.home import ADMIN, HOST, Home, StackError
 from stack.postgres import is_ready, make_cluster, owner, program
 from stack.processes import Service
 
 POOL = "machine"
-WORKER = "diffusion_core.runtime.worker"
+WORKER = "diffusion_core.supervision.worker"
 # Prefixes of variables for the user's other servers, which the stack's servers must not get.
 FOREIGN = ("AWS_", "DIFFUSION_", "MLFLOW_", "PG", "PREFECT_", "RCLONE_")
 QUIET = {

@@ -23,7 +23,7 @@ import sys
 class Hidden:
     names = {
         "boto3", "dvc", "matplotlib", "mlflow", "PIL", "prefect", "pyarrow", "pydantic", "pydantic_settings",
-        "safetensors", "scipy", "skimage", "sklearn", "tqdm", "yaml", "numpy",
+        "safetensors", "scipy", "skimage", "sklearn", "tqdm", "yaml", "numpy", "dotenv", "filelock", "psutil", "typer",
     }
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
@@ -59,7 +59,7 @@ def test_import_loads_no_server_library(tmp_path):
 def test_the_command_without_its_libraries_says_what_to_install(tmp_path):
     done = run(ALONE + "import runpy; runpy.run_module('diffusion_core', run_name='__main__')", tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: the command needs pydantic: pip install 'diffusion-core[pipeline]'\n"
+    assert done.stderr == "error: the command needs typer: pip install 'diffusion-core[pipeline]'\n"
 
 
 LAZY = """

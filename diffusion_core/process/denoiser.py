@@ -1,7 +1,7 @@
-"""Converts a network's output to a prediction. Nothing else calls a network."""
+"""Converts a network's output to a prediction. Only the self-check calls a network past it."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,27 +43,20 @@ class Denoiser:
     """A network and the meaning of its output.
 
     Attributes:
-        network: called as `network(x_t, t, x_self_cond)`; with `classes` as a fourth argument if it has `num_classes`.
+        network: called as `network(x_t, t, x_self_cond)`, or with `classes` after that if `num_classes` is given.
         schedule: the noise schedule.
         objective: the quantity that the network predicts.
         variance: fixed, or learned by the network.
+        self_condition: whether the network takes the previous x0-hat as an input.
+        num_classes: number of classes of the network, or None if it is unconditional.
     """
 
     network: nn.Module
     schedule: NoiseSchedule
     objective: Objective
     variance: Variance
-
-    @property
-    def self_condition(self) -> bool:
-        """Whether the network takes the previous x0-hat as an input."""
-        return bool(self.network.self_condition)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes of the network, or None if it is unconditional."""
-        network: Any = self.network
-        return getattr(network, "num_classes", None)
+    self_condition: bool
+    num_classes: int | None
 
     def __call__(
         self,

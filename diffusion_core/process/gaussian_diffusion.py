@@ -96,6 +96,8 @@ class GaussianDiffusion(nn.Module):
         check_network(network.out_dim, network.channels, self.variance.outputs_per_channel, type(self).__name__)
         self.model = model
         self.channels: int = network.channels
+        self.self_condition = bool(network.self_condition)
+        self.num_classes: int | None = getattr(network, "num_classes", None)
         self.image_size = checked_image_size(image_size, getattr(network, "downsample_factor", 1))
         self.objective = objective
         self.auto_normalize = auto_normalize
@@ -112,30 +114,28 @@ class GaussianDiffusion(nn.Module):
         self.sampling_timesteps = timesteps if sampling_timesteps is None else sampling_timesteps
         check_default_sampler(self.sampling_timesteps, ddim_sampling_eta, timesteps)
         self.ddim_sampling_eta = ddim_sampling_eta
-        self.sampler: Sampler = self._ddim() if self.is_ddim_sampling else DDPM()
+        self.is_ddim_sampling = self.sampling_timesteps < timesteps
+        ddim = DDIM(steps=self.sampling_timesteps, eta=ddim_sampling_eta)
+        self.sampler: Sampler = ddim if self.is_ddim_sampling else DDPM()
+
+    # `diffusion.alphas_cumprod` is that of the schedule.
+    def _part(self, name: str) -> nn.Module | None:
+        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"):
+            return self.schedule
+        return self.loss if name in ("immiscible", "loss_weight", "offset_noise_strength") else None
 
     def __getattr__(self, name: str) -> Any:
-        # Attributes of the parts under their usual names, for example `diffusion.alphas_cumprod`.
-        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"):
-            return getattr(self.schedule, name)
-        if name in ("immiscible", "loss_weight", "offset_noise_strength"):
-            return getattr(self.loss, name)
-        if name in ("num_classes", "self_condition"):
-            return getattr(self.denoiser, name)
-        return super().__getattr__(name)
+        return super().__getattr__(name) if (part := self._part(name)) is None else getattr(part, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        part = self._part(name)
+        super().__setattr__(name, value) if part is None else setattr(part, name, value)
 
     @property
     def denoiser(self) -> Denoiser:
-        """The `Denoiser` of `model`; built at each access, so that `model` can be replaced."""
-        return Denoiser(self.model, self.schedule, self._objective, self.variance)
-
-    @property
-    def is_ddim_sampling(self) -> bool:
-        """Whether the default sampler is DDIM."""
-        return self.sampling_timesteps < self.schedule.num_timesteps
-
-    def _ddim(self) -> DDIM:
-        return DDIM(steps=self.sampling_timesteps, eta=self.ddim_sampling_eta)
+        """The `Denoiser` of `model`; built at each access, so that `model` can be replaced or wrapped."""
+        parts = (self.model, self.schedule, self._objective, self.variance)
+        return Denoiser(*parts, self.self_condition, self.num_classes)
 
     @property
     def _image_shape(self) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ class GaussianDiffusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return a sample of x_{t-1} given x_t, without noise at t = 0, and x0-hat."""
         trajectory = Trajectory(self.denoiser, classes, x_self_cond)
-        x_next = DDPM().step(self.schedule, trajectory, x, t, t - 1, torch.randn_like)
+        x_next = DDPM().step(self.schedule, trajectory, x, int(t), int(t) - 1, torch.randn_like)
         assert trajectory.previous is not None
         return x_next, trajectory.previous[1]
 

@@ -32,3 +32,7 @@ class LearnedGaussianDiffusion(GaussianDiffusion):
     def vb_loss_weight(self) -> float:
         """Lambda, the weight of the variational bound."""
         return self.loss.vb_loss_weight
+
+    @vb_loss_weight.setter
+    def vb_loss_weight(self, value: float) -> None:
+        self.loss.vb_loss_weight = value

@@ -56,6 +56,8 @@ class DiffusionLoss(ExactTables):
                 f"zero_terminal_snr is True and the weighting {weighting.kind}, which gives weight 0 to the last"
                 " timestep, where sampling begins: take the weighting uniform or p2"
             )
+        # A tuple, so that the schedule is a submodule of its owner alone.
+        self._weighted_for = (schedule, objective)
         self.loss = loss
         self.offset_noise_strength = offset_noise_strength
         self.immiscible = immiscible
@@ -98,6 +100,8 @@ class DiffusionLoss(ExactTables):
         Raises:
             ValueError: classes are given, and the network takes none.
         """
+        if self._weighted_for[0] is not denoiser.schedule or self._weighted_for[1] is not denoiser.objective:
+            raise ValueError("the denoiser has another schedule or objective than this loss: build both of the same")
         if noise is None:
             noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         strength = self.offset_noise_strength if offset_noise_strength is None else offset_noise_strength

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.checks import check_images, checked_mask
+from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.guidance import Guidance, GuidedDenoiser
 from diffusion_core.samplers.loop import Trajectory, sample_loop
@@ -49,10 +50,10 @@ def sample(
     """
     if isinstance(sampler, str | type):
         raise ValueError(f"sampler is {sampler!r}; it must be one that was made, DDIM(steps=50) say")
-    denoiser = GuidedDenoiser(self.denoiser, self.schedule, guidance)
+    denoiser = GuidedDenoiser(self.denoiser, guidance)
     classes = self.checked_classes(classes, batch_size)
     x_t = _starting_noise((batch_size, *self._image_shape), noise, randn, self.betas)
-    steps = sample_loop(self.schedule, denoiser, sampler or self.sampler, x_t, classes=classes, randn=randn)
+    steps = sample_loop(denoiser, sampler or self.sampler, x_t, classes=classes, randn=randn)
     return self.unnormalize(_finish(x_t, steps, return_all_timesteps))
 
 
@@ -91,11 +92,10 @@ def inpaint(
     """
     check_images(images, self._image_shape)
     known = checked_mask(mask, images, self.device)
-    denoiser = GuidedDenoiser(self.denoiser, self.schedule, guidance)
+    denoiser = GuidedDenoiser(self.denoiser, guidance)
     classes = self.checked_classes(classes, len(images))
     x_t = _starting_noise((len(images), *self._image_shape), noise, randn, self.betas)
     steps = inpaint_loop(
-        self.schedule,
         denoiser,
         sampler or self.sampler,
         x_t,
@@ -154,7 +154,8 @@ def p_sample_loop(self: "GaussianDiffusion", shape: Sequence[int], return_all_ti
 
 def ddim_sample(self: "GaussianDiffusion", shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
     """Return the images of `sample` with DDIM in `sampling_timesteps` steps; `shape` is (B, C, H, W)."""
-    return self.sample(_batch_size(self, shape), return_all_timesteps, sampler=self._ddim())
+    ddim = DDIM(steps=self.sampling_timesteps, eta=self.ddim_sampling_eta)
+    return self.sample(_batch_size(self, shape), return_all_timesteps, sampler=ddim)
 
 
 def _batch_size(self: "GaussianDiffusion", shape: Sequence[int]) -> int:

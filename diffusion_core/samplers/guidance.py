@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.choices import Options
-from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction, ScheduleLike
+from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,19 @@ class GuidedDenoiser:
 
     Args:
         denoiser: computes the predictions.
-        schedule: the noise schedule.
         guidance: the strength of guidance.
 
     Raises:
         ValueError: `guidance` is not a `Guidance`.
     """
 
-    def __init__(self, denoiser: DenoiserLike, schedule: ScheduleLike, guidance: Guidance) -> None:
+    def __init__(self, denoiser: DenoiserLike, guidance: Guidance) -> None:
         if not isinstance(guidance, Guidance):
             raise ValueError(f"guidance is {guidance!r}; it must be a Guidance, Guidance(scale=2.0) say")
         self.self_condition = denoiser.self_condition
         self.num_classes = denoiser.num_classes
         self._denoiser = denoiser
-        self._schedule = schedule
+        self.schedule = denoiser.schedule
         self._guidance = guidance
 
     def __call__(self, x_t: Tensor, t: float, conditioning: Conditioning, *, clip: bool = True) -> Prediction:
@@ -104,7 +103,7 @@ class GuidedDenoiser:
         scale = self._guidance.scale
         if scale != 1.0 and classes is None:
             raise ValueError(f"guidance.scale is {scale}; guidance needs classes, so it must be 1 without them")
-        if classes is None or not self._guidance.acts_at(self._schedule.alpha_bar(t)):
+        if classes is None or not self._guidance.acts_at(self.schedule.alpha_bar(t)):
             return self._denoiser(x_t, t, conditioning, clip=clip)
         null_class = torch.full_like(classes, self.num_classes or 0)
         if scale == 0.0:
@@ -122,4 +121,4 @@ class GuidedDenoiser:
         dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
         times = torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
         variance = None if both.variance is None else both.variance[: len(x_t)]
-        return Prediction(x0, self._schedule.noise_from_x0(x_t, times, x0), variance)
+        return Prediction(x0, self.schedule.noise_from_x0(x_t, times, x0), variance)

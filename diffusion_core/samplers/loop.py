@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction, Randn, Sampler, ScheduleLike
+from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction, Randn, Sampler
 
 
 class Trajectory:
@@ -35,7 +35,6 @@ class Trajectory:
 
 
 def sample_loop(
-    schedule: ScheduleLike,
     denoiser: DenoiserLike,
     sampler: Sampler,
     x_t: Tensor,
@@ -46,7 +45,6 @@ def sample_loop(
     """Yield x after each transition, the clean image in [-1, 1] last.
 
     Args:
-        schedule: the noise schedule.
         denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
         sampler: the sampler.
         x_t: standard normal noise, (B, C, H, W).
@@ -57,6 +55,6 @@ def sample_loop(
         ValueError: there is guidance without classes, or the sampler does not fit the schedule.
     """
     denoise = Trajectory(denoiser, classes)
-    for t, t_next in sampler.transitions(schedule):
-        x_t = sampler.step(schedule, denoise, x_t, t, t_next, randn)
+    for t, t_next in sampler.transitions(denoiser.schedule):
+        x_t = sampler.step(denoiser.schedule, denoise, x_t, t, t_next, randn)
         yield x_t

@@ -70,6 +70,11 @@ class DenoiserLike(Protocol):
     """Computes predictions for a batch at one timestep."""
 
     @property
+    def schedule(self) -> ScheduleLike:
+        """The noise schedule that the network was trained with."""
+        ...
+
+    @property
     def self_condition(self) -> bool:
         """Whether the network takes the previous x0-hat as an input."""
         ...

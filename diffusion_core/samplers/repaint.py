@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from diffusion_core.samplers.loop import Trajectory
-from diffusion_core.samplers.protocols import DenoiserLike, Randn, Sampler, ScheduleLike
+from diffusion_core.samplers.protocols import DenoiserLike, Randn, Sampler
 
 
 def inpaint_loop(
-    schedule: ScheduleLike,
     denoiser: DenoiserLike,
     sampler: Sampler,
     x_t: Tensor,
@@ -31,7 +30,6 @@ def inpaint_loop(
     """Yield x after each step and each jump back; the last is the image with its known pixels.
 
     Args:
-        schedule: the noise schedule.
         denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
         sampler: a sampler that is not multistep (ddpm, ddim, heun).
         x_t: standard normal noise, (B, C, H, W).
@@ -50,7 +48,7 @@ def inpaint_loop(
     for name, value in (("jump_length", jump_length), ("resamplings", resamplings)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    transitions = sampler.transitions(schedule)
+    transitions = sampler.transitions(denoiser.schedule)
     if resamplings > 1 and jump_length >= len(transitions):
         raise ValueError(
             f"jump_length is {jump_length}; in {len(transitions)} steps it must be at most {len(transitions) - 1}, or"
@@ -60,12 +58,12 @@ def inpaint_loop(
     times = [transitions[0][0], *(t_next for _, t_next in transitions)]
     for position, after in pairwise(positions(len(transitions), jump_length, resamplings)):
         t, t_next = times[position], times[after]
-        alpha_bar_next = schedule.alpha_bar(t_next)
+        alpha_bar_next = denoiser.schedule.alpha_bar(t_next)
         if after < position:
-            kept = alpha_bar_next / schedule.alpha_bar(t)
+            kept = alpha_bar_next / denoiser.schedule.alpha_bar(t)
             x_t = math.sqrt(kept) * x_t + math.sqrt(1.0 - kept) * randn(x_t)
         else:
-            x_t = sampler.step(schedule, denoise, x_t, t, t_next, randn)
+            x_t = sampler.step(denoiser.schedule, denoise, x_t, t, t_next, randn)
             level = math.sqrt(alpha_bar_next) * known
             if t_next >= 0:
                 level = level + math.sqrt(1.0 - alpha_bar_next) * randn(x_t)

@@ -51,7 +51,7 @@ def test_ddim(diffusion, spacing, steps, eta):
     sampler = DDIM(steps=steps, eta=eta, spacing=spacing)
     noises = cases.replay("ddim", SHAPE, torch.float64)
     x = next(noises)
-    walk = sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x, randn=lambda like: next(noises))
+    walk = sample_loop(diffusion.denoiser, sampler, x, randn=lambda like: next(noises))
     again = cases.replay("ddim", SHAPE, torch.float64)
     next(again)
     for (t, t_next), ours in zip(sampler.transitions(diffusion.schedule), walk, strict=True):
@@ -92,7 +92,7 @@ def test_dpm_solver(diffusion, spacing, steps):
     theirs.set_timesteps(timesteps=times)
     assert theirs.timesteps.tolist() == times
     x = cases.numbers("x_t", SHAPE)
-    for t, ours in zip(times, sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x), strict=True):
+    for t, ours in zip(times, sample_loop(diffusion.denoiser, sampler, x), strict=True):
         x = theirs.step(guess(diffusion, x, t), t, x).prev_sample
         torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
@@ -108,7 +108,7 @@ def test_heun(diffusion, steps):
     np.testing.assert_allclose(times, theirs.timesteps[::2].numpy(), rtol=1e-4, atol=1e-3)
     x_t = cases.numbers("x_t", SHAPE)
     y = x_t / diffusion.alpha_bar(times[0]) ** 0.5
-    ours = list(sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x_t))[-1]
+    ours = list(sample_loop(diffusion.denoiser, sampler, x_t))[-1]
     for t in theirs.timesteps:
         sigma = float(theirs.sigmas[theirs.index_for_timestep(t) if theirs.step_index is None else theirs.step_index])
         x = theirs.scale_model_input(y, t)

@@ -133,7 +133,7 @@ WORKS = """
 import sys
 from pathlib import Path
 from prefect import flow, task
-from diffusion_core.runtime.child import run_child
+from diffusion_core.supervision.child import run_child
 
 STAGE = '''
 import signal, sys, time

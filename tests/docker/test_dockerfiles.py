@@ -13,8 +13,8 @@ import mlflow.cli
 import mlflow.server.auth.cli
 import pytest
 
-from diffusion_core.runtime.child import GRACE_SECONDS
-from diffusion_core.runtime.worker import STOP_SECONDS
+from diffusion_core.supervision.child import GRACE_SECONDS
+from diffusion_core.supervision.worker import STOP_SECONDS
 from tests.docker.stack import BIN, FOLDER, GOOD, SERVICES, instructions, words
 
 DOCKERFILES = ["server.Dockerfile", "train.Dockerfile"]

@@ -9,7 +9,7 @@ from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
 from prefect_kubernetes.settings import KubernetesSettings
 
-from diffusion_core.runtime.worker import STOP_SECONDS
+from diffusion_core.supervision.worker import STOP_SECONDS
 from tests.docker.kubernetes import OBJECTS, TEMPLATE, container, pod, problems, the
 from tests.docker.stack import FOLDER, SERVICES, image_environment, instructions, words
 
@@ -38,7 +38,10 @@ def test_kubernetes_knows_every_key(number):
         (lambda spec: spec.update(serviceAcountName="x"), "serviceAcountName is not known"),
         (lambda spec: spec["containers"][0]["securityContext"].update(readOnlyRootFileSystem=True), "readOnlyRootFile"),
         (lambda spec: spec["containers"][0].pop("name"), "`name`"),
-        (lambda spec: spec["containers"][0].update(args="python -m diffusion_core.runtime.worker"), "args is no list"),
+        (
+            lambda spec: spec["containers"][0].update(args="python -m supervision.worker"),
+            "args is no list",
+        ),
         (lambda spec: spec["securityContext"].update(runAsUser="10001"), "runAsUser is no int"),
         (lambda spec: spec.update(enableServiceLinks="false"), "enableServiceLinks is no bool"),
         (lambda spec: spec["volumes"][0].update(emptyDir=[]), "emptyDir is no object"),

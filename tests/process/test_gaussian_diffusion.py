@@ -1,3 +1,6 @@
+from copy import deepcopy
+
+import numpy as np
 import pytest
 import torch
 
@@ -298,3 +301,60 @@ def test_images_and_classes_that_do_not_fit_are_refused():
         diffusion(torch.rand(2, 1, 4, 4), classes=torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="no num_classes"):
         GaussianDiffusion(constant(0.0), image_size=4)(torch.rand(1, 1, 4, 4), classes=torch.tensor([0]))
+
+
+def test_attributes_of_the_parts_are_read_and_written_under_their_usual_names():
+    diffusion = GaussianDiffusion(constant(0.3), image_size=4, timesteps=100)
+    images = torch.rand(4, 1, 4, 4)
+    assert torch.equal(diffusion.alphas_cumprod, diffusion.schedule.alphas_cumprod)
+    diffusion.loss_weight = torch.zeros(100)
+    assert float(diffusion(images)) == 0.0
+    diffusion.loss_weight, diffusion.offset_noise_strength = torch.ones(100), 5.0
+    assert diffusion.loss.offset_noise_strength == 5.0
+    assert float(diffusion(images)) > 2.0
+    diffusion.betas = torch.zeros(100)
+    assert float(diffusion.schedule.betas.sum()) == 0.0
+    with pytest.raises(AttributeError, match="no attribute 'bettas'"):
+        _ = diffusion.bettas
+
+
+class Wrapper(torch.nn.Module):
+    """Forwards calls and no attribute, as DataParallel does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+
+def test_a_network_can_be_wrapped_after_construction():
+    torch.manual_seed(0)
+    network = Unet(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3)
+    diffusion = GaussianDiffusion(network, image_size=4, timesteps=10).eval()
+    options = {"noise": torch.randn(2, 1, 4, 4), "randn": torch.zeros_like, "classes": torch.tensor([0, 2])}
+    plain = diffusion.sample(2, **options)
+    diffusion.model = Wrapper(diffusion.model)
+    assert torch.equal(diffusion.sample(2, **options), plain)
+    diffusion(torch.rand(2, 1, 4, 4), classes=torch.tensor([0, 1])).backward()
+
+
+@pytest.mark.parametrize("t", [5, torch.tensor(5), np.int64(5)], ids=repr)
+def test_one_step_takes_a_whole_number_of_any_kind(t):
+    diffusion = GaussianDiffusion(Network(lambda x, t, _: x * (t[:, None, None, None] == 5)), image_size=4)
+    x = torch.randn(2, 1, 4, 4)
+    torch.manual_seed(0)
+    ahead, x0 = diffusion.p_sample(x, 5)
+    torch.manual_seed(0)
+    again, x0_again = diffusion.p_sample(x, t)
+    assert torch.equal(ahead, again)
+    assert torch.equal(x0, x0_again)
+
+
+def test_a_loss_refuses_the_denoiser_of_another_process():
+    one, other = (GaussianDiffusion(constant(0.0), image_size=4, timesteps=steps) for steps in (100, 50))
+    with pytest.raises(ValueError, match="another schedule or objective"):
+        one.loss(other.denoiser, torch.rand(2, 1, 4, 4), torch.tensor([3, 4]))
+    copied = deepcopy(one)
+    copied.loss(copied.denoiser, torch.rand(2, 1, 4, 4), torch.tensor([3, 4]))

@@ -79,7 +79,7 @@ def bound_of_normal_data(level, std, t):
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 4000, 1, 4, 4, dtype=torch.float64, generator=generator)
     with_bound = diffusion.p_losses(std * x0, torch.full((4000,), t), noise)
-    diffusion.loss.vb_loss_weight = 0.0
+    diffusion.vb_loss_weight = 0.0
     return float(with_bound - diffusion.p_losses(std * x0, torch.full((4000,), t), noise)), diffusion
 
 

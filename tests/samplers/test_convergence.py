@@ -30,7 +30,7 @@ def error(diffusion, x_t, sampler, share):
     transitions = sampler.transitions(diffusion.schedule)
     steps = round(len(transitions) * share)
     start, end = transitions[0][0], transitions[steps - 1][1]
-    walk = list(sample_loop(diffusion.schedule, diffusion.denoiser, sampler, x_t))
+    walk = list(sample_loop(diffusion.denoiser, sampler, x_t))
     exact = flow(x_t, diffusion.alpha_bar(start), diffusion.alpha_bar(end))
     return float((walk[steps - 1] - exact).abs().mean())
 

@@ -49,9 +49,9 @@ def test_rescaling_is_that_of_diffusers(rescale):
 
 def guided(diffusion, sampler, classes, guidance):
     """Two guided images, in [-1, 1]."""
-    denoiser = GuidedDenoiser(diffusion.denoiser, diffusion.schedule, guidance)
+    denoiser = GuidedDenoiser(diffusion.denoiser, guidance)
     noise = torch.randn(2, 1, 4, 4)
-    return list(sample_loop(diffusion.schedule, denoiser, sampler, noise, classes=classes))[-1]
+    return list(sample_loop(denoiser, sampler, noise, classes=classes))[-1]
 
 
 def test_a_scale_of_zero_asks_without_the_label_alone():

@@ -84,8 +84,9 @@ def test_known_pixels_come_in_at_their_noise_level_and_a_return_adds_what_is_mis
     diffusion = pair()
     known, noise = torch.tensor([[[[0.4, 9.0]]]], dtype=torch.float64), torch.ones(1, 1, 1, 2, dtype=torch.float64)
     sampler = DDIM(steps=3)
-    parts = (diffusion.schedule, diffusion.denoiser)
-    steps = list(inpaint_loop(*parts, sampler, noise, known, MASK, jump_length=1, resamplings=2, randn=Given()))
+    steps = list(
+        inpaint_loop(diffusion.denoiser, sampler, noise, known, MASK, jump_length=1, resamplings=2, randn=Given())
+    )
     times = [t for t, _ in sampler.transitions(diffusion.schedule)]
     path = positions(3, 1, 2)
     assert path == [0, 1, 0, 1, 2, 1, 2, 3]

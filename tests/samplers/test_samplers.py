@@ -77,8 +77,8 @@ def test_ddim_with_eta_one_and_every_step_is_ddpm():
         draws = iter(drawn[1:])
         return lambda like: next(draws)
 
-    ddpm = list(sample_loop(diffusion.schedule, diffusion.denoiser, DDPM(), drawn[0], randn=replay()))
-    ddim = list(sample_loop(diffusion.schedule, diffusion.denoiser, DDIM(steps=200, eta=1.0), drawn[0], randn=replay()))
+    ddpm = list(sample_loop(diffusion.denoiser, DDPM(), drawn[0], randn=replay()))
+    ddim = list(sample_loop(diffusion.denoiser, DDIM(steps=200, eta=1.0), drawn[0], randn=replay()))
     for one, other in zip(ddpm, ddim, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

@@ -1,6 +1,6 @@
 """Run `prefect worker start` with the given options, and stop its flow runs before it.
 
-    python -m diffusion_core.runtime.worker --pool POOL
+    python -m diffusion_core.supervision.worker --pool POOL
 
 On TERM, Prefect's worker exits within a second and sends its flow runs no signal. In a container they would then be
 killed without a checkpoint, and Prefect would show them as running. So this process stops the flow runs first.

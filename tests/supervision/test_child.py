@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 
-from diffusion_core.runtime.child import run_child
+from diffusion_core.supervision.child import run_child
 
 # A command that starts another; both write down who they are, and then work for a minute.
 FAMILY = """
@@ -21,7 +21,7 @@ time.sleep(60)
 
 OWNER = """
 import os, signal, sys
-from diffusion_core.runtime.child import run_child
+from diffusion_core.supervision.child import run_child
 def leave(*_):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, leave)
@@ -123,7 +123,7 @@ def test_without_a_group_term_would_leave_one(tmp_path):
 ASKED_TO_LEAVE = """
 import os, signal, subprocess, sys
 from pathlib import Path
-from diffusion_core.runtime.child import run_child, started
+from diffusion_core.supervision.child import run_child, started
 def leave(*_):
     raise SystemExit(143)
 signal.signal(signal.SIGTERM, leave)
@@ -161,7 +161,7 @@ def test_who_does_not_heed_term_is_killed_after_its_grace(tmp_path, grace):
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     owner = OWNER.replace("family.py", "stubborn.py").replace(
         "def leave",
-        f"import diffusion_core.runtime.child; diffusion_core.runtime.child.GRACE_SECONDS = {grace}\ndef leave",
+        f"import diffusion_core.supervision.child; diffusion_core.supervision.child.GRACE_SECONDS = {grace}\ndef leave",
     )
     process = subprocess.Popen(python(owner), cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
