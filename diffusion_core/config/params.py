@@ -53,6 +53,11 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
             nearest = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
             remedy = f"did you mean {nearest[0]}?" if nearest else "remove it or correct its spelling"
             sentence = f"unknown key {key}: {remedy}"
+        elif problem["type"] == "union_tag_invalid":
+            names = [name.strip("'") for name in problem["ctx"]["expected_tags"].split(", ")]
+            nearest = get_close_matches(problem["ctx"]["tag"], names, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            sentence = f"{key}.kind is {problem['ctx']['tag']!r}: {hint}it must be one of {', '.join(names)}"
         elif problem["type"] == "missing":
             sentence = f"{key} is missing: add it"
         elif problem["type"] == "value_error":

@@ -339,12 +339,10 @@ def test_term_leaves_no_process_and_no_running_state(project):
 def test_ctrl_c_in_a_terminal_reaches_the_temporary_server_too_and_the_run_is_reported_all_the_same(
     project, server_variables
 ):
-    begin = time.monotonic()
     output, code = stop_in_mid_stage(project, server_variables, lambda pid: os.killpg(pid, signal.SIGINT))
     assert code == 128 + signal.SIGINT, output
     assert "Finished in state Crashed" in output
     assert "Traceback" not in output
-    assert time.monotonic() - begin < 60
 
 
 @pytest.fixture

