@@ -29,7 +29,7 @@ def parse_s3(text: str) -> S3Address:
     found = re.fullmatch(r"s3://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/(.*))?", text)
     prefix = ((found and found[2]) or "").rstrip("/")
     if found is None or not prefix.isprintable() or {"", ".", ".."} & set(prefix.split("/") if prefix else ()):
-        raise ValueError(f"{without_userinfo(text)!r} is no address in an object store: write s3://bucket/prefix")
+        raise ValueError(f"{without_userinfo(text)!r} is not an address in an object store: write s3://bucket/prefix")
     return S3Address(found[1], f"{prefix}/" if prefix else "")
 
 

@@ -73,7 +73,7 @@ AUTOMATIONS = (
     ),
     AutomationCore(
         name="diffusion: start crashed runs again",
-        description="It goes on from its checkpoint; after its fifth start it is left alone.",
+        description="It resumes from its checkpoint; after its fifth start it is left alone.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             match={**_run, "prefect.run-count": [*STARTS_THAT_ARE_REPEATED]},

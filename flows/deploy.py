@@ -104,7 +104,7 @@ def _run_prefect(*arguments: str) -> None:
         lines = (done.stdout + done.stderr).strip().splitlines() or ["no reason is known"]
         # Prefect's errors may include the server's address and its password.
         why = without_userinfo(lines[-1].strip())
-        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): mend that and deploy again")
+        raise CannotDeploy(f"`prefect {' '.join(arguments)}` fails ({why}): fix that and deploy again")
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def user_page() -> str | None:
     if child.returncode == 2:
         raise CannotServe(child.stderr.splitlines()[-1].removeprefix("error: "))
     if child.returncode:
-        raise CannotServe("Prefect cannot read its settings: mend what `prefect config view` complains of")
+        raise CannotServe("Prefect cannot read its settings: fix what `prefect config view` complains of")
     return child.stdout or None
 
 

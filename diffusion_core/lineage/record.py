@@ -29,7 +29,9 @@ class Record(BaseModel):
         except FileNotFoundError:
             raise UserError(f"{file} is missing: run the stage that makes it with `dvc repro {stage}`") from None
         except ValidationError:
-            raise UserError(f"{file} is damaged: make it anew with `dvc repro --force --single-item {stage}`") from None
+            raise UserError(
+                f"{file} is damaged: make it again with `dvc repro --force --single-item {stage}`"
+            ) from None
 
 
 class RunInfo(Record):

@@ -134,7 +134,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the model in {folder} cannot be loaded ({reason}): make it anew with `dvc repro -f train`"
+            f"the model in {folder} cannot be loaded ({reason}): make it again with `dvc repro -f train`"
         ) from None
     return TrainedModel(diffusion.to(device).eval().requires_grad_(False), class_counts)
 

@@ -199,7 +199,7 @@ def _unlogged(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> d
         if logged.get(name, value) != value:
             raise UserError(
                 f"the MLflow run {run_id} was started with {name} {logged[name]}, and it is {value} now: set it back,"
-                " or remove the checkpoints of this training to train anew"
+                " or remove the checkpoints of this training to train again"
             )
     return {name: value for name, value in params.items() if name not in logged}
 

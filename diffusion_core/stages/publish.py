@@ -78,5 +78,7 @@ def _evaluation(digest: str) -> Evaluation:
     try:
         figures = TypeAdapter(dict[str, float]).validate_json(needs(METRICS, "evaluate").read_bytes())
     except ValidationError:
-        raise UserError(f"{METRICS} is damaged: make it anew with `dvc repro --force --single-item evaluate`") from None
+        raise UserError(
+            f"{METRICS} is damaged: make it again with `dvc repro --force --single-item evaluate`"
+        ) from None
     return Evaluation(origin.evaluation_key, figures)

@@ -95,7 +95,7 @@ def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment,
     for predictions in sample.guidance.predictions:
         verdict = check_sampling(model.diffusion, fast.diffusion, dtype, predictions * size)
         if not verdict.passed:
-            logger.warning("self-check: %s; sampling goes on without", verdict)
+            logger.warning("self-check: %s; sampling continues without compiled kernels", verdict)
             # Free the memory now; the network and its CUDA graphs refer to each other.
             del fast
             gc.collect()

@@ -105,7 +105,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
     if checkpoint is not None:
         _restore(trainer, checkpoint, plan.folder)
         if ranks.is_main:
-            print(f"train: goes on after {trainer.images:,} images", flush=True)
+            print(f"train: resumes after {trainer.images:,} images", flush=True)
     if not ranks.is_main:
         run_worker(trainer, ranks)
         return
@@ -179,7 +179,7 @@ def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
-            f" ({' '.join(str(error).split())}): remove {folder} to train anew"
+            f" ({' '.join(str(error).split())}): remove {folder} to train again"
         ) from None
 
 
@@ -227,7 +227,7 @@ def _steps(
                     tracked.metrics(curves, step=report.images)
                     progress.report(row)
                 if stop:
-                    print(f"train: stopped after {report.images:,} images; the same command goes on from there")
+                    print(f"train: stopped after {report.images:,} images; the same command resumes from there")
                     raise SystemExit(stop)
                 if wants_preview:
                     picture = preview(model, train.seed, environment.sample_batch_size, trainer)

@@ -53,5 +53,7 @@ def shown_endpoint(endpoint: str | None) -> str:
             " DIFFUSION_S3_SECRET_KEY instead"
         )
     if not is_address:
-        raise UserError(f"DIFFUSION_S3_ENDPOINT is {shown}, which is no address: write http://host:port or https://")
+        raise UserError(
+            f"DIFFUSION_S3_ENDPOINT is {shown}, which is not an address: write http://host:port or https://"
+        )
     return shown

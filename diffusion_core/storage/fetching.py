@@ -47,7 +47,7 @@ def download(store: Store, bucket: str, wanted: Object, target: Path) -> str:
                     return digests["sha256"]
         raise UserError(
             f"s3://{bucket}/{wanted.key} arrives with another hash than the store {store.name} says it has:"
-            " upload the object anew, or look after the store or the network before DIFFUSION_S3_ENDPOINT"
+            " upload the object again, or look after the store or the network before DIFFUSION_S3_ENDPOINT"
         )
     finally:
         temporary.unlink(missing_ok=True)

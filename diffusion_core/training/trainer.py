@@ -202,13 +202,15 @@ class Trainer:
         ways = {"compiled": self._compiled, "replayed": self._replayed}
         self.verdicts = [*check_training(self.gradient, images, labels, self._randomness(), **ways)]
         if not self.verdicts[-1].passed or len(self.verdicts) < 1 + sum(ways.values()):
-            logger.warning("self-check: %s; training goes on the slower way", self.verdicts[-1])
+            logger.warning("self-check: %s; training continues in a slower way", self.verdicts[-1])
         # The order is eager, compiled, replayed. All processes use only the ways that passed on every process.
         count = 1 + sum(ways.values())
         own = sum(verdict.passed for verdict in self.verdicts)
         right = count - self.ranks.all_reduce_max(count - own)
         if right < own:
-            self.verdicts.append(Verdict("another process", False, problem="its self-check failed, so none goes on so"))
+            self.verdicts.append(
+                Verdict("another process", False, problem="its self-check failed, so no process uses this way")
+            )
         if right < 1:
             self.precision = Precision(torch.float32, f"the self-check found {self.verdicts[-1]}")
             self.gradient.dtype = torch.float32

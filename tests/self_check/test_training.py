@@ -129,7 +129,7 @@ def test_a_planted_miscompilation_is_caught_and_training_goes_on_eager(fault, pr
     assert trainer.verdicts[-1].error > trainer.verdicts[-1].allowed
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert trainer.verdicts[-1].worst in warning
-    assert "training goes on the slower way" in warning
+    assert "training continues in a slower way" in warning
     by(compiler())
     theirs = finished(build(compiled=False, precision=precision))
     assert ours[0] == theirs[0]
@@ -285,7 +285,7 @@ def test_memory_for_not_even_a_comparison_is_reported_and_training_goes_on_eager
     monkeypatch.setattr(self_check, "_plain_steps", fails)
     trainer = build()
     finished(trainer)
-    assert "not compared: the device's memory is too small; training goes on the slower way" in caplog.text
+    assert "not compared: the device's memory is too small; training continues in a slower way" in caplog.text
     assert not is_compiled(trainer)
 
 

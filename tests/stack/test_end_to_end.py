@@ -66,8 +66,8 @@ def test_a_run_whose_worker_was_killed_finishes_and_trains_nothing_twice(stack, 
     found = server.get(f"/flow_runs/{run}")
     assert found["state_type"] == "COMPLETED", server.log(run)
     assert found["run_count"] == 2
-    until(lambda: "train: goes on after" in server.log(run), 30, "it began anew")
-    went_on = re.search(r"train: goes on after ([\d,]+) images", server.log(run))
+    until(lambda: "train: resumes after" in server.log(run), 30, "it began anew")
+    went_on = re.search(r"train: resumes after ([\d,]+) images", server.log(run))
     assert int(went_on[1].replace(",", "")) >= images > 0
     names = [state["name"] for state in server.get(f"/flow_run_states/?flow_run_id={run}")]
     assert "Crashed" in names

@@ -43,10 +43,16 @@ def test_a_store_that_is_well_is_asked_once(store, bucket, proxy):
         ({"s3_secret_key": None}, "DIFFUSION_S3_ACCESS_KEY is set and DIFFUSION_S3_SECRET_KEY is not: set both"),
         ({"s3_access_key": None, "s3_secret_key": None}, "no credentials .*: set DIFFUSION_S3_ACCESS_KEY and DIFF"),
         ({"s3_endpoint": "http://nowhere.invalid"}, "does not answer .its name is not known.*DIFFUSION_S3_ENDPOINT"),
-        ({"s3_endpoint": "nowhere:9000"}, "DIFFUSION_S3_ENDPOINT is nowhere:9000, which is no address: write http://"),
-        ({"s3_endpoint": "ftp://nowhere"}, "DIFFUSION_S3_ENDPOINT is ftp://nowhere, which is no address"),
-        ({"s3_endpoint": "http://[::1"}, r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is no address: write http://"),
-        ({"s3_endpoint": "http://me:canary@[::1"}, r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is no address"),
+        (
+            {"s3_endpoint": "nowhere:9000"},
+            "DIFFUSION_S3_ENDPOINT is nowhere:9000, which is not an address: write http://",
+        ),
+        ({"s3_endpoint": "ftp://nowhere"}, "DIFFUSION_S3_ENDPOINT is ftp://nowhere, which is not an address"),
+        (
+            {"s3_endpoint": "http://[::1"},
+            r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is not an address: write http://",
+        ),
+        ({"s3_endpoint": "http://me:canary@[::1"}, r"DIFFUSION_S3_ENDPOINT is http://\[::1, which is not an address"),
         (
             {"s3_endpoint": "http://local host:9000"},
             "DIFFUSION_S3_ENDPOINT is http://local host:9000, which is no addr",
@@ -56,8 +62,11 @@ def test_a_store_that_is_well_is_asked_once(store, bucket, proxy):
             {"s3_endpoint": "http://localhost:99999"},
             "DIFFUSION_S3_ENDPOINT is http://localhost:99999, which is no addr",
         ),
-        ({"s3_endpoint": "http://my_store:9000"}, "DIFFUSION_S3_ENDPOINT is http://my_store:9000, which is no address"),
-        ({"s3_endpoint": "http://"}, "DIFFUSION_S3_ENDPOINT is http://, which is no address"),
+        (
+            {"s3_endpoint": "http://my_store:9000"},
+            "DIFFUSION_S3_ENDPOINT is http://my_store:9000, which is not an address",
+        ),
+        ({"s3_endpoint": "http://"}, "DIFFUSION_S3_ENDPOINT is http://, which is not an address"),
         ({"s3_endpoint": "http://me:canary@host"}, r"DIFFUSION_S3_ENDPOINT \(http://host\) holds a user or a password"),
     ],
 )
@@ -148,6 +157,6 @@ def test_addresses(text, bucket, prefix):
     "text", ["", "bucket/p", "s3:/b/p", "s3://", "s3:///p", "http://b/p", "s3://b/p\n", "s3://bb/a//b", "s3://bb/../c", "s3://k:canary@bb/p"]
 )  # fmt: skip
 def test_what_is_no_address_is_told_without_its_password(text):
-    with pytest.raises(ValueError, match="is no address in an object store: write s3://bucket/prefix") as raised:
+    with pytest.raises(ValueError, match="is not an address in an object store: write s3://bucket/prefix") as raised:
         parse_s3(text)
     assert "canary" not in str(raised.value)

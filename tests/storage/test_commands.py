@@ -62,7 +62,7 @@ def test_an_upload_that_was_broken_off_goes_on(bucket, environment, pictures, pr
 @pytest.mark.parametrize(
     ("folder", "url", "sentence"),
     [
-        ("pictures", "pictures", "upload: 'pictures' is no address in an object store: write s3://bucket/prefix"),
+        ("pictures", "pictures", "upload: 'pictures' is not an address in an object store: write s3://bucket/prefix"),
         ("missing", "s3://bucket", "missing is no folder"),
         (".git", "s3://bucket", r"\.git holds no image"),
     ],
@@ -135,7 +135,7 @@ def test_keys_that_are_no_longer_set_go(environment, bucket, monkeypatch):
     ("update", "sentence"),
     [
         ({"dvc_remote": None}, "DIFFUSION_DVC_REMOTE is not set: set it to s3://bucket/prefix"),
-        ({"dvc_remote": "/mnt/share"}, "DIFFUSION_DVC_REMOTE: '/mnt/share' is no address in an object store"),
+        ({"dvc_remote": "/mnt/share"}, "DIFFUSION_DVC_REMOTE: '/mnt/share' is not an address in an object store"),
         ({"dvc_remote": "s3://nowhere/p"}, "has no bucket nowhere"),
         ({"dvc_remote": "s3://nowhere/p", "s3_secret_key": None}, "DIFFUSION_S3_SECRET_KEY is not"),
     ],

@@ -296,7 +296,7 @@ def test_an_address_that_is_none_is_told_before_anything_runs(project, url):
     text = text.replace("kind: digits", f"{{kind: s3, url: '{url}'}}  #").replace("source:\n    ", "source: ")
     (project / "params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"ingest\.source\.url: .* is no address in an object store: write s3://"
+        UserError, match=r"ingest\.source\.url: .* is not an address in an object store: write s3://"
     ) as raised:
         load_settings()
     assert "canary" not in str(raised.value)
