@@ -112,7 +112,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         logger.warning("checkpoint %s is damaged (%s): moved aside to %s", path, problem, aside.name)
     if damaged:
         raise UserError(
-            f"every checkpoint below {folder} is damaged: restore one from a backup, or remove the folder to train again"
+            f"every checkpoint below {folder} is damaged: restore one from a backup, or remove it to train again"
         )
     return None
 
