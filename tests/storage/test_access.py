@@ -57,7 +57,7 @@ def test_a_store_that_is_well_is_asked_once(store, bucket, proxy):
             {"s3_endpoint": "http://local host:9000"},
             "DIFFUSION_S3_ENDPOINT is http://local host:9000, which is not an addr",
         ),
-        ({"s3_endpoint": "http://localhost:90x0"}, "DIFFUSION_S3_ENDPOINT is http://localhost:90x0, which is not an addr"),
+        ({"s3_endpoint": "http://localhost:90x0"}, "ENDPOINT is http://localhost:90x0, which is not an addr"),
         (
             {"s3_endpoint": "http://localhost:99999"},
             "DIFFUSION_S3_ENDPOINT is http://localhost:99999, which is not an addr",
