@@ -30,7 +30,7 @@ demo: setup ## Run the whole job on the built-in digits: data, training, samples
 	$(BIN)/python -m flows.pipeline
 
 # A test process a core, each with one thread; a file's tests share their servers. No test takes 15 minutes.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --timeout 900
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 900
 
 test: setup ## Run all tests
 	$(PYTEST)

@@ -122,7 +122,7 @@ def upload(
     folder: Annotated[Path, typer.Argument(help="of the images; the names of its sub-folders are the classes")],
     url: Annotated[str, typer.Argument(help="s3://bucket/prefix, which params.yaml names as ingest.source.url")],
 ) -> None:
-    """Upload the images of a folder that the bucket does not have yet."""
+    """Upload the images of a folder that a bucket lacks."""
     from diffusion_core.stages.upload import run
 
     run(folder, url, load_environment())
@@ -130,7 +130,7 @@ def upload(
 
 @application.command(epilog="Example: DIFFUSION_DVC_REMOTE=s3://bucket/dvc diffusion remote")
 def remote() -> None:
-    """Configure DVC on this machine to use the bucket in DIFFUSION_DVC_REMOTE."""
+    """Let DVC use the bucket in DIFFUSION_DVC_REMOTE."""
     from diffusion_core.stages.remote import run
 
     run(load_environment())
@@ -154,13 +154,13 @@ def run() -> None:
 
 @application.command(epilog="Example: diffusion serve")
 def serve() -> None:
-    """Run the nightly schedule, and the web pages of Prefect and MLflow."""
+    """Run the nightly schedule, with the pages of Prefect and MLflow."""
     _of_checkout("stack.serve")
 
 
 @application.command(epilog="Example: diffusion deploy kubernetes")
 def deploy(pool: Annotated[str, typer.Argument(help="machine, docker or kubernetes")] = "machine") -> None:
-    """Deploy the nightly run to the Prefect server of this environment."""
+    """Deploy the nightly run to the Prefect server."""
     _of_checkout("flows.deploy", pool)
 
 

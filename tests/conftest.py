@@ -48,11 +48,14 @@ TIERS = {
 
 
 def pytest_collection_modifyitems(items):
+    """Mark the tiers, and begin with the longest files, so that no process has one of them left at the end."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
         for marker, places in TIERS.items():
             if any(place.is_relative_to(each) for each in places):
                 item.add_marker(marker)
+    first = ("stack", "slow", "servers")
+    items.sort(key=lambda item: next((i for i, name in enumerate(first) if item.get_closest_marker(name)), len(first)))
 
 
 @pytest.fixture(autouse=True)

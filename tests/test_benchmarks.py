@@ -343,7 +343,9 @@ def test_a_gpu_has_both_networks_and_all_parts():
 
 def test_make_with_an_interpreter_installs_nothing():
     def commands(*arguments):
-        return subprocess.run(["make", "-n", "bench", *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["make", "--no-print-directory", "-n", "bench", *arguments], capture_output=True, text=True, check=True
+        ).stdout
 
     check, *rest = commands("BENCH_PYTHON=python3", "PARTS=training peak").replace("\\\n", "").splitlines()
     assert check.startswith("python3 -c 'import torch'")
