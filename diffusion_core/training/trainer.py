@@ -278,8 +278,6 @@ class Trainer:
             return self.learning_rate
         return self.learning_rate * min(1.0, (self.images + self.batch_size) / self.warmup_images)
 
-    # --- state
-
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps."""
         return {
