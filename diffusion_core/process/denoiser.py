@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from diffusion_core.process.noise_schedule import Coefficients, NoiseSchedule
 from diffusion_core.process.objectives import Objective
 from diffusion_core.process.variance import Variance
-from diffusion_core.samplers.protocols import Conditioning, Prediction
+from diffusion_core.samplers.protocols import Conditioning, Prediction, batch_times
 
 
 class ModelPrediction(NamedTuple):
@@ -78,8 +77,7 @@ class Denoiser:
             ValueError: classes are given, and the network takes none.
         """
         if not isinstance(t, Tensor):
-            dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
-            t = torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
+            t = batch_times(t, x_t)
         output, variance = self.output(x_t, t, conditioning)
         at = self.schedule.at(t, x_t)
         x0 = self.x0(output, x_t, at, clip=clip)

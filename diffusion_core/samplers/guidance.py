@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core.choices import Options
-from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction
+from diffusion_core.samplers.protocols import Conditioning, DenoiserLike, Prediction, batch_times
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,5 @@ class GuidedDenoiser:
         )
         x0 = self._guidance.blend(*both.x0.chunk(2))
         x0 = x0.clamp(-1.0, 1.0) if clip else x0
-        dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
-        times = torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
         variance = None if both.variance is None else both.variance[: len(x_t)]
-        return Prediction(x0, self.schedule.noise_from_x0(x_t, times, x0), variance)
+        return Prediction(x0, self.schedule.noise_from_x0(x_t, batch_times(t, x_t), x0), variance)

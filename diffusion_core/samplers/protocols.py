@@ -7,6 +7,7 @@ network's objective, self-conditioning or guidance. `loop.py` has the sampling l
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 # Returns standard normal noise shaped like its argument.
@@ -42,6 +43,12 @@ class Prediction(NamedTuple):
     x0: Tensor
     noise: Tensor
     variance: Tensor | None
+
+
+def batch_times(t: float, x_t: Tensor) -> Tensor:
+    """Return t for each image of a batch, (B,): int64 for a timestep, floating point between two timesteps."""
+    dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
+    return torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
 
 
 class ScheduleLike(Protocol):
