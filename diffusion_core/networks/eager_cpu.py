@@ -1,19 +1,15 @@
 """Faster implementations of layers for eager mode on a CPU, where each operation reads and writes memory.
 
 The layers contain the plain formulas, which a compiler fuses. Eager PyTorch does not fuse them. Here normalisation has
-its own backward pass, and halving and doubling are single convolutions. Each computes the same function of the same
-weights (tests/networks/test_eager_cpu.py). `pays` selects the implementation.
+its own backward pass. It computes the same function of the same weights (tests/networks/test_eager_cpu.py). `pays`
+selects the implementation.
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-# For each row of the 4x4 kernel, the rows of the 3x3 kernel that read the same pixel before doubling.
-TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 def pays(x: Tensor) -> bool:
@@ -88,20 +84,3 @@ def _inverse_rms(x: Tensor) -> Tensor:
         squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dim=-1, keepdim=True)
     inverse: Tensor = squares.clamp(min=1e-24).rsqrt() * x.shape[-1] ** 0.5
     return inverse.to(x.dtype)
-
-
-def halved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return a pixel unshuffle by 2 and a 1x1 convolution, computed as one convolution of stride 2."""
-    return F.conv2d(x, weight.view(-1, x.shape[1], 2, 2), bias, stride=2)
-
-
-def doubled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return nearest-neighbour doubling and a 3x3 convolution, computed as one transposed convolution of stride 2.
-
-    Its 4x4 kernel sums the taps of the 3x3 kernel that read the same pixel. It needs 16 products per input pixel
-    instead of 36.
-    """
-    taps = TAPS.to(weight)
-    with torch.autocast(x.device.type, enabled=False):
-        kernel = torch.einsum("ia,jb,ocab->coij", taps, taps, weight)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)

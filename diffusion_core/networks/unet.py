@@ -183,11 +183,11 @@ class Unet(nn.Module):
         x = run(self.mid_block2, x, t)
         for level in self.ups:
             block1, block2, attend, up = level.children()
-            x = run(block1, torch.cat((x, skips.pop()), dim=1), t)
-            x = run(block2, torch.cat((x, skips.pop()), dim=1), t)
+            x = run(block1, x, t, skips.pop())
+            x = run(block2, x, t, skips.pop())
             x = run(attend, x)
             x = up(x)
-        x = run(self.final_res_block, torch.cat((x, first), dim=1), t)
+        x = run(self.final_res_block, x, t, first)
         return self.final_conv(x).contiguous()  # type: ignore[no-any-return]
 
     def regions(self) -> Iterator[nn.Module]:

@@ -13,8 +13,8 @@ SHAPE = Geometry(8, (1,), 16, 16)
 class Miscompiled(ResnetBlock):
     """A block whose gradient is half as large again where it is compiled; what it returns is right."""
 
-    def forward(self, x, time_emb):
-        output = super().forward(x, time_emb)
+    def forward(self, x, time_emb, skip=None):
+        output = super().forward(x, time_emb, skip)
         if torch.compiler.is_compiling():
             fixed = output.detach()
             output = fixed + 1.5 * (output - fixed)

@@ -8,7 +8,7 @@ from torch import nn
 from diffusion_core import Unet
 from diffusion_core.networks import eager_cpu
 from diffusion_core.networks.attention import LinearAttention
-from diffusion_core.networks.layers import Downsample, Upsample
+from diffusion_core.networks.layers import Downsample, ResnetBlock, Upsample
 from diffusion_core.networks.norm import RMSNorm
 
 
@@ -76,6 +76,26 @@ def test_halving_moves_pixels_into_channels_before_a_convolution():
     layer = randomised(Downsample(5, 7))
     x = torch.randn(2, 5, 6, 4, dtype=torch.float64)
     torch.testing.assert_close(layer(x), nn.Sequential(*layer)(x))
+
+
+def test_doubling_keeps_the_parameters_of_denoising_diffusion_pytorch():
+    assert set(Upsample(5, 7).state_dict()) == {"1.weight", "1.bias"}
+
+
+def test_a_skip_connection_is_appended_to_the_input_and_gets_a_gradient_of_its_own():
+    block = randomised(ResnetBlock(5, 3, time_emb_dim=4))
+    x, skip = (channels_last(torch.randn(2, channels, 4, 6, dtype=torch.float64)) for channels in (2, 3))
+    t = torch.randn(2, 4, dtype=torch.float64)
+    inputs = [x.requires_grad_(), skip.requires_grad_(), *block.parameters()]
+
+    def gradients(output):
+        return torch.autograd.grad(output.square().sum(), inputs)
+
+    ours = gradients(block(x, t, skip))
+    torch.testing.assert_close(ours, gradients(block(torch.cat((x, skip), dim=1), t)))
+    # A slice of the joined gradient would be copied by each layer that reads it.
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in ours[:2])
+    assert torch.autograd.gradgradcheck(lambda x, skip: block(x, t[:1], skip), (x[:1, :, :1], skip[:1, :, :1]))
 
 
 def test_linear_attention_bears_keys_far_apart():
