@@ -29,8 +29,8 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
 	$(BIN)/python -m flows.pipeline
 
-# A test process a core, each with one thread; a file's tests share their servers. No test takes 15 minutes.
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --timeout 900
+# A test process a core, each with one thread; a file's tests share their servers.
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: setup ## Run all tests
 	$(PYTEST)

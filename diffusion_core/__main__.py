@@ -19,7 +19,9 @@ try:
 
     from diffusion_core.config.environment import Environment, load_environment
 except ModuleNotFoundError as missing:
-    print(f"error: the command needs {missing.name}: pip install 'diffusion-core[pipeline]'", file=sys.stderr)
+    if (missing.name or "").startswith("diffusion_core"):
+        raise
+    print(f"error: the command needs {missing.name}: say `make setup` in a checkout of the project", file=sys.stderr)
     sys.exit(2)
 
 # Seconds that other ranks wait before they report an error, so that the main rank reports it first.
@@ -97,17 +99,21 @@ for _name, _sentence in STAGES.items():
     epilog="Example: diffusion import model-100.pt --image-size 64 --out imported",
 )
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="model-100.pt, say, of its Trainer; or a state_dict")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A file of its Trainer, for example model-100.pt, or a state_dict.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors, model.json and online.safetensors.")] = Path(
         "imported"
     ),
     image_size: Annotated[
-        str, typer.Option(help="Of the images, which no checkpoint tells: 64, or 48x64 (height first).")
+        str, typer.Option(help="Of the images, which no checkpoint has: 64, or 48x64 (height first).")
     ] = "32",
     objective: Annotated[
-        str, typer.Option(help="pred_noise, pred_x0 or pred_v, where the file does not tell or is overruled.")
+        str, typer.Option(help="pred_noise, pred_x0 or pred_v; auto reads it from the file.")
     ] = "auto",
-    beta_schedule: Annotated[str, typer.Option(help="linear, cosine or sigmoid, likewise.")] = "auto",
+    beta_schedule: Annotated[
+        str, typer.Option(help="linear, cosine or sigmoid; auto reads it from the file.")
+    ] = "auto",
 ) -> None:
     """Import a checkpoint of denoising-diffusion-pytorch.
 
@@ -119,8 +125,8 @@ def import_(
 
 @application.command(epilog="Example: diffusion upload pictures s3://bucket/pictures")
 def upload(
-    folder: Annotated[Path, typer.Argument(help="of the images; the names of its sub-folders are the classes")],
-    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, which params.yaml names as ingest.source.url")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the images; the names of its sub-folders are the classes.")],
+    url: Annotated[str, typer.Argument(help="s3://bucket/prefix, as ingest.source.url in params.yaml.")],
 ) -> None:
     """Upload the images of a folder that a bucket lacks."""
     from diffusion_core.stages.upload import run
@@ -159,7 +165,9 @@ def serve() -> None:
 
 
 @application.command(epilog="Example: diffusion deploy kubernetes")
-def deploy(pool: Annotated[str, typer.Argument(help="machine, docker or kubernetes")] = "machine") -> None:
+def deploy(
+    pool: Annotated[str, typer.Argument(help="The work pool: machine, docker or kubernetes.")] = "machine",
+) -> None:
     """Deploy the nightly run to the Prefect server."""
     _of_checkout("flows.deploy", pool)
 

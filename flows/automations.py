@@ -24,13 +24,13 @@ FAILED = "diffusion.failed"
 PROMOTED = "diffusion.promoted"
 
 
-def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Send the event `diffusion.failed` with the reason why the run failed."""
     payload = {"flow": flow.name, "state": state.name, "sentence": state.message}
     emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
 
 
-def tell_promotion(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
+def notify_promotion(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
     """Send the event `diffusion.promoted` with the gate's decision if a model was promoted."""
     decision: dict[str, Any] = json.loads(PROMOTION.read_text(encoding="utf-8"))
     if decision["outcome"] == "promoted":

@@ -6,10 +6,10 @@ class StageFailed(Exception):
 
     Attributes:
         is_mistake: whether the user can correct the error.
-        may_pass: whether the error is transient, so that the same stage may succeed later.
+        is_transient: whether the error is transient, so that the same stage may succeed later.
     """
 
-    def __init__(self, sentence: str, is_mistake: bool = False, may_pass: bool = False) -> None:
+    def __init__(self, sentence: str, is_mistake: bool = False, is_transient: bool = False) -> None:
         super().__init__(sentence)
         self.is_mistake = is_mistake
-        self.may_pass = may_pass
+        self.is_transient = is_transient

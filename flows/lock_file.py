@@ -83,9 +83,9 @@ def _git(*arguments: str, **variables: str) -> str:
     if git.returncode:
         why = without_userinfo(" ".join(git.stderr.split()))
         raise StageFailed(
-            f"dvc.lock cannot be kept in a branch, because `git {arguments[0]}` fails ({why}): give the worker's git"
-            " the right to push to origin, or set the parameter lock to none or artifact",
+            f"dvc.lock cannot be kept in a branch, because `git {arguments[0]}` fails ({why}): let the worker's git"
+            " push to origin, or set the parameter lock to none or artifact",
             is_mistake=True,
-            may_pass=arguments[0] == "push",
+            is_transient=arguments[0] == "push",
         )
     return git.stdout.strip()

@@ -15,14 +15,14 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, t
 from diffusion_core.supervision.child import leave
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
-from flows.automations import tell_failure
+from flows.automations import notify_failure
 from flows.checkout import LockPolicy, Override, check_overrides, only_run, params_kept
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
 from flows.user_server import NoServer, reason, user_server
 
 
-@flow(name="pipeline", persist_result=False, on_failure=[tell_failure])
+@flow(name="pipeline", persist_result=False, on_failure=[notify_failure])
 def pipeline(
     overrides: list[Override] | None = None,
     refresh_data: bool = True,

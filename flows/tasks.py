@@ -18,7 +18,7 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.errors import Unavailable
 from diffusion_core.supervision.child import run_child
-from flows.automations import tell_promotion
+from flows.automations import notify_promotion
 from flows.checkout import Override
 from flows.failure import StageFailed
 from flows.transcript import Transcript, without_userinfo
@@ -32,10 +32,10 @@ REMOTE = "DIFFUSION_DVC_REMOTE"
 AWS_SETTINGS = Path(".dvc/aws.local")
 
 
-def may_pass(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
+def is_transient(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:
     """Return whether a task failed with a transient error, so that Prefect retries it."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.may_pass
+    return isinstance(error, StageFailed) and error.is_transient
 
 
 def task_options(name: str, **more: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def task_options(name: str, **more: Any) -> dict[str, Any]:
         "persist_result": False,
         "retries": len(RETRY_SECONDS),
         "retry_delay_seconds": RETRY_SECONDS,
-        "retry_condition_fn": may_pass,
+        "retry_condition_fn": is_transient,
         **more,
     }
 
@@ -141,7 +141,7 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         raise StageFailed(
             f"{stage}: {transcript.error}",
             is_mistake=True,
-            may_pass=_stage_code(code, dvc_error) == Unavailable.exit_code,
+            is_transient=_stage_code(code, dvc_error) == Unavailable.exit_code,
         )
     if "is busy" in dvc_error or "Unable to acquire lock" in dvc_error:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
@@ -192,4 +192,4 @@ train = dvc_task("train")
 sample = dvc_task("sample")
 evaluate = dvc_task("evaluate")
 publish = registry_task("publish")
-promote = registry_task("promote", on_completion=[tell_promotion])
+promote = registry_task("promote", on_completion=[notify_promotion])

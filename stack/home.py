@@ -91,7 +91,7 @@ def open_home(folder: Path) -> Home:
             home = Home(folder, **json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             raise StackError(
-                f"{file} is damaged: restore it from a backup, because without its passwords nobody reads the databases"
+                f"{file} is damaged: restore it from a backup, because the databases need its passwords"
             ) from None
     else:
         home = Home(folder, dict.fromkeys(SERVERS, 0), new_passwords())

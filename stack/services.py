@@ -182,7 +182,7 @@ def _branch() -> str:
     """
     git = subprocess.run(["git", "branch", "--show-current"], capture_output=True, text=True, check=False)
     if git.returncode:
-        raise StackError(f"{Path.cwd()} is no git repository, of which runs could be: `git init`, and commit")
+        raise StackError(f"{Path.cwd()} is not a git repository, which runs need: `git init`, and commit")
     return git.stdout.strip()
 
 

@@ -1,12 +1,14 @@
-"""The linter of prose: `python -m tests.prose [FILE ...]`, over documents and docstrings.
+"""The linter of prose: `python -m tests.prose [FILE ...]`, over documents, docstrings, comments and messages.
 
 Three rules: sentences under 30 words; the words of prose.yaml; and sayings, hedges and filler, which proselint knows.
 Code, formulas and names in backquotes are no prose. The exit code is 1 where there is a finding.
 """
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +35,9 @@ ITEM = re.compile(r"(\s*)([-*] |\d+\. )")
 NO_END = re.compile(r"\b(et al|e\.g|i\.e|cf|vs|approx|No)\.", re.IGNORECASE)
 END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*]*[A-Z0-9])")
 CODE = "Code"
+DIRECTIVE = re.compile(r"#\s*(type:|noqa|pragma|isort:|fmt:|!)")
+# Names of what is called with a message for a person.
+SPEAKS = re.compile(r"(Error|Unavailable|Failed|NoServer|print|warning|info|error|Option|Argument|Field|exit)$")
 
 
 class Finding(NamedTuple):
@@ -102,6 +107,50 @@ def docstrings(source):
     return paragraphs
 
 
+def comments(source):
+    """Return the paragraphs of all comments; consecutive lines are one. Directives to tools are left out."""
+    paragraphs = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or DIRECTIVE.match(token.string):
+            continue
+        comment = Paragraph(token.start[0], token.string.lstrip("# "))
+        last = paragraphs[-1] if paragraphs else Paragraph(0, "")
+        if token.line.strip().startswith("#") and comment.line == last.line + last.text.count("\n") + 1:
+            paragraphs[-1] = Paragraph(last.line, f"{last.text}\n{comment.text}")
+        else:
+            paragraphs.append(comment)
+    return paragraphs
+
+
+def messages(source):
+    """Return the texts of exceptions, prints, log lines and help, with X for each value in them."""
+    return [
+        Paragraph(text.lineno, message)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and (isinstance(node.func, ast.Name | ast.Attribute))
+        and SPEAKS.search(name(node))
+        for text in [
+            *node.args,
+            *(each.value for each in node.keywords if each.arg in ("help", "description", "epilog")),
+        ]
+        if " " in (message := literal(text))
+    ]
+
+
+def name(call):
+    return call.func.id if isinstance(call.func, ast.Name) else call.func.attr
+
+
+def literal(node):
+    """Return the text of a string or f-string, or "" for another expression."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[sd]", "X", node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(each) if isinstance(each, ast.Constant) else "X" for each in node.values)
+    return ""
+
+
 def plain(text):
     """Return a paragraph without code, addresses and marks; no line end is lost."""
     text = re.sub(r"(`+)(.+?)\1", lambda match: CODE + "\n" * match[0].count("\n"), text, flags=re.DOTALL)
@@ -143,7 +192,9 @@ def findings(place, paragraphs):
 def check(path):
     """Return the findings in a file."""
     text = path.read_text(encoding="utf-8")
-    return sorted(findings(str(path), docstrings(text) if path.suffix == ".py" else markdown(text)))
+    if path.suffix != ".py":
+        return sorted(findings(str(path), markdown(text)))
+    return sorted(findings(str(path), [*docstrings(text), *comments(text), *messages(text)]))
 
 
 def main(names):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.prose import check, docstrings, findings, main, markdown
+from tests.prose import check, comments, docstrings, findings, main, markdown, messages
 
 LONG = "Every" + " word" * 29 + "."
 
@@ -67,6 +67,25 @@ def function(draws):
 
 def test_docstrings_are_read_by_line_without_names_of_arguments_and_without_code():
     assert rules(SOURCE, docstrings) == [(1, "term"), (11, "filler"), (15, "plain")]
+
+
+MESSAGES = """
+# It draws
+# a very long line.
+walks = 1  # noqa: very
+raise UserError(f"{name} is no {kind}: write" " a number of them")
+logger.warning("it %s quite well", walks)
+run("it walks, and is no message")
+print(walks)
+"""
+
+
+def test_comments_are_read_without_directives():
+    assert rules(MESSAGES, comments) == [(2, "term"), (3, "filler")]
+
+
+def test_messages_are_read_where_they_are_shown_to_somebody():
+    assert rules(MESSAGES, messages) == [(5, "plain"), (5, "filler"), (6, "filler")]
 
 
 def test_findings_are_printed_with_their_count(tmp_path, capsys):

@@ -51,7 +51,7 @@ class PrepareSettings(Section):
         # One message; a union of types would give one per type.
         sides = value if isinstance(value, list | tuple) else (value, value)
         if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-            raise PydanticCustomError("image_size", "write a number of pixels, or [height, width]")
+            raise PydanticCustomError("image_size", "write the pixels of a side, or [height, width]")
         return tuple(value) if isinstance(value, list) else value
 
     @property

@@ -92,7 +92,7 @@ class ImageDataset:
             if counts != [info.train, info.validation, info.count, info.count + info.quarantined]:
                 raise ValueError(f"its counts are not those of {INFO}")
             if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
-                raise ValueError(f"it has labels that are no classes of {INFO}")
+                raise ValueError(f"it has labels that are not classes of {INFO}")
         image_shape = (*info.image_size, info.channels)
         shards = [
             map_shard(folder, number, (int(rows), *image_shape)) for number, rows in enumerate(np.bincount(shard))

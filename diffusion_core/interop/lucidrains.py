@@ -75,23 +75,25 @@ def _load(file: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError:
         # PyTorch's message recommends to load the file with arbitrary code.
         raise UserError(
-            f"{file} is no checkpoint of weights alone (something else is pickled in it, or it is no pickle at all):"
-            " name a file that denoising-diffusion-pytorch wrote"
+            f"{file} is not a checkpoint of weights alone (it holds other objects, or is not a pickle):"
+            " name a file of denoising-diffusion-pytorch"
         ) from None
     except Exception as error:  # an unpickler raises nearly any exception for an invalid file
         reason = str(error).strip().partition("\n")[0] or "it ends too soon"
         raise UserError(
-            f"{file} is no checkpoint of weights alone ({reason}): name a file that denoising-diffusion-pytorch wrote"
+            f"{file} is not a checkpoint of weights alone ({reason}): name a file of denoising-diffusion-pytorch"
         ) from None
     if not isinstance(content, Mapping) or not any(isinstance(each, Tensor | Mapping) for each in content.values()):
-        raise UserError(f"{file} holds no weights by name: name a file that denoising-diffusion-pytorch wrote")
+        raise UserError(f"{file} holds no weights by name: name a file of denoising-diffusion-pytorch")
     return content
 
 
 def _weights(file: Path, state: Mapping[Any, Any]) -> State:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{file} has {name!r} among its weights, which is no tensor with a name: it does not fit")
+            raise UserError(
+                f"{file} has {name!r} among its weights, which is not a tensor with a name: it does not fit"
+            )
     return state
 
 

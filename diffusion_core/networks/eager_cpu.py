@@ -1,8 +1,8 @@
-"""Faster implementations of layers for eager mode on a CPU, where each operation reads and writes memory.
+"""What layers do in another way in eager mode on a CPU, where each operation reads and writes memory.
 
-The layers contain the plain formulas, which a compiler fuses. Eager PyTorch does not fuse them. Here normalisation has
-its own backward pass. It computes the same function of the same weights (tests/networks/test_eager_cpu.py). `pays`
-selects the implementation.
+Normalisation is written as its formula, which a compiler fuses and eager PyTorch does not. Here it has its own backward
+pass. Attention computes in other dtypes. Both compute the same function of the same weights
+(tests/networks/test_eager_cpu.py). `pays` selects the implementation.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -77,10 +77,13 @@ class ResnetBlock(nn.Module):
         Args:
             x: (B, dim, H, W), or fewer channels with a skip connection.
             time_emb: (B, time_emb_dim).
-            skip: the skip connection's channels, appended to those of x. Here, so that torch.compile fuses this.
+            skip: the skip connection's channels, appended to those of x. They are concatenated in this block, so that
+                torch.compile fuses it.
         """
         if skip is not None:
-            x = _Concatenation.apply(x, skip)  # type: ignore[no-untyped-call]
+            # Dynamo traces no autograd.Function that torch.func supports too, and an eager one would gain nothing.
+            compiled = torch.compiler.is_compiling()
+            x = _Concatenation.apply(x, skip) if compiled else torch.cat((x, skip), dim=1)  # type: ignore[no-untyped-call]
         scale, shift = self.mlp(time_emb).chunk(2, dim=1)
         h = self.block2(self.block1(x, scale, shift))
         out: Tensor = h + self.res_conv(x)
@@ -105,7 +108,8 @@ class _Concatenation(torch.autograd.Function):
 class Downsample(nn.Sequential):
     """Halve height and width: a pixel unshuffle by 2, then a 1x1 convolution.
 
-    Both are computed as one convolution of stride 2, which moves no pixels into channels.
+    Both are computed as one convolution of stride 2, which moves no pixels into channels. The children hold the weights
+    under denoising-diffusion-pytorch's names, and are not called.
 
     Args:
         dim: channels of the input.
@@ -125,25 +129,23 @@ class Upsample(nn.Sequential):
     """Double height and width: nearest neighbour, then a 3x3 convolution.
 
     Both are computed as one transposed convolution of stride 2, which needs 16 products per input pixel and channel
-    instead of 36, and never holds the doubled input.
+    instead of 36, and never holds the doubled input. The children hold the weights under denoising-diffusion-pytorch's
+    names, and are not called.
 
     Args:
         dim: channels of the input.
         dim_out: channels of the output.
     """
 
-    taps: Tensor
-
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(dim, dim_out, 3, padding=1))
-        # For each row of the 4x4 kernel, the rows of the 3x3 kernel that read the same pixel before doubling. A buffer,
-        # because a CUDA graph cannot record a copy from the host.
-        taps = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-        self.register_buffer("taps", taps, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output, (B, dim_out, 2 H, 2 W)."""
         convolution = cast(nn.Conv2d, self[1])
-        with torch.autocast(x.device.type, enabled=False):
-            kernel = torch.einsum("ia,jb,ocab->coij", self.taps, self.taps, convolution.weight)
+        # Rows 2, 1 + 2, 0 + 1 and 0 of the 3x3 kernel, and its columns likewise: those that read the same pixel before
+        # doubling.
+        kernel = convolution.weight.transpose(0, 1).flip(2, 3)
+        kernel = F.pad(kernel, (0, 0, 0, 1)) + F.pad(kernel, (0, 0, 1, 0))
+        kernel = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))
         return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)

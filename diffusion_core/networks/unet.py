@@ -135,11 +135,6 @@ class Unet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def drop_classes(self, classes: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return labels, (B,), each replaced by the null class with probability `cond_drop_prob`."""
-        dropped = torch.rand(classes.shape, generator=generator, device=classes.device) < self.cond_drop_prob
-        return classes.masked_fill(dropped, self.num_classes or 0)
-
     def forward(
         self, x: Tensor, time: Tensor, x_self_cond: Tensor | None = None, classes: Tensor | None = None
     ) -> Tensor:

@@ -48,14 +48,16 @@ class Denoiser:
         variance: fixed, or learned by the network.
         self_condition: whether the network takes the previous x0-hat as an input.
         num_classes: number of classes of the network, or None if it is unconditional.
+        cond_drop_prob: share of the labels that training replaces by the null class, `num_classes`.
     """
 
     network: nn.Module
     schedule: NoiseSchedule
     objective: Objective
     variance: Variance
-    self_condition: bool
-    num_classes: int | None
+    self_condition: bool = False
+    num_classes: int | None = None
+    cond_drop_prob: float = 0.0
 
     def __call__(
         self,

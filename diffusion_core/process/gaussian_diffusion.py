@@ -35,14 +35,20 @@ from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.loop import Trajectory
 from diffusion_core.samplers.protocols import Conditioning, Sampler
 
+OF_SCHEDULE = TABLES | {"alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"}
+OF_LOSS = {"immiscible", "loss_weight", "offset_noise_strength"}
+# With the value for a network that lacks the attribute.
+OF_MODEL: dict[str, Any] = {"self_condition": False, "num_classes": None, "cond_drop_prob": 0.0}
+
 
 class GaussianDiffusion(nn.Module):
     """A denoising network and the process it is trained for.
 
     Args:
         model: the network. It has `channels`, `out_dim` and `self_condition`, and is called as
-            `model(x, t, x_self_cond)`, or as `model(x, t, x_self_cond, classes)` if it has `num_classes`. Images x are
-            (B, C, H, W) in about [-1, 1]; t is int64 (B,) in 0 .. T-1. The sampler Heun also passes floating-point t.
+            `model(x, t, x_self_cond)`, or as `model(x, t, x_self_cond, classes)` if it has `num_classes`. Training
+            replaces a share `cond_drop_prob` of the labels by the null class, `num_classes`. Images x are (B, C, H, W)
+            in about [-1, 1]; t is int64 (B,) in 0 .. T-1. The sampler Heun also passes floating-point t.
         image_size: height and width of the images in pixels, or one number for both.
         timesteps: T, at least 1.
         sampling_timesteps: steps of the default sampler, DDIM, in 1 .. T; the default sampler is DDPM if None or T.
@@ -60,7 +66,10 @@ class GaussianDiffusion(nn.Module):
         zero_terminal_snr: rescale the schedule so that x_T is pure noise (Lin et al. 2023). Needs pred_v or pred_x0,
             and a weighting that is not 0 at the last timestep ("uniform" or "p2").
 
+    The schedule's tables (`betas`, `alphas_cumprod`, ...) and `loss_weight` can be read here, and not replaced.
+
     Attributes:
+        model: the network; it can be wrapped, or replaced by another network of the same channels.
         schedule: the `NoiseSchedule`.
         loss: the `DiffusionLoss`.
         sampler: the default sampler of `sample` and `inpaint`.
@@ -96,10 +105,9 @@ class GaussianDiffusion(nn.Module):
         check_network(network.out_dim, network.channels, self.variance.outputs_per_channel, type(self).__name__)
         self.model = model
         self.channels: int = network.channels
-        self.self_condition = bool(network.self_condition)
-        self.num_classes: int | None = getattr(network, "num_classes", None)
+        # A wrapper may forward no attributes of the network.
+        self._of_model = {name: getattr(network, name, default) for name, default in OF_MODEL.items()}
         self.image_size = checked_image_size(image_size, getattr(network, "downsample_factor", 1))
-        self.objective = objective
         self.auto_normalize = auto_normalize
         self._objective = choose_objective(objective, zero_terminal_snr)
         self.schedule = NoiseSchedule(chosen_schedule(beta_schedule, schedule_fn_kwargs), timesteps, zero_terminal_snr)
@@ -111,31 +119,35 @@ class GaussianDiffusion(nn.Module):
             offset_noise_strength=offset_noise_strength,
             immiscible=immiscible,
         )
-        self.sampling_timesteps = timesteps if sampling_timesteps is None else sampling_timesteps
-        check_default_sampler(self.sampling_timesteps, ddim_sampling_eta, timesteps)
-        self.ddim_sampling_eta = ddim_sampling_eta
-        self.is_ddim_sampling = self.sampling_timesteps < timesteps
-        ddim = DDIM(steps=self.sampling_timesteps, eta=ddim_sampling_eta)
-        self.sampler: Sampler = ddim if self.is_ddim_sampling else DDPM()
-
-    # `diffusion.alphas_cumprod` is that of the schedule.
-    def _part(self, name: str) -> nn.Module | None:
-        if name in TABLES or name in ("alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"):
-            return self.schedule
-        return self.loss if name in ("immiscible", "loss_weight", "offset_noise_strength") else None
+        steps = timesteps if sampling_timesteps is None else sampling_timesteps
+        check_default_sampler(steps, ddim_sampling_eta, timesteps)
+        self._ddim = DDIM(steps=steps, eta=ddim_sampling_eta)
+        self.sampler: Sampler = self._ddim if steps < timesteps else DDPM()
 
     def __getattr__(self, name: str) -> Any:
-        return super().__getattr__(name) if (part := self._part(name)) is None else getattr(part, name)
+        if name in OF_SCHEDULE:
+            return getattr(self.schedule, name)
+        if name in OF_LOSS:
+            return getattr(self.loss, name)
+        if name in OF_MODEL:
+            return getattr(self.model, name, self._of_model[name])
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        part = self._part(name)
-        super().__setattr__(name, value) if part is None else setattr(part, name, value)
+        if name in OF_SCHEDULE | OF_LOSS | OF_MODEL.keys():
+            raise AttributeError(f"{name} cannot be set: build a new {type(self).__name__} with other arguments")
+        super().__setattr__(name, value)
+
+    @property
+    def objective(self) -> str:
+        """What the network predicts."""
+        return self._objective.name
 
     @property
     def denoiser(self) -> Denoiser:
         """The `Denoiser` of `model`; built at each access, so that `model` can be replaced or wrapped."""
         parts = (self.model, self.schedule, self._objective, self.variance)
-        return Denoiser(*parts, self.self_condition, self.num_classes)
+        return Denoiser(*parts, **{name: getattr(self, name) for name in OF_MODEL})
 
     @property
     def _image_shape(self) -> tuple[int, ...]:

@@ -98,9 +98,12 @@ class DiffusionLoss(ExactTables):
             generator: source of all random numbers; PyTorch's global one if None.
 
         Raises:
-            ValueError: classes are given, and the network takes none.
+            ValueError: classes are given, and the network takes none; or the denoiser has another schedule or objective
+                than the loss.
         """
-        if self._weighted_for[0] is not denoiser.schedule or self._weighted_for[1] is not denoiser.objective:
+        schedule, objective = self._weighted_for
+        same = schedule is denoiser.schedule or torch.equal(schedule.snr, denoiser.schedule.snr)
+        if not same or objective.name != denoiser.objective.name:
             raise ValueError("the denoiser has another schedule or objective than this loss: build both of the same")
         if noise is None:
             noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
@@ -130,15 +133,12 @@ class DiffusionLoss(ExactTables):
 def _drop_classes(
     classes: Tensor | None, denoiser: Denoiser, unlabelled: Tensor | None, generator: torch.Generator | None
 ) -> Tensor | None:
-    """Return the labels, some replaced by the null class: those in `unlabelled`, or the network's random share."""
+    """Return the labels, some replaced by the null class: those in `unlabelled`, or a random share."""
     if classes is None:
         return None
-    if unlabelled is not None:
-        return classes.masked_fill(to_device(unlabelled, classes.device), denoiser.num_classes or 0)
-    if hasattr(denoiser.network, "drop_classes"):
-        dropped: Tensor = denoiser.network.drop_classes(classes, generator)  # type: ignore[operator]
-        return dropped
-    return classes
+    if unlabelled is None:
+        unlabelled = torch.rand(classes.shape, generator=generator, device=classes.device) < denoiser.cond_drop_prob
+    return classes.masked_fill(to_device(unlabelled, classes.device), denoiser.num_classes or 0)
 
 
 @torch.no_grad()

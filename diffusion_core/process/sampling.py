@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from diffusion_core.process.checks import check_images, checked_mask
-from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.guidance import Guidance, GuidedDenoiser
 from diffusion_core.samplers.loop import Trajectory, sample_loop
@@ -49,7 +48,7 @@ def sample(
             there is guidance without classes.
     """
     if isinstance(sampler, str | type):
-        raise ValueError(f"sampler is {sampler!r}; it must be one that was made, DDIM(steps=50) say")
+        raise ValueError(f"sampler is {sampler!r}; it must be an object, for example DDIM(steps=50)")
     denoiser = GuidedDenoiser(self.denoiser, guidance)
     classes = self.checked_classes(classes, batch_size)
     x_t = _starting_noise((batch_size, *self._image_shape), noise, randn, self.betas)
@@ -154,7 +153,7 @@ def p_sample_loop(self: "GaussianDiffusion", shape: Sequence[int], return_all_ti
 
 def ddim_sample(self: "GaussianDiffusion", shape: Sequence[int], return_all_timesteps: bool = False) -> Tensor:
     """Return the images of `sample` with DDIM in `sampling_timesteps` steps; `shape` is (B, C, H, W)."""
-    ddim = DDIM(steps=self.sampling_timesteps, eta=self.ddim_sampling_eta)
+    ddim = self._ddim
     return self.sample(_batch_size(self, shape), return_all_timesteps, sampler=ddim)
 
 

@@ -50,8 +50,8 @@ class Linear(Choice):
         last = scale * 0.02
         if last >= 1.0:
             raise ValueError(
-                f"timesteps is {timesteps}; the linear schedule needs at least 21, because its last beta would be"
-                f" {last:.3g} and must stay below 1: raise timesteps or take the cosine or sigmoid schedule"
+                f"timesteps is {timesteps}; the linear schedule needs at least 21, because its last beta"
+                f" {last:.3g} is not below 1: raise timesteps, or take the cosine or sigmoid schedule"
             )
         return torch.linspace(scale * 1e-4, last, timesteps, dtype=torch.float64)
 

@@ -37,7 +37,7 @@ class Guidance(Options):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.scale < math.inf:
-            raise ValueError(f"guidance.scale is {self.scale}; it must be at least 0, and 1 is no guidance")
+            raise ValueError(f"guidance.scale is {self.scale}; it must be at least 0, and 1 disables guidance")
         if not 0.0 <= self.rescale <= 1.0:
             raise ValueError(f"guidance.rescale is {self.rescale}; it must lie in [0, 1]")
         if self.interval is not None and not (len(self.interval) == 2 and 0.0 <= self.interval[0] < self.interval[1]):

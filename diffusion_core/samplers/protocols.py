@@ -5,6 +5,7 @@ network's objective, self-conditioning or guidance. `loop.py` has the sampling l
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import NamedTuple, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class Prediction(NamedTuple):
 
 def batch_times(t: float, x_t: Tensor) -> Tensor:
     """Return t for each image of a batch, (B,): int64 for a timestep, floating point between two timesteps."""
-    dtype = torch.long if isinstance(t, int) else torch.promote_types(x_t.dtype, torch.float32)
+    dtype = torch.long if isinstance(t, Integral) else torch.promote_types(x_t.dtype, torch.float32)
     return torch.full((len(x_t),), t, device=x_t.device, dtype=dtype)
 
 

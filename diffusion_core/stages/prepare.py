@@ -43,7 +43,7 @@ def run(prepare: PrepareSettings) -> None:
     print(f"prepare: {info.train} images to train, {info.validation} to validate, {len(classes)} classes")
     if outside := strays(row.source for row in rows if row.quarantined is None):
         print(
-            f"prepare: the folders are no classes, as {len(outside)} images lie in none of them ({outside[0]}):"
+            f"prepare: the folders are not classes, as {len(outside)} images lie in none of them ({outside[0]}):"
             " move these into a folder if you want classes"
         )
     if info.quarantined:

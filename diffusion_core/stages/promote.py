@@ -47,7 +47,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
         evaluation = None if candidate is None else recorded_evaluation(candidate)
         if candidate is None or evaluation is None or evaluation.key != key:
             raise UserError(
-                f"{MODELS} is not published with figures by the present params.yaml and {REFERENCE}: run `dvc repro`"
+                f"{MODELS} is not published with metrics of the present params.yaml and {REFERENCE}: run `dvc repro`"
                 " and then `python -m diffusion_core publish`"
             )
         champion = find_champion(client, name)

@@ -93,7 +93,7 @@ def _read() -> ConfigObj:
         config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError):
         # The original message would show the line, which may include a secret.
-        raise UserError(f"{CONFIG} is no configuration of DVC's: correct it, or remove it") from None
+        raise UserError(f"{CONFIG} is not a configuration of DVC: correct it, or remove it") from None
     # Without a file name, write() returns the lines.
     config.filename = None
     return config

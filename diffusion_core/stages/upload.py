@@ -24,7 +24,7 @@ def run(folder: Path, url: str, environment: Environment) -> None:
     except ValueError as error:
         raise UserError(f"upload: {error}") from None
     if not folder.is_dir():
-        raise UserError(f"upload: {folder} is no folder: name the folder of the images")
+        raise UserError(f"upload: {folder} is not a folder: name the folder of the images")
     root = folder.resolve()
     images, others, links = image_files(root, "upload")
     if not images:
@@ -40,5 +40,5 @@ def run(folder: Path, url: str, environment: Environment) -> None:
             sent += is_sent
             progress.update(image.stat().st_size)
     if others or links:
-        print(f"upload: left out {others} files that are no images and {links} links that lead elsewhere")
+        print(f"upload: left out {others} files that are not images and {links} links that lead elsewhere")
     print(f"upload: sent {sent} images to {address}; {len(images) - sent} were there already")

@@ -111,9 +111,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         damaged.append(aside)
         logger.warning("checkpoint %s is damaged (%s): moved aside to %s", path, problem, aside.name)
     if damaged:
-        raise UserError(
-            f"every checkpoint below {folder} is damaged: restore one from a backup, or remove it to train again"
-        )
+        raise UserError(f"every checkpoint below {folder} is damaged: restore one from a backup, or remove that folder")
     return None
 
 

@@ -36,7 +36,7 @@ class StepRandomness:
     @classmethod
     def of(cls, diffusion: GaussianDiffusion, batch_size: int, seed: int, step: int) -> Self:
         """Return the random numbers of a step, a function of (seed, step)."""
-        # "draws" is the name of a stream; another name would give other random numbers.
+        # The name of the stream; another name would give other random numbers.
         small = generator(seed, step, "draws")
         of_noise = generator(seed, step, "noise", device=diffusion.device)
         shape = (batch_size, diffusion.channels, *diffusion.image_size)
@@ -46,7 +46,7 @@ class StepRandomness:
             times=torch.randint(0, diffusion.num_timesteps, (batch_size,), generator=small),
             noise=with_offset(noise, diffusion.offset_noise_strength, of_noise),
             self_cond_mask=random_self_cond_mask(batch_size, small),
-            unlabelled=torch.rand(batch_size, generator=small) < getattr(diffusion.model, "cond_drop_prob", 0.0),
+            unlabelled=torch.rand(batch_size, generator=small) < diffusion.cond_drop_prob,
             flipped=torch.rand(batch_size, generator=small) < 0.5,
         )
 

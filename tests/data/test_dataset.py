@@ -122,7 +122,7 @@ def test_a_truncated_file_is_told(folder: Path, name: str) -> None:
         ({"count": 8}, r"manifest.parquet is damaged \(its counts are not those of dataset.json\)"),
         ({"quarantined": 0}, r"manifest.parquet is damaged \(its counts"),
         ({"train": 4, "validation": 3}, r"manifest.parquet is damaged \(its counts"),
-        ({"classes": ["cat"]}, r"manifest.parquet is damaged \(it has labels that are no classes of dataset.json\)"),
+        ({"classes": ["cat"]}, r"manifest.parquet is damaged \(it has labels that are not classes of dataset.json\)"),
         (
             {"image_size": [3, 2]},
             r"images-00000.npy is damaged \(it holds uint8 \(3, 2, 3, 4\) and not .*\(3, 3, 2, 4\)",

@@ -86,7 +86,7 @@ class _Like:
 
     def __init__(self, diffusion):
         self.device = torch.device("cpu")
-        for name in ("model", "channels", "image_size", "num_timesteps", "offset_noise_strength"):
+        for name in ("cond_drop_prob", "channels", "image_size", "num_timesteps", "offset_noise_strength"):
             setattr(self, name, getattr(diffusion, name))
 
 

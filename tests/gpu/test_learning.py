@@ -95,6 +95,7 @@ def test_a_training_learns_what_eager_float32_learns(kind, device, record):
     untrained = noise_error(kind, device, build(kind, device, geometry(device)).model.state_dict())
     ours, theirs = errors(kind, device, trained), eager_float32(kind, device)
     for part, error in ours.items():
+        # One side alone: rounding makes some trainings better, and wrong gradients make them worse.
         note = f"{error:.4f}, eager float32 {theirs[part]:.4f}, untrained {untrained:.4f}; {trained.precision.dtype}"
         record(f"learning, {kind}: {part}, beside eager float32", error / theirs[part] - 1.0, LIMIT, note=note)
         record(f"learning, {kind}: {part}, beside none", error / untrained, LEARNED)

@@ -155,7 +155,7 @@ def test_an_average_of_another_network_is_refused(tmp_path):
 @pytest.mark.parametrize("wrong", [{"model": {"a": 3.0}}, {3: torch.ones(1)}, {"model": {"a": torch.ones(1), 4: 1}}])
 def test_what_is_no_weight_is_told(tmp_path, wrong):
     torch.save(wrong, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"a.pt has .* among its weights, which is no tensor with a name"):
+    with pytest.raises(UserError, match=r"a.pt has .* among its weights, which is not a tensor with a name"):
         run(tmp_path / "a.pt", tmp_path / "models", "16")
 
 
@@ -247,7 +247,7 @@ class Touch:
 def test_nothing_but_weights_is_ever_unpickled(tmp_path, wrap):
     marker = tmp_path / "marker"
     torch.save(wrap(Touch(marker)), tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="evil.pt is no checkpoint of weights alone"):
+    with pytest.raises(UserError, match="evil.pt is not a checkpoint of weights alone"):
         run(tmp_path / "evil.pt", tmp_path / "models", "16")
     assert not marker.exists()
     # The control: read without that protection, it does what it says.
@@ -258,7 +258,7 @@ def test_nothing_but_weights_is_ever_unpickled(tmp_path, wrap):
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut off", b"# A README\n\nhello\n"])
 def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"a.pt is no checkpoint of weights alone"):
+    with pytest.raises(UserError, match=r"a.pt is not a checkpoint of weights alone"):
         run(tmp_path / "a.pt", tmp_path / "models", "16")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"list.pt holds no weights by name"):

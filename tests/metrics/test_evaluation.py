@@ -121,5 +121,5 @@ def test_a_new_metric_needs_its_class_alone(reference, validation):
 
 
 def test_a_metric_that_does_not_name_its_figures_is_refused():
-    with pytest.raises(TypeError, match="Nameless must name its figures"):
+    with pytest.raises(TypeError, match="Nameless must list the names of its values"):
         type("Nameless", (Metric,), {})

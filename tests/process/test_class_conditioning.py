@@ -22,26 +22,28 @@ class Recorder(Network):
         return x * 0 + self.scale * 0.2 * classes.to(x.dtype)[:, None, None, None]
 
 
-class Dropping(Recorder):
-    """Drops every label that is 1, as `Unet` drops some by chance."""
-
-    def drop_classes(self, classes, generator=None):
-        return torch.where(classes == 1, self.num_classes, classes)
-
-
 def process(network, **options):
     return GaussianDiffusion(network, image_size=4, objective="pred_x0", timesteps=20, **options)
 
 
 def test_dropped_labels_are_dropped_in_the_guess_and_in_the_pass_alike():
-    network = Dropping(self_condition=True)
+    network = Recorder(self_condition=True)
     classes = torch.tensor([0, 1, 2, 3, 1, 0, 2, 3])
     x0 = torch.rand(8, 1, 4, 4)
-    process(network)(x0, classes=classes)
+    process(network)(x0, classes=classes, unlabelled=classes == 1)
     guess, whole = network.asked
     assert whole.tolist() == [0, 4, 2, 3, 4, 0, 2, 3]
     assert len(guess) == 4
     assert 1 not in guess.tolist()
+
+
+def test_labels_are_dropped_at_the_given_rate():
+    network = Recorder()
+    network.cond_drop_prob = 0.3
+    process(network)(torch.rand(10_000, 1, 4, 4), classes=torch.ones(10_000, dtype=torch.long))
+    (asked,) = network.asked
+    assert float((asked == 4).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert set(asked.unique().tolist()) == {1, 4}
 
 
 def test_the_guess_of_an_image_is_made_with_its_own_label():

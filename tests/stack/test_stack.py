@@ -151,7 +151,7 @@ def test_if_the_last_server_cannot_start_those_before_it_are_stopped(other_place
         (other_place / "away").rename(other_place / ".git")
     assert code == 2
     assert "prefect answers" in output
-    assert message == f"error: {other_place} is no git repository, of which runs could be: `git init`, and commit\n"
+    assert message == f"error: {other_place} is not a git repository, which runs need: `git init`, and commit\n"
     assert json.loads((other_place / ".stack/started.json").read_text()) == []
     home = open_home(other_place / ".stack")
     for port in home.ports.values():

@@ -89,7 +89,7 @@ def test_an_image_outside_of_the_folders_costs_the_classes_and_is_named(capsys: 
     files[0].rename(RAW / "stray.png")
     prepare.run(SETTINGS)
     assert ImageDataset.open(PREPARED).info.classes == []
-    assert "the folders are no classes, as 1 images lie in none of them (stray.png)" in capsys.readouterr().out
+    assert "the folders are not classes, as 1 images lie in none of them (stray.png)" in capsys.readouterr().out
 
 
 def test_copies_of_an_image_are_in_the_same_split() -> None:

@@ -38,7 +38,7 @@ def pictures(tmp_path):
 def test_an_upload_sends_what_is_not_there(admin, bucket, environment, pictures, proxy, capsys):
     upload.run(pictures, f"s3://{bucket}/p", environment)
     assert capsys.readouterr().out == (
-        "upload: left out 1 files that are no images and 0 links that lead elsewhere\n"
+        "upload: left out 1 files that are not images and 0 links that lead elsewhere\n"
         f"upload: sent 20 images to s3://{bucket}/p; 0 were there already\n"
     )
     (pictures / "1/1.png").write_bytes(b"other" * 20)
@@ -63,7 +63,7 @@ def test_an_upload_that_was_broken_off_goes_on(bucket, environment, pictures, pr
     ("folder", "url", "sentence"),
     [
         ("pictures", "pictures", "upload: 'pictures' is not an address in an object store: write s3://bucket/prefix"),
-        ("missing", "s3://bucket", "missing is no folder"),
+        ("missing", "s3://bucket", "missing is not a folder"),
         (".git", "s3://bucket", r"\.git holds no image"),
     ],
 )
@@ -114,7 +114,7 @@ def test_the_remote_is_written_for_its_owner_alone_and_alike_each_time(environme
 @pytest.mark.parametrize("text", [b"[core\nsecret = canary\n", b"\xff = canary"])
 def test_a_damaged_configuration_is_told_and_stays(environment, bucket, text):
     CONFIG.write_bytes(text)
-    with pytest.raises(UserError, match=r"config\.local is no configuration of DVC's: correct it") as raised:
+    with pytest.raises(UserError, match=r"config\.local is not a configuration of DVC: correct it") as raised:
         remote.run(environment.model_copy(update={"dvc_remote": f"s3://{bucket}"}))
     assert "canary" not in str(raised.value)
     assert CONFIG.read_bytes() == text

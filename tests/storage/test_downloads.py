@@ -219,13 +219,17 @@ def test_who_comes_second_waits_and_fetches_nothing(monkeypatch, put, night, dow
     fcntl.flock(held, fcntl.LOCK_EX)
     told = []
 
+    def release():
+        told.append("released")
+        os.close(held)
+
     def tell(sentence, **_):
         told.append(sentence)
-        threading.Timer(0.3, os.close, [held]).start()
+        threading.Timer(0.3, release).start()
 
     monkeypatch.setattr("diffusion_core.data.downloads.print", tell, raising=False)
     assert night() == (IMAGES, 0)
-    assert told == [f"ingest: waits until another process has fetched into {place}"]
+    assert told == [f"ingest: waits until another process has fetched into {place}", "released"]
 
 
 def test_a_store_that_fails_leaves_what_is_kept(monkeypatch, put, night, downloads):

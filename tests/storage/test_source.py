@@ -184,7 +184,7 @@ def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
     """The server here would not take such keys; others do."""
     listed = [storage.Object("pictures/fine.png", 1, "e"), storage.Object(f"pictures/{path}", 1, "e")]
     monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
-    with pytest.raises(UserError, match=r"ingest\.source\.url: the key .*\.png' in s3://.* is no path .*: rename"):
+    with pytest.raises(UserError, match=r"ingest\.source\.url: the key .*\.png' in s3://.* is not a path .*: rename"):
         fetch()
     assert not Path("data/raw").exists()
     assert not Path("data/.raw.parts").exists()

@@ -166,9 +166,12 @@ def test_who_does_not_heed_term_is_killed_after_its_grace(tmp_path, grace):
     process = subprocess.Popen(python(owner), cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     (child,) = psutil.Process(process.pid).children()
+    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     rest = process.stdout.read()
     assert process.wait(30) == 143
+    # A grace is a time that passes at least.
+    assert time.monotonic() - began >= grace
     assert rest == (b"heard\n" if grace else b"")
     assert not alive(child.pid)
 

@@ -83,7 +83,7 @@ def test_micro_batches_change_neither_the_loss_nor_the_gradient(accumulate):
     whole = build(dropout=0.0)
     cut = build(dropout=0.0, accumulate=accumulate)
     for trainer in (whole, cut):
-        trainer.diffusion.offset_noise_strength = 0.3
+        trainer.diffusion.loss.offset_noise_strength = 0.3
     (loss, ours), (expected, theirs) = gradients(cut), gradients(whole)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     for one, other in zip(ours, theirs, strict=True):

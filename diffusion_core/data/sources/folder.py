@@ -55,7 +55,7 @@ def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:
         try:
             str(image.relative_to(root)).encode()
         except UnicodeEncodeError:
-            raise UserError(f"{name} holds {os.fsencode(image)!r}, which is no UTF-8: rename the file") from None
+            raise UserError(f"{name} holds {os.fsencode(image)!r}, which is not UTF-8: rename the file") from None
     return sorted(images), others, links
 
 
@@ -90,7 +90,7 @@ class Folder(Choice):
         root = self._root(folder.parent)
         images, others, links = image_files(root, "ingest.source.path")
         if others or links:
-            print(f"ingest: left out {others} files that are no images and {links} links that lead elsewhere")
+            print(f"ingest: left out {others} files that are not images and {links} links that lead elsewhere")
         if not images:
             suffixes = " ".join(sorted(image_suffixes()))
             raise UserError(f"ingest.source.path is {self.path}, which holds no image ({suffixes}): add some to it")
@@ -111,7 +111,7 @@ class Folder(Choice):
         if not root.exists():
             raise UserError(f"ingest.source.path is {self.path}, which does not exist: correct it in params.yaml")
         if not root.is_dir():
-            raise UserError(f"ingest.source.path is {self.path}, which is no folder: name the folder of the images")
+            raise UserError(f"ingest.source.path is {self.path}, which is not a folder: name the folder of the images")
         output = output.resolve()
         if root.is_relative_to(output) or output.is_relative_to(root):
             raise UserError(

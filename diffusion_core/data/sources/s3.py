@@ -106,7 +106,9 @@ def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Objec
     for path in images:
         parts = path.split("/")
         if {"", ".", ".."} & set(parts) or "\0" in path or max(len(part.encode()) for part in parts) > LONGEST_NAME:
-            raise UserError(f"ingest.source.url: the key {path!r} in {address} is no path of a file: rename the object")
+            raise UserError(
+                f"ingest.source.url: the key {path!r} in {address} is not a path of a file: rename the object"
+            )
         if path in folders:
             raise UserError(f"ingest.source.url: {path!r} in {address} is an image and a folder: rename one of them")
     if others:

@@ -48,7 +48,7 @@ class Metric(Choice, ABC):
 
     def __init_subclass__(cls) -> None:
         if "figures" not in vars(cls):
-            raise TypeError(f"{cls.__name__} must name its figures, as the other metrics do")
+            raise TypeError(f"{cls.__name__} must list the names of its values, as the other metrics do")
 
     @abstractmethod
     def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:

@@ -58,7 +58,7 @@ def test_what_is_no_image_is_left_out_and_told(images: Path, raw: Path, capsys: 
     os.mkfifo(images / "pipe.png")
     assert Folder(images).fetch(raw) == 1
     assert copied(raw) == {"cat/a.png": b"1"}
-    assert capsys.readouterr().out == ("ingest: left out 3 files that are no images and 0 links that lead elsewhere\n")
+    assert capsys.readouterr().out == ("ingest: left out 3 files that are not images and 0 links that lead elsewhere\n")
 
 
 def test_a_link_that_leads_out_is_not_followed(
@@ -78,7 +78,7 @@ def test_a_link_that_leads_out_is_not_followed(
     (images / "dangling.png").symlink_to("nowhere.png")
     assert Folder(images).fetch(raw) == 2
     assert copied(raw) == {"cat/a.png": b"1", "inside.png": b"1"}
-    assert capsys.readouterr().out == ("ingest: left out 2 files that are no images and 5 links that lead elsewhere\n")
+    assert capsys.readouterr().out == ("ingest: left out 2 files that are not images and 5 links that lead elsewhere\n")
 
 
 def test_the_path_may_be_a_link_or_begin_at_home(
@@ -104,7 +104,7 @@ def test_a_relative_path_begins_at_the_projects_folder(
     ("path", "sentence"),
     [
         ("missing", ", which does not exist: correct it"),
-        ("file.png", ", which is no folder: name the folder"),
+        ("file.png", ", which is not a folder: name the folder"),
         ("pictures", r", which holds no image \(.*\.png.*\): add some"),
         ("~nobody-of-this-name/pictures", "correct it in params.yaml"),
         ("project", "overlaps .*data, where the pipeline writes: keep the images in a folder of their own"),
