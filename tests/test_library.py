@@ -59,7 +59,7 @@ def test_import_loads_no_server_library(tmp_path):
 def test_the_command_without_its_libraries_says_what_to_install(tmp_path):
     done = run(ALONE + "import runpy; runpy.run_module('diffusion_core', run_name='__main__')", tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: the command needs typer: pip install 'diffusion-core[pipeline]'\n"
+    assert done.stderr == "error: the command needs typer: say `make setup` in a checkout of the project\n"
 
 
 LAZY = """
