@@ -13,6 +13,7 @@ from diffusion_core.process.losses import LossChoice
 from diffusion_core.process.schedules import ScheduleChoice
 from diffusion_core.process.weightings import WeightingChoice
 from diffusion_core.samplers import SamplerChoice
+from tests.gpu.test_samplers import SAMPLERS
 
 UNIONS = (SourceChoice, MetricChoice, LossChoice, ScheduleChoice, WeightingChoice, SamplerChoice)
 
@@ -32,7 +33,11 @@ def unlisted(unions):
 
 
 def test_no_class_is_left_out_of_its_union():
-    assert unlisted(UNIONS) == set()
+    assert unlisted(UNIONS) == set(), "add it to the union beside its siblings"
+
+
+def test_no_sampler_is_left_out_of_the_checks_of_a_gpu():
+    assert {sampler.kind for sampler in SAMPLERS.values()} == set(choices(SamplerChoice)), "add it to SAMPLERS"
 
 
 def test_a_class_that_is_left_out_is_found():
@@ -41,7 +46,7 @@ def test_a_class_that_is_left_out_is_found():
 
 @pytest.mark.parametrize("name", ["os.system", "diffusion_core.samplers.ddim.DDIM", "DDIM", ""])
 def test_a_name_that_no_class_has_is_refused_with_the_names_there_are(name):
-    with pytest.raises(ValueError, match="must be one of ddim, ddpm, dpm_solver, heun"):
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(sorted(choices(SamplerChoice)))}"):
         choose(SamplerChoice, name, "sample.sampler")
 
 

@@ -76,7 +76,7 @@ def inpaint(
     Args:
         images: (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
         mask: 1 for a known pixel, 0 for a pixel to sample; broadcasts to the shape of the images.
-        sampler: ddpm, ddim or heun; that of the process if None.
+        sampler: one that is not multistep; that of the process if None.
         jump_length: steps from one noise level back to a higher one.
         resamplings: how often each segment of `jump_length` steps is sampled; 1 is fastest and fits the known pixels
             worst.

@@ -31,7 +31,7 @@ def inpaint_loop(
 
     Args:
         denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
-        sampler: a sampler that is not multistep (ddpm, ddim, heun).
+        sampler: a sampler that is not multistep.
         x_t: standard normal noise, (B, C, H, W).
         known: images in [-1, 1], (B, C, H, W); only the known pixels are used.
         mask: bool, True for a known pixel; broadcasts to the shape of `known`.
@@ -44,7 +44,7 @@ def inpaint_loop(
         ValueError: the sampler is a multistep one, or a number is out of its range.
     """
     if sampler.multistep:
-        raise ValueError(f"sampler is {sampler.kind}, whose steps need the one before: take ddpm, ddim or heun")
+        raise ValueError(f"sampler is {sampler.kind}, whose steps need the one before: take another, for example ddim")
     for name, value in (("jump_length", jump_length), ("resamplings", resamplings)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")

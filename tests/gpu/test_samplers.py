@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from diffusion_core import DDIM, DDPM, DPMSolver, Guidance, Heun, ImageNoise
-from diffusion_core.choices import choices
-from diffusion_core.samplers import SamplerChoice
 from tests.gpu.builds import CLASSES, Geometry, build
 
 SHAPE = Geometry(32, (1, 2), 16, 6)
@@ -71,7 +69,3 @@ def test_inpainting_comes_to_the_cpus_images(processes, record):
         return process.inpaint(images.to(process.device), mask, randn=noise, **options)
 
     record("inpainting: pixel", farthest(processes["plain"], draw_images), LIMIT)
-
-
-def test_no_sampler_is_left_out():
-    assert {sampler.kind for sampler in SAMPLERS.values()} == set(choices(SamplerChoice))

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Heun
+from diffusion_core import DDIM, GaussianDiffusion
 from diffusion_core.samplers.loop import Trajectory
 from tests.conftest import Network, constant
+from tests.samplers.every import every_sampler
 
 OPTIONS = {"image_size": 4, "zero_terminal_snr": True, "weighting": "uniform"}
 
@@ -20,9 +21,7 @@ def test_nothing_of_the_image_is_left_at_the_last_timestep():
 
 
 @pytest.mark.parametrize("objective", ["pred_v", "pred_x0"])
-@pytest.mark.parametrize(
-    "sampler", [DDPM(steps=20), DDIM(steps=20), DDIM(steps=20, eta=1.0), DPMSolver(steps=20), Heun(steps=20)], ids=str
-)
+@pytest.mark.parametrize("sampler", [*every_sampler(20), DDIM(steps=20, eta=1.0)], ids=str)
 def test_every_sampler_starts_from_pure_noise_and_finds_the_mean_brightness(objective, sampler):
     """Data of one grey level; a network asked anywhere with too clean an x_t for its t would answer another one."""
     asked = []

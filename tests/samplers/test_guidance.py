@@ -2,10 +2,11 @@ import pytest
 import torch
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
-from diffusion_core import DDIM, DDPM, DPMSolver, GaussianDiffusion, Guidance, Heun, Unet
+from diffusion_core import DDIM, DDPM, GaussianDiffusion, Guidance, Unet
 from diffusion_core.samplers.guidance import GuidedDenoiser
 from diffusion_core.samplers.loop import sample_loop
 from tests.conftest import Network
+from tests.samplers.every import every_sampler
 
 
 class Labelled(Network):
@@ -103,7 +104,7 @@ def test_both_passes_are_fed_the_guided_guess_before():
         torch.testing.assert_close(fed_back, expected)
 
 
-@pytest.mark.parametrize("sampler", [DDPM(steps=4), DDIM(steps=4, eta=0.5), DPMSolver(steps=4), Heun(steps=4)], ids=str)
+@pytest.mark.parametrize("sampler", [*every_sampler(4), DDIM(steps=4, eta=0.5)], ids=str)
 def test_every_sampler_goes_with_labels_self_conditioning_and_guidance_at_once(conditional, sampler):
     x_t, classes = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
     draws = {"noise": x_t, "randn": torch.zeros_like, "classes": classes, "sampler": sampler}
