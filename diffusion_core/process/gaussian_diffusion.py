@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_core.choices import choose
-from diffusion_core.process import sampling
+from diffusion_core.process import conversions, sampling
 from diffusion_core.process.checks import (
     check_default_sampler,
     check_images,
@@ -36,6 +36,7 @@ from diffusion_core.samplers.loop import Trajectory
 from diffusion_core.samplers.protocols import Conditioning, Sampler
 
 OF_SCHEDULE = TABLES | {"alpha_bar", "device", "num_timesteps", "snr", "zero_terminal_snr"}
+OF_DDIM = {"sampling_timesteps": "steps", "ddim_sampling_eta": "eta"}
 OF_LOSS = {"immiscible", "loss_weight", "offset_noise_strength"}
 # With the value for a network that lacks the attribute.
 OF_MODEL: dict[str, Any] = {"self_condition": False, "num_classes": None, "cond_drop_prob": 0.0}
@@ -66,11 +67,9 @@ class GaussianDiffusion(nn.Module):
         zero_terminal_snr: rescale the schedule so that x_T is pure noise (Lin et al. 2023). Needs pred_v or pred_x0,
             and a weighting that is not 0 at the last timestep ("uniform" or "p2").
 
-    The schedule's tables (`betas`, `alphas_cumprod`, ...) and `loss_weight` can be read here, and not replaced.
-
     Attributes:
         model: the network; it can be wrapped, or replaced by another network of the same channels.
-        schedule: the `NoiseSchedule`.
+        schedule: the `NoiseSchedule`; its tables, and those of the loss, can be read here and not set.
         loss: the `DiffusionLoss`.
         sampler: the default sampler of `sample` and `inpaint`.
 
@@ -129,12 +128,14 @@ class GaussianDiffusion(nn.Module):
             return getattr(self.schedule, name)
         if name in OF_LOSS:
             return getattr(self.loss, name)
+        if name in OF_DDIM:
+            return getattr(self._ddim, OF_DDIM[name])
         if name in OF_MODEL:
             return getattr(self.model, name, self._of_model[name])
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OF_SCHEDULE | OF_LOSS | OF_MODEL.keys():
+        if name in OF_SCHEDULE | OF_LOSS | OF_MODEL.keys() | OF_DDIM.keys():
             raise AttributeError(f"{name} cannot be set: build a new {type(self).__name__} with other arguments")
         super().__setattr__(name, value)
 
@@ -142,6 +143,11 @@ class GaussianDiffusion(nn.Module):
     def objective(self) -> str:
         """What the network predicts."""
         return self._objective.name
+
+    @property
+    def is_ddim_sampling(self) -> bool:
+        """Whether the default sampler as built is DDIM."""
+        return bool(self._ddim.steps < self.num_timesteps)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -164,30 +170,6 @@ class GaussianDiffusion(nn.Module):
     def checked_classes(self, classes: Tensor | None, batch_size: int) -> Tensor | None:
         """Return labels, int64 (B,), on the process's device; see `process/checks.py`."""
         return checked_classes(classes, batch_size, self.num_classes, self.schedule.device)
-
-    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x0 = sqrt(1/abar) x_t - sqrt(1/abar - 1) noise."""
-        return self.schedule.at(t, x_t).x0_from_noise(x_t, noise)
-
-    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-        """Return noise = (sqrt(1/abar) x_t - x0) / sqrt(1/abar - 1)."""
-        return self.schedule.at(t, x_t).noise_from_x0(x_t, x0)
-
-    def predict_v(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return v = sqrt(abar) noise - sqrt(1 - abar) x0."""
-        return self.schedule.at(t, x_start).v(x_start, noise)
-
-    def predict_start_from_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        """Return x0 = sqrt(abar) x_t - sqrt(1 - abar) v."""
-        return self.schedule.at(t, x_t).x0_from_v(x_t, v)
-
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise (Ho et al. 2020, equation 4)."""
-        return self.schedule.q_sample(x_start, t, torch.randn_like(x_start) if noise is None else noise)
-
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean, variance and log variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, equations 6 and 7)."""
-        return self.schedule.q_posterior(x_start, x_t, t)
 
     def model_predictions(
         self,
@@ -303,7 +285,13 @@ class GaussianDiffusion(nn.Module):
         """Return the index of each image's noise if the process is `immiscible`, int64 (B,)."""
         return assign_noise(x_start, noise)
 
-    # Defined in process/sampling.py.
+    # Defined in process/conversions.py and process/sampling.py.
+    predict_start_from_noise = conversions.predict_start_from_noise
+    predict_noise_from_start = conversions.predict_noise_from_start
+    predict_v = conversions.predict_v
+    predict_start_from_v = conversions.predict_start_from_v
+    q_sample = conversions.q_sample
+    q_posterior = conversions.q_posterior
     sample = sampling.sample
     inpaint = sampling.inpaint
     interpolate = sampling.interpolate
