@@ -26,8 +26,8 @@ from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.randomness import derive_seed
 from diffusion_core.stages.paths import PREPARED, REFERENCE
+from diffusion_core.stages.plan import ShardData, options
 from diffusion_core.stages.sample import sample_model
-from diffusion_core.stages.train import ShardData, options
 from diffusion_core.training.trainer import Trainer
 
 RESULTS = Path("benchmarks/training_choices.json")

@@ -27,7 +27,7 @@ except ModuleNotFoundError as missing:
 # Seconds that other ranks wait before they report an error, so that the main rank reports it first.
 SECONDS_TO_TELL = 3.0
 
-DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Modules of `diffusion_core.stages`, in the order of their dependencies.
 STAGES = {
@@ -73,7 +73,8 @@ def _run_stage(name: str) -> None:
 def _run_shared(name: str, run: Callable[..., None], arguments: dict[str, object], environment: Environment) -> None:
     from diffusion_core.runtime.device import choose_device, choose_processes
     from diffusion_core.runtime.distributed import is_started, process_group
-    from diffusion_core.runtime.launch import end_with_parent, launch
+    from diffusion_core.runtime.launch import launch
+    from diffusion_core.supervision.tied import end_with_parent
 
     device = choose_device(environment.device)
     if not is_started() and (count := choose_processes(environment.processes, device)) > 1:
@@ -140,6 +141,14 @@ def remote() -> None:
     from diffusion_core.stages.remote import run
 
     run(load_environment())
+
+
+@application.command(epilog="Example: diffusion replay")
+def replay() -> None:
+    """Send what waits for the tracking store."""
+    from diffusion_core.registry.tracking import replay as send
+
+    print(f"replay: the tracking store has taken {send(load_environment())} entries that waited")
 
 
 @application.command(epilog="Example: diffusion doctor --json")

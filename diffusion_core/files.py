@@ -1,5 +1,6 @@
 """Atomic and durable writes, exclusive locks and hashes of files."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder next to `folder`; if the block succeeds, it replaces `folder`.
+    """Yield an empty folder next to `folder`; if the block succeeds, it is flushed to disk and replaces `folder`.
 
     If the block raises, the new folder is removed and `folder` does not change. Leftovers of killed processes are
     removed first. If a process was killed between the two renames, the old folder is restored.
@@ -26,9 +27,12 @@ def replaced(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new)
         raise
+    # One call for any number of files. Without it, a loss of power could leave the new names with empty files.
+    os.sync()
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    flush(folder.parent)
     if old.exists():
         shutil.rmtree(old)
 
@@ -49,9 +53,10 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
-    """Yield an empty folder; if the block succeeds, move the files with these names from it to their paths.
+    """Yield an empty folder; if the block succeeds, flush the files with these names and move them to their paths.
 
-    If the block raises, nothing is moved. Leftovers of killed processes next to the first file are removed first.
+    The paths may be on other filesystems. If the block raises, nothing is moved. Leftovers of killed processes next to
+    the first file are removed first.
     """
     folder = files[0].with_name(f".{files[0].name}.tmp-{os.getpid()}")
     _sweep(files[0])
@@ -60,9 +65,38 @@ def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
         yield folder
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            (folder / file.name).replace(file)
+            _move(folder / file.name, file)
     finally:
         shutil.rmtree(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Flush a file to disk, and move it so that `target` is never partly written."""
+    flush(source)
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        shutil.copyfile(source, beside)
+        flush(beside)
+        beside.replace(target)
+    flush(target.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; a kill at any moment leaves it whole, or a leftover for `sweep_discarded`."""
+    trash = folder.with_name(f".{folder.name}.trash-{os.getpid()}")
+    folder.rename(trash)
+    flush(folder.parent)
+    shutil.rmtree(trash)
+
+
+def sweep_discarded(parent: Path) -> None:
+    """Remove what killed processes left in `parent` while discarding folders."""
+    for trash in parent.glob(".*.trash-*"):
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def write_whole(file: Path, content: str, mode: int = 0o666) -> None:

@@ -7,12 +7,14 @@ import signal
 import sys
 
 import httpx
+import psutil
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
 from diffusion_core.supervision.child import leave
+from diffusion_core.supervision.tied import tie
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
 from flows.automations import notify_failure
@@ -97,7 +99,8 @@ def main() -> None:
 def _start_server() -> None:
     """Start the temporary server with INT blocked.
 
-    A terminal sends Ctrl-C to all processes, and the flow needs the server to report its final state.
+    A terminal sends Ctrl-C to all processes, and the flow needs the server to report its final state. If the flow is
+    killed, the server ends with it.
 
     Raises:
         NoServer: the user's settings do not permit a temporary server.
@@ -109,8 +112,11 @@ def _start_server() -> None:
         )
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        before = set(psutil.Process().children(recursive=True))
         with get_client(sync_client=True):
             pass
+        for server in set(psutil.Process().children(recursive=True)) - before:
+            tie(server.pid)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

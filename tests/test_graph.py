@@ -48,11 +48,14 @@ EVERYWHERE = {
     "choices": "checks names and options",
     "config": "checks values, which DVC watches themselves",
     "errors": "holds classes of errors",
+    "lineage.identity": "names what a training is made of",
+    "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",
     "lineage.record": "writes and reads JSON",
     "parallel": "runs calls side by side",
     "registry": "tells MLflow what was done",
     "files": "puts whole outputs in their place",
+    "lineage.tensors": "writes tensors to files",
     "stages.paths": "holds names of files",
 }
 WHERE_IT_RUNS = {

@@ -17,7 +17,7 @@ from tests.registry.projects import new_environment, write_model
 
 README, LIBRARY = (Path(name).read_text(encoding="utf-8") for name in ("README.md", "docs/library.md"))
 (QUICKSTART,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TRAINER, PARTS, IMPORTED, CHAMPION = re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL)
+TRAINER, PARTS, IMPORTED, SAFE_CHAMPION, CHAMPION = re.findall(r"```python\n(.*?)```", LIBRARY, re.DOTALL)
 
 
 def run(code, small, folder):
@@ -59,6 +59,8 @@ def test_the_champion_is_loaded_as_it_is_shown(tmp_path, monkeypatch):
     training = client.create_run(experiment_id(client, environment))
     version = register(client, training, environment.registered_model, tmp_path / "models", {})
     client.set_registered_model_alias(version.name, "champion", version.version)
+    shown = run(SAFE_CHAMPION + "\nprint(tuple(images.shape))", {"steps=25": "steps=2"}, tmp_path)
+    assert shown == "(4, 1, 8, 8)\n"
     shapes = "\nprint(images.shape, threes.shape, images.dtype)"
     # The small model has eight timesteps.
     assert run(

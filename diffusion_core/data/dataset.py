@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, read_manifest
-from diffusion_core.data.shards import map_shard, reading
+from diffusion_core.data.shards import check_shard, map_shard, reading
 
 INFO = "dataset.json"
 
@@ -27,6 +27,7 @@ class DatasetInfo(BaseModel):
         classes: the name of each label; empty if images have no labels.
         image_size: height and width in pixels.
         channels: 1 (gray), 3 (RGB) or 4 (RGBA).
+        shards: sha256 of each shard.
         digest: sha256 of pixels, labels, splits and class names; equal for equal datasets.
     """
 
@@ -39,6 +40,7 @@ class DatasetInfo(BaseModel):
     classes: list[str]
     image_size: tuple[int, int]
     channels: int
+    shards: list[str]
     digest: str
 
 
@@ -64,16 +66,18 @@ class ImageDataset:
         shard: npt.NDArray[np.int64],
         row: npt.NDArray[np.int64],
         labels: npt.NDArray[np.int64] | None,
+        sources: npt.NDArray[np.str_] | None = None,
     ) -> None:
         self.info = info
         self.labels = labels
+        self._sources = sources
         self._shards = shards
         self._shard = shard
         self._row = row
 
     @classmethod
     def open(cls, folder: Path, split: Split | None = None) -> Self:
-        """Open the dataset in `folder`; its images are in the order of the manifest.
+        """Open the dataset in `folder`, and compare its pixels with their hashes; images are in the manifest's order.
 
         Args:
             folder: the output of `prepare`.
@@ -87,18 +91,24 @@ class ImageDataset:
         manifest = read_manifest(folder / MANIFEST)
         with reading(folder / MANIFEST):
             kept = manifest.filter(manifest["quarantined"].is_null())
-            splits, shard, row, labels = (kept[name].to_numpy() for name in ("split", "shard", "row", "label"))
+            names = ("split", "shard", "row", "label", "source")
+            splits, shard, row, labels, sources = (kept[name].to_numpy() for name in names)
             counts = [np.sum(splits == "train"), np.sum(splits == "validation"), len(kept), len(manifest)]
             if counts != [info.train, info.validation, info.count, info.count + info.quarantined]:
                 raise ValueError(f"its counts are not those of {INFO}")
             if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
                 raise ValueError(f"it has labels that are not classes of {INFO}")
+            if len(info.shards) != len(np.bincount(shard)):
+                raise ValueError(f"its shards are not those of {INFO}")
+        for number, sha256 in enumerate(info.shards):
+            check_shard(folder, number, sha256)
         image_shape = (*info.image_size, info.channels)
         shards = [
             map_shard(folder, number, (int(rows), *image_shape)) for number, rows in enumerate(np.bincount(shard))
         ]
         wanted = np.full(len(kept), True) if split is None else splits == split
-        return cls(info, shards, shard[wanted], row[wanted], labels[wanted] if info.classes else None)
+        of_classes = labels[wanted] if info.classes else None
+        return cls(info, shards, shard[wanted], row[wanted], of_classes, sources[wanted])
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -109,6 +119,11 @@ class ImageDataset:
         if self.labels is None:
             return ()
         return tuple(np.bincount(self.labels, minlength=len(self.info.classes)).tolist())
+
+    def sources(self, indices: npt.NDArray[np.integer]) -> list[str]:
+        """Return the paths below `data/raw` of the images at `indices`, or their indices if the paths are not known."""
+        known = indices if self._sources is None else self._sources[indices]
+        return [str(each) for each in known]
 
     def images(self, indices: npt.NDArray[np.integer] | slice | None = None) -> npt.NDArray[np.uint8]:
         """Return the images at `indices`, in that order, or all: uint8 (n, H, W, C).

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
 
 SHARD_BYTES = 256 * 2**20
 
@@ -78,6 +79,18 @@ def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> np
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 {shape}")
     return pixels
+
+
+def check_shard(folder: Path, number: int, sha256: str) -> None:
+    """Check that a shard is the one that was written.
+
+    Raises:
+        UserError: the file is missing, or its sha256 differs.
+    """
+    file = shard_file(folder, number)
+    with reading(file):
+        if sha256_of(file) != sha256:
+            raise ValueError("its sha256 differs from dataset.json")
 
 
 @contextmanager

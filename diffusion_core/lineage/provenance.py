@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
 
 DVC_LOCK = Path("dvc.lock")
 PACKAGE = Path(__file__).parents[1]
@@ -105,9 +106,19 @@ def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:
 
 def code_digest(*names: str) -> str:
     """Return the sha256 of the source files of these modules and sub-packages of this package."""
+    return json_digest(
+        {file.relative_to(PACKAGE).as_posix(): file.read_text(encoding="utf-8") for file in _code(names)}
+    )
+
+
+def code_files(*names: str) -> dict[str, str]:
+    """Return the sha256 of each source file of these modules and sub-packages of this package, by path."""
+    return {file.relative_to(PACKAGE).as_posix(): sha256_of(file) for file in _code(names)}
+
+
+def _code(names: Sequence[str]) -> list[Path]:
     places = [PACKAGE / name for name in names]
-    files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
-    return json_digest({file.relative_to(PACKAGE).as_posix(): file.read_text(encoding="utf-8") for file in files})
+    return [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
 
 
 def json_digest(content: object) -> str:

@@ -37,10 +37,10 @@ class Record(BaseModel):
 class RunInfo(Record):
     """`models/run_info.json`: the MLflow run and the provenance of a model; unknown values are None.
 
-    It is an output of `train`, so a model restored from DVC's cache has the id of its original run.
+    It is an output of `train`, so a model restored from DVC's cache has the key of its original run.
 
     Attributes:
-        run_id: id of the MLflow run that trained the model.
+        run_key: the tag `run_key` of the MLflow run that trained the model. The run may be made later than the model.
         dataset_md5: DVC's hash of the dataset.
         dataset_digest: sha256 of the dataset's content.
         git_commit: hash of the commit.
@@ -48,7 +48,7 @@ class RunInfo(Record):
         params_digest: sha256 of the section `train` of params.yaml.
     """
 
-    run_id: str
+    run_key: str
     dataset_md5: str | None
     dataset_digest: str
     git_commit: str | None

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from diffusion_core.choices import choose
 from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
+from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
@@ -104,10 +106,20 @@ def save_model(
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
         dataset: description of the training data as JSON values, including `class_counts`.
+
+    Raises:
+        ValueError: a weight is not finite.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    content = {"format": FORMAT, "network": network, "process": process, "dataset": dataset}
+    _check_finite(weights)
+    save_tensors(weights, folder / WEIGHTS)
+    content = {
+        "format": FORMAT,
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "network": network,
+        "process": process,
+        "dataset": dataset,
+    }
     text = json.dumps(content, indent=2, default=_plain)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
@@ -116,7 +128,8 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     """Read the files of `save_model`.
 
     Raises:
-        UserError: a file is missing or damaged, or the files do not fit each other.
+        UserError: a file is missing or damaged, by the hash of the weights too; a weight is not finite; or the files do
+            not fit each other.
     """
     folder = Path(folder)
     try:
@@ -127,7 +140,12 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
                 " train the model again"
             )
         diffusion = build_model(content["network"], content["process"])
-        diffusion.model.load_state_dict(load_file(folder / WEIGHTS))
+        # Models of version 0.1.0 have no hash.
+        if content.get("weights_sha256") not in (None, sha256_of(folder / WEIGHTS)):
+            raise ValueError(f"{WEIGHTS} is not the file that {DESCRIPTION} describes: its sha256 differs")
+        weights = load_file(folder / WEIGHTS)
+        _check_finite(weights)
+        diffusion.model.load_state_dict(weights)
         class_counts = tuple(content["dataset"]["class_counts"])
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: make it with `dvc repro train`") from None
@@ -146,6 +164,12 @@ def model_digest(folder: Path) -> str:
         with (folder / name).open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def _plain(value: Any) -> Any:

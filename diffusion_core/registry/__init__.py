@@ -3,6 +3,7 @@
 MLflow reads the variables below when it is imported or called. Variables that the user has set do not change.
 """
 
+import logging
 import os
 
 for _name, _value in {
@@ -15,3 +16,6 @@ for _name, _value in {
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }.items():
     os.environ.setdefault(_name, _value)
+
+# It logs a traceback for each error of a database, which the caller reports in a sentence.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

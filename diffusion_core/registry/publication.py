@@ -20,7 +20,7 @@ from diffusion_core.lineage.saved_model import load_model, model_digest
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
 from diffusion_core.registry.connection import experiment_id
-from diffusion_core.registry.tracking import has_run
+from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.versions import MODEL_DIGEST
 
 STANDS_IN_FOR = "stands_in_for_run"
@@ -47,15 +47,16 @@ def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapp
     return mlflow.register_model(f"models:/{model}", name, tags={**tags, MODEL_DIGEST: digest})
 
 
-def original_run(client: MlflowClient, environment: Environment, run_id: str) -> Run:
+def original_run(client: MlflowClient, environment: Environment, run_key: str) -> Run:
     """Return the run that trained the model or, if this store does not have it, a substitute run."""
-    if has_run(client, run_id):
+    run_id = find_run(client, run_key)
+    if run_id is not None:
         return client.get_run(run_id)
     experiment = experiment_id(client, environment)
-    found = client.search_runs([experiment], f"tags.{STANDS_IN_FOR} = '{run_id}'", max_results=1)
+    found = client.search_runs([experiment], f"tags.{STANDS_IN_FOR} = '{run_key}'", max_results=1)
     if found:
         return found[0]
-    run = client.create_run(experiment, tags={STANDS_IN_FOR: run_id})
+    run = client.create_run(experiment, tags={STANDS_IN_FOR: run_key})
     client.set_terminated(run.info.run_id)
     return run
 

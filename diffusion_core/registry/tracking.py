@@ -1,211 +1,280 @@
-"""The training run in MLflow: its parameters, data, metrics by step, and final status."""
+"""The training run in MLflow: parameters, data, metrics by step, and final status.
+
+What is logged goes to a queue on disk, and a thread sends it. So no server can delay a training, and nothing is lost:
+what a server does not take is sent by the next training with these checkpoints, or by `diffusion replay`.
+"""
 
 import logging
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
 
-import mlflow
 import numpy as np
 import numpy.typing as npt
-from mlflow import MlflowClient
-from mlflow.data import sources
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.files import Locked
+from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
-from diffusion_core.registry.connection import (
-    answering,
-    connect,
-    experiment_id,
-    is_transient,
-    reason,
-    tracking_uri,
-)
+from diffusion_core.registry.connection import connect, is_server, is_transient, reason, tracking_uri
+from diffusion_core.registry.sending import Sender
+from diffusion_core.registry.system_metrics import system_metrics
 
-LONGEST_DIGEST = 36
+# Seconds that a training waits, in all, while a store takes nothing. A new database takes seconds to be made.
+PATIENCE_SERVER, PATIENCE_DATABASE = 2.0, 60.0
+# Seconds between two attempts to reach a store.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
 _logger = logging.getLogger(__name__)
 
 
 class Run:
-    """An open run.
-
-    While the store does not answer, entries are kept, and later sent in order before newer ones.
+    """An open run. Its methods write to a queue on disk, and return at once.
 
     Args:
-        client: client of the store.
-        run_id: MLflow's id of the run.
-        store: address of the store, for messages.
-        resumed: whether the run may have metrics already, which are not logged again.
+        outbox: the queue.
+        delivery: the thread that sends it.
 
     Attributes:
-        id: MLflow's id of the run.
+        key: the queue's key, by which `publish` finds the run.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, store: str, *, resumed: bool = False) -> None:
-        self.id = run_id
-        self._client = client
-        self._store = store
-        self._unsent: deque[Callable[[], object]] = deque()
-        self._resumed = resumed
+    def __init__(self, outbox: Outbox, delivery: "Delivery") -> None:
+        self.key = outbox.key
+        self._outbox = outbox
+        self._delivery = delivery
+        # A resumed training repeats its last steps.
         self._last_steps: dict[str, int] = {}
+        for entry in outbox.entries():
+            if entry["kind"] == "metrics":
+                self._last_steps |= dict.fromkeys(entry["values"], entry["step"])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics of one step."""
-        now = time.time_ns() // 1_000_000
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._unsent.append(lambda: self._log(metrics))
-        self._send()
-
-    def _log(self, metrics: list[Metric]) -> None:
-        """Log the metrics that the run does not have, because a resumed training repeats its last steps."""
-        for name in {metric.key for metric in metrics} - self._last_steps.keys() if self._resumed else ():
-            history = self._client.get_metric_history(self.id, name)
-            self._last_steps[name] = max((metric.step for metric in history), default=-1)
-        new = [metric for metric in metrics if metric.step > self._last_steps.get(metric.key, -1)]
+        """Log metrics of one step, without those that were logged before a restart."""
+        new = {name: float(value) for name, value in values.items() if step > self._last_steps.get(name, -1)}
         if new:
-            self._client.log_batch(self.id, metrics=new)
-            self._last_steps |= {metric.key: metric.step for metric in new}
+            self._last_steps |= dict.fromkeys(new, step)
+            self._append({"kind": "metrics", "values": new, "step": step})
+
+    def next_step(self, prefix: str) -> int:
+        """Return the step after the last of the metrics with this prefix."""
+        return 1 + max((step for name, step in self._last_steps.items() if name.startswith(prefix)), default=-1)
 
     def image(self, image: npt.NDArray[np.uint8], key: str, step: int) -> None:
         """Log an image, uint8 (H, W, C) with 1, 3 or 4 channels; MLflow shows the images of a key as a series."""
-        self._unsent.append(lambda: self._client.log_image(self.id, image, key=key, step=step))
-        self._send()
+        self._outbox.append_image(image, {"kind": "image", "key": key, "step": step, "time": _now()})
+        self._delivery.wake()
+
+    def text(self, content: str, file: str) -> None:
+        """Log a text as an artifact."""
+        self._append({"kind": "text", "content": content, "file": file})
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag."""
-        self._unsent.append(lambda: self._client.set_tag(self.id, key, value))
-        self._send()
+        self._append({"kind": "tag", "key": key, "value": value})
+
+    def start(self, params: Mapping[str, str], dataset: DatasetVersion, tags: Mapping[str, str]) -> None:
+        """Open the run."""
+        self._append({"kind": "start", "params": params, "dataset": asdict(dataset), "tags": tags})
 
     def finish(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED.
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._append({"kind": "end", "status": status})
 
-        Raises:
-            Unavailable: the store does not answer.
-        """
-        self._send()
-        if self._unsent:
-            _logger.warning("%d entries of the MLflow run %s were never taken", len(self._unsent), self.id)
-        try:
-            mlflow.end_run(status)
-        except (MlflowException, OSError) as error:
-            raise Unavailable(
-                f"the tracking store {self._store} no longer answers ({reason(error)}), so that the end of the run"
-                f" {self.id} is not recorded: start it and run this again"
-            ) from None
+    def _append(self, entry: dict[str, object]) -> None:
+        self._outbox.append({**entry, "time": _now()})
+        self._delivery.wake()
+
+
+class Delivery(threading.Thread):
+    """Sends queues to the store while the process runs; it tries again as long as the store does not answer.
+
+    Args:
+        environment: the environment, with store and experiment.
+        outboxes: the queues, the most important first.
+
+    Attributes:
+        refusal: the error of a store that refuses this user or experiment, or None.
+        problem: why the last attempt failed, or None.
+    """
+
+    def __init__(self, environment: Environment, outboxes: Sequence[Outbox]) -> None:
+        super().__init__(name="delivery", daemon=True)
+        self.refusal: UserError | None = None
+        self.problem: str | None = None
+        self._environment = environment
+        self._outboxes = outboxes
+        self._senders: dict[Path, Sender] = {}
+        self._progress = threading.Condition()
+        self._sent = 0
+        self._woken = threading.Event()
+
+    def run(self) -> None:
+        """Send, and wait for more; daemon threads end with the process."""
+        pause = FIRST_PAUSE
+        while True:
+            self._woken.clear()
+            try:
+                self._send()
+                self.problem, pause = None, FIRST_PAUSE
+                self._woken.wait()
+            except Unavailable as error:
+                self._note(str(error))
+            except UserError as error:
+                self.refusal = error
+                self._note(str(error))
+            except (MlflowException, OSError) as error:
+                self._note(reason(error))
+            if self.problem is not None:
+                time.sleep(pause)
+                pause = min(2.0 * pause, LONGEST_PAUSE)
+
+    def wake(self) -> None:
+        """Say that there is more to send."""
+        self._woken.set()
+
+    def wait_for(self, outbox: Outbox, seconds: float) -> float:
+        """Wait until the store has all of a queue, or takes nothing for `seconds`; return the seconds that are left."""
+        left = seconds
+        while left > 0.0 and self.refusal is None and not outbox.is_empty():
+            began, sent = time.monotonic(), self._sent
+            with self._progress:
+                self._progress.wait(min(left, 0.1))
+            if self._sent == sent:
+                left -= time.monotonic() - began
+        return max(left, 0.0)
 
     def _send(self) -> None:
-        waited = len(self._unsent) > 1
-        while self._unsent:
-            send = self._unsent.popleft()
-            try:
-                send()
-            except (MlflowException, OSError) as error:
-                if not is_transient(error):
-                    raise
-                self._unsent.appendleft(send)
-                if not waited:
-                    _logger.warning(
-                        "the tracking store %s does not answer (%s); what is logged waits", self._store, reason(error)
-                    )
-                return
+        for outbox in self._outboxes:
+            if outbox.is_empty():
+                continue
+            with suppress(Locked), outbox.sending():
+                if outbox.folder not in self._senders:
+                    client = connect(self._environment)
+                    self._senders[outbox.folder] = Sender(client, self._environment, outbox)
+                for count in self._senders[outbox.folder].send():
+                    with self._progress:
+                        self._sent += count
+                        self._progress.notify_all()
+
+    def _note(self, problem: str) -> None:
+        if self.problem is None:
+            _logger.warning("the tracking store takes nothing (%s); what is logged waits on disk", problem)
+        self.problem = problem
+        with self._progress:
+            self._progress.notify_all()
 
 
 @contextmanager
 def training_run(
     environment: Environment,
+    folder: Path,
     *,
-    run_id: str | None,
     params: Mapping[str, object],
     dataset: DatasetVersion,
     tags: Mapping[str, str],
 ) -> Iterator[Run]:
-    """Open a run for the block: a new one, or `run_id` if the store has it.
+    """Open a run for the block: a new one, or that of the queue in `folder`, which resumes.
 
-    The final status is FINISHED, KILLED after SystemExit or KeyboardInterrupt, or FAILED after other exceptions. A new
-    run that replaces a missing one has the tag `continues_missing_run`.
+    The final status is FINISHED, KILLED after SystemExit or KeyboardInterrupt, or FAILED after other exceptions. A run
+    that replaces one that the store has lost has the tag `continues_missing_run`. Queues of other trainings beside
+    `folder` are sent too, and those of killed processes are ended first.
 
     Args:
         environment: the environment, with store and experiment.
-        run_id: the run to resume, or None.
+        folder: of the queue, in the folder of the training's checkpoints.
         params: parameters, logged with dotted names (`train.network.dim`).
         dataset: the training data, logged as an input.
         tags: tags of the run.
 
     Raises:
-        UserError: the store cannot be used, or the run to resume has other parameters.
+        UserError: the store refuses this user, or its experiment cannot be used.
     """
-    client = connect(environment)
-    store = without_userinfo(tracking_uri(environment))
-    tags = dict(tags)
-    with answering(environment):
-        if run_id is not None and not has_run(client, run_id):
-            tags["continues_missing_run"] = run_id
-            run_id = None
-        unlogged = flattened(params) if run_id is None else _unlogged(client, run_id, flattened(params))
-        experiment = experiment_id(client, environment) if run_id is None else None
-        active = mlflow.start_run(run_id=run_id, experiment_id=experiment, tags=tags, log_system_metrics=True)
-    run = Run(client, active.info.run_id, store, resumed=run_id is not None)
+    outbox = Outbox(folder)
+    outbox.cut_torn_line()
+    others = [other for other in Outbox.all(folder.parent.parent) if other.folder != folder]
+    for other in others:
+        end_abandoned(other)
+    delivery = Delivery(environment, [outbox, *others])
+    run = Run(outbox, delivery)
+    run.start(flattened(params), dataset, tags)
+    delivery.start()
+    patience = PATIENCE_SERVER if is_server(tracking_uri(environment)) else PATIENCE_DATABASE
+    patience = delivery.wait_for(outbox, patience)
+    if delivery.refusal is not None:
+        # Nothing was trained, so there is nothing to keep.
+        with suppress(Locked), outbox.sending():
+            outbox.clear()
+        raise delivery.refusal
+    status = "FAILED"
     try:
-        with answering(environment):
-            mlflow.log_params(unlogged)
-            mlflow.log_input(_mlflow_dataset(dataset), context="training")
-        yield run
-    except BaseException as error:
-        try:
-            run.finish("KILLED" if isinstance(error, SystemExit | KeyboardInterrupt) else "FAILED")
-        except UserError as error:
-            # The exception of the block is raised; the failure to record its end is only logged.
-            _logger.warning("%s", error)
+        with system_metrics(run.metrics, run.next_step("system/")):
+            yield run
+        status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"
         raise
-    run.finish("FINISHED")
+    finally:
+        run.finish(status)
+        delivery.wait_for(outbox, patience)
+        _conclude(outbox, environment)
 
 
-def has_run(client: MlflowClient, run_id: str) -> bool:
-    """Return whether the store has this run and it is not deleted."""
-    try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
-        raise
-
-
-def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Return nested parameters as strings with dotted names."""
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = str(value)
-    return flat
-
-
-def _unlogged(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
-    """Return the parameters that the run does not have yet.
+def replay(environment: Environment) -> int:
+    """Send what earlier trainings could not send; return the number of entries.
 
     Raises:
-        UserError: the run has another value of a parameter.
+        Unavailable: the store does not answer.
+        UserError: the store refuses this user, or its experiment cannot be used.
     """
-    logged: dict[str, str] = client.get_run(run_id).data.params
-    for name, value in params.items():
-        if logged.get(name, value) != value:
-            raise UserError(
-                f"the MLflow run {run_id} was started with {name} {logged[name]}, and it is {value} now: set it back,"
-                " or remove the checkpoints of this training to train again"
-            )
-    return {name: value for name, value in params.items() if name not in logged}
+    count = 0
+    for outbox in Outbox.all(environment.checkpoints):
+        end_abandoned(outbox)
+        if outbox.is_empty():
+            continue
+        with suppress(Locked), outbox.sending():
+            try:
+                for sent in Sender(connect(environment), environment, outbox).send():
+                    count += sent
+            except (MlflowException, OSError) as error:
+                if not is_transient(error):
+                    raise
+                raise Unavailable(
+                    f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering"
+                    f" ({reason(error)}): start it and run this again"
+                ) from None
+        outbox.clear_if_done()
+    return count
 
 
-def _mlflow_dataset(dataset: DatasetVersion) -> MetaDataset:
-    # MLflow creates this class at import time, so mypy does not find it.
-    source = sources.LocalArtifactDatasetSource(dataset.source)  # type: ignore[attr-defined]
-    digest = (dataset.md5 or dataset.digest)[:LONGEST_DIGEST]
-    return MetaDataset(source, name=dataset.name, digest=digest)  # type: ignore[abstract]
+def end_abandoned(outbox: Outbox) -> None:
+    """End the run of a training whose process was killed; a training that runs keeps its own."""
+    with suppress(Locked), outbox.of_training():
+        last = None
+        for entry in outbox.entries():
+            last = entry["kind"]
+        if last not in (None, "end"):
+            outbox.cut_torn_line()
+            outbox.append({"kind": "end", "status": "KILLED", "time": _now()})
+
+
+def _conclude(outbox: Outbox, environment: Environment) -> None:
+    if outbox.clear_if_done():
+        return
+    _logger.warning(
+        "%d entries for the tracking store %s wait in %s: the next training sends them, or `diffusion replay`",
+        sum(1 for _ in outbox.unsent()),
+        without_userinfo(tracking_uri(environment)),
+        outbox.folder,
+    )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -4,7 +4,7 @@ Everything is stored in the tags of the versions, so that it is available on eve
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.promotion import Decision
-from diffusion_core.lineage.saved_model import WEIGHTS
+from diffusion_core.lineage.saved_model import WEIGHTS, TrainedModel, load_model, model_digest
 
 CHAMPION = "champion"
 
@@ -32,8 +33,12 @@ def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion |
 
 def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """Return the version of the registered model `name` with the alias `champion`, or None."""
+    return _found(client.get_model_version_by_alias, name, CHAMPION)
+
+
+def _found(look: Callable[[str, str], ModelVersion], name: str, version: str) -> ModelVersion | None:
     try:
-        return client.get_model_version_by_alias(name, CHAMPION)
+        return look(name, version)
     except MlflowException as error:
         # For a missing alias, MLflow reports an invalid parameter.
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -67,10 +72,39 @@ def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
 
 @contextmanager
 def downloaded(version: ModelVersion) -> Iterator[Path]:
-    """Yield a temporary folder with the version's `model.safetensors` and `model.json`."""
+    """Yield a temporary folder with the version's `model.safetensors` and `model.json`.
+
+    Raises:
+        UserError: the files are not those that were registered.
+    """
     with tempfile.TemporaryDirectory() as folder:
         mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
-        yield next(Path(folder).rglob(WEIGHTS)).parent
+        found = next(Path(folder).rglob(WEIGHTS), None)
+        if found is None or model_digest(found.parent) != version.tags.get(MODEL_DIGEST):
+            raise UserError(
+                f"the files of version {version.version} of {version.name} are not those that were registered: restore"
+                " the store's artifacts from a backup, or move the alias to another version"
+            )
+        yield found.parent
+
+
+def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> TrainedModel:
+    """Load a version of a registered model, without running code of the store: it reads weights and JSON alone.
+
+    Args:
+        client: client of the store.
+        name: name of the registered model.
+        version: an alias, or the number of a version.
+
+    Raises:
+        UserError: there is no such version, or its files are not those that were registered.
+    """
+    look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
+    found = _found(look, name, version)
+    if found is None:
+        raise UserError(f"{name} has no version {version} in this store: publish a model, or name another version")
+    with downloaded(found) as folder:
+        return load_model(folder)
 
 
 def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:

@@ -4,7 +4,6 @@ They stay in this process's group, so that stopping the group stops all of them.
 killed flow, because each has its own session.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -21,9 +20,6 @@ GRACE_SECONDS = 20.0
 
 # Exit codes of a training process that TERM or INT stopped.
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
-
-# From prctl(2).
-PR_SET_PDEATHSIG = 1
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
@@ -73,12 +69,6 @@ def _variables(count: int) -> dict[str, str]:
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
     }
-
-
-def end_with_parent() -> None:
-    """Make Linux send TERM to this process when its parent ends, even by KILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]], asked: Sequence[int]) -> int:

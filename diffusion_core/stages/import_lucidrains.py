@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.interop.lucidrains import read_checkpoint
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, build_model, save_model
+from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.stages.paths import RUN_INFO
 
 ONLINE = "online.safetensors"
@@ -58,8 +57,11 @@ def run(checkpoint: Path, out: Path, image_size: str, objective: str = AUTO, bet
         raise UserError(f"{checkpoint} cannot be imported like this ({error}): give other options") from None
     diffusion.model.load_state_dict(found.online if found.ema is None else found.ema)
     with replaced_files([out / WEIGHTS, out / DESCRIPTION, out / ONLINE]) as temporary:
-        save_model(temporary, diffusion, found.network, process, {"class_counts": []})
-        save_file({name: value.contiguous() for name, value in found.online.items()}, temporary / ONLINE)
+        try:
+            save_model(temporary, diffusion, found.network, process, {"class_counts": []})
+        except ValueError as error:
+            raise UserError(f"{checkpoint} cannot be imported ({error}): name a checkpoint before that") from None
+        save_tensors(found.online, temporary / ONLINE)
     for line in _described(found.network, inferred, process, given):
         print(f"import: {line}")
     if (out / RUN_INFO.name).exists():

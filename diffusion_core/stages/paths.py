@@ -19,6 +19,9 @@ METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
 
+# Held by the process that trains in this checkout.
+TRAINING_LOCK = Path(".cache/training.lock")
+
 # Results of the last two stages, for the flow's artifacts.
 PUBLICATION = Path(".cache/publication.json")
 PROMOTION = Path(".cache/promotion.json")

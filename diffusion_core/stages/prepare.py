@@ -126,5 +126,6 @@ def _describe(
         classes=classes,
         image_size=prepare.size,
         channels=prepare.channels,
+        shards=list(digests),
         digest=dataset_digest(digests, rows, classes),
     )

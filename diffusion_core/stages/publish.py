@@ -12,6 +12,8 @@ from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, run_page
 from diffusion_core.registry.publication import log_evaluation, original_run, register
+from diffusion_core.registry.sending import RUN_KEY
+from diffusion_core.registry.tracking import replay
 from diffusion_core.registry.versions import find_version, record_evaluation
 from diffusion_core.stages.paths import (
     METRICS,
@@ -42,10 +44,15 @@ def run(environment: Environment) -> None:
     evaluation = _evaluation(digest)
 
     client = connect(environment)
+    # The run is in the store only when its entries have arrived.
+    replay(environment)
     with answering(environment):
-        training = original_run(client, environment, info.run_id)
-        if training.info.run_id != info.run_id:
-            print(f"publish: this store does not have the run {info.run_id}; {training.info.run_id} stands in for it")
+        training = original_run(client, environment, info.run_key)
+        if training.data.tags.get(RUN_KEY) != info.run_key:
+            print(
+                f"publish: this store does not have the run with the key {info.run_key};"
+                f" {training.info.run_id} stands in for it"
+            )
         name = environment.registered_model
         version = find_version(client, name, digest)
         if version is None:

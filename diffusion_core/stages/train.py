@@ -1,21 +1,22 @@
 """Train the model: data/prepared to models/, and plots/loss.csv."""
 
-import hashlib
-import shutil
+import logging
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.files import replaced_files
+from diffusion_core.files import Locked, exclusive_lock, replaced_files
+from diffusion_core.lineage.identity import FILE as IDENTITY
+from diffusion_core.lineage.identity import Identity
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
@@ -25,58 +26,30 @@ from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
-from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, needs
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, TRAINING_LOCK
+from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
 from diffusion_core.training.checkpoint import (
     Checkpoint,
+    finished_folders,
     load_newest,
+    mark_finished,
+    newest_step,
     only_training,
+    remove_finished,
     save_checkpoint,
     shared_checkpoint,
 )
-from diffusion_core.training.report import History, Progress
+from diffusion_core.training.report import History, Progress, Row
 from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Plan:
-    """The data and options of a training.
-
-    Attributes:
-        dataset: the training images.
-        network: arguments of `Unet`.
-        process: arguments of `GaussianDiffusion`.
-        params_digest: sha256 of the section `train` of params.yaml.
-        folder: folder of the checkpoints, specific to data and options.
-    """
-
-    dataset: ImageDataset
-    network: dict[str, Any]
-    process: dict[str, Any]
-    params_digest: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class ShardData:
-    """The prepared images as `TrainingData`.
-
-    Attributes:
-        dataset: the training images.
-    """
-
-    dataset: ImageDataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return images, uint8 (B, C, H, W), and labels, int64 (B,), or None."""
-        which = indices.numpy()
-        images = torch.from_numpy(self.dataset.images(which)).permute(0, 3, 1, 2)
-        labels = self.dataset.labels
-        return images, None if labels is None else torch.from_numpy(labels[which])
+# The queue for the tracking store, in the folder of the checkpoints.
+OUTBOX = "outbox"
+# Images of a skipped step that a warning names.
+SHOWN = 5
 
 
 def run(
@@ -84,20 +57,42 @@ def run(
     environment: Environment,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> None:
-    """Train, or resume from a checkpoint of the same data and parameters.
+    """Train, or resume from a checkpoint of the same data, parameters, code and PyTorch.
 
     With several processes, only the main rank writes checkpoints and the model, and uses MLflow.
 
     Raises:
-        UserError: data/prepared is missing, a checkpoint does not fit, another process trains with the same data and
-            parameters, the batch cannot be divided, or the tracking store cannot be used.
+        UserError: data/prepared is missing, a checkpoint does not fit, the batch cannot be divided, the tracking store
+            refuses this user, or another process trains here or with these checkpoints.
         SystemExit: after TERM or INT, with a checkpoint and the exit code 128 + signal.
     """
     plan = make_plan(train, environment)
     trainer = _trainer(plan, train, environment, ranks)
     assert_same_on_all_ranks(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
-    with only_training(plan.folder) if ranks.is_main else nullcontext():
+    with _alone(plan) if ranks.is_main else nullcontext():
         _train(trainer, plan, train, environment, ranks)
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Let no other process train in this checkout, which has one models/, or use these checkpoints.
+
+    Raises:
+        UserError: another process does.
+    """
+    try:
+        with exclusive_lock(TRAINING_LOCK), only_training(plan.folder):
+            plan.identity.write(plan.folder / IDENTITY)
+            finished = finished_folders(plan.folder.parent)
+            for folder in finished - {plan.folder}:
+                # What the tracking store has not taken is sent first.
+                if Outbox(folder / OUTBOX).is_empty():
+                    remove_finished(folder)
+            yield
+    except Locked:
+        raise UserError(
+            f"another training writes {MODELS} in {Path.cwd()}: wait until it ends, stop it, or use another checkout"
+        ) from None
 
 
 def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
@@ -106,6 +101,8 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         _restore(trainer, checkpoint, plan.folder)
         if ranks.is_main:
             print(f"train: resumes after {trainer.images:,} images", flush=True)
+    elif ranks.is_main:
+        _report_unused(plan)
     if not ranks.is_main:
         run_worker(trainer, ranks)
         return
@@ -117,16 +114,19 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
     tags |= provenance_tags() | dvc_tags(within="data/")
     with training_run(
         environment,
-        run_id=state.get("run_id"),
+        plan.folder / OUTBOX,
         params={"train": train.model_dump(mode="json")},
         dataset=version,
         tags=tags,
     ) as tracked:
         history = History(train.report_every_images, state.get("history"))
+        for row in history.rows:
+            # The process that saved the checkpoint may have died before it logged the last row. The others are known.
+            _log_row(row, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
-        _steps(trainer, model, train, environment, tracked, history, plan.folder)
+        _steps(trainer, model, train, environment, tracked, history, plan, state.get("preview_due", False))
         info = RunInfo(
-            run_id=tracked.id,
+            run_key=tracked.key,
             dataset_md5=version.md5,
             dataset_digest=version.digest,
             params_digest=plan.params_digest,
@@ -138,7 +138,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             save_model(temporary, trainer.ema.module, plan.network, plan.process, description)
             info.write(temporary / RUN_INFO.name)
             history.write(temporary / LOSS.name)
-    shutil.rmtree(plan.folder)
+    mark_finished(plan.folder)
 
 
 def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:
@@ -171,6 +171,20 @@ def _described(device: torch.device, ranks: Ranks) -> str:
     return name if ranks.count == 1 else f"{ranks.count} processes with a share of {name} each"
 
 
+def _report_unused(plan: Plan) -> None:
+    """Say why the newest checkpoint of another unfinished training is not used."""
+    stored = {
+        folder: other
+        for folder in plan.folder.parent.iterdir()
+        if folder != plan.folder and newest_step(folder) is not None and (other := Identity.stored(folder))
+    }
+    if stored:
+        newest = max(stored, key=lambda folder: folder.stat().st_mtime)
+        differences = "; ".join(plan.identity.differences(stored[newest]))
+        step = newest_step(newest)
+        print(f"train: begins at 0. The checkpoint of step {step} in {newest} is of another training: {differences}")
+
+
 def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     try:
         trainer.restore(checkpoint.step, checkpoint.tensors)
@@ -190,91 +204,77 @@ def _steps(
     environment: Environment,
     tracked: Run,
     history: History,
-    folder: Path,
+    plan: Plan,
+    preview_due: bool,
 ) -> None:
-    """Run the remaining steps, with reports, previews of `model` and checkpoints."""
+    """Run the remaining steps, with reports, previews of `model` and checkpoints.
+
+    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between.
+    """
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
-    def save() -> None:
-        state = {"run_id": tracked.id, "history": history.state()}
+    def save(preview_due: bool) -> None:
+        state: dict[str, Any] = {"history": history.state(), "preview_due": preview_due}
         if trainer.threads is not None:
             state["threads"] = trainer.threads.state()
-        save_checkpoint(folder, Checkpoint(trainer.step, trainer.tensors(), state))
+        save_checkpoint(plan.folder, Checkpoint(trainer.step, trainer.tensors(), state))
+
+    def show_preview() -> None:
+        picture = preview(model, train.seed, environment.sample_batch_size, trainer)
+        if picture is not None:
+            tracked.image(picture, key="samples", step=trainer.images)
 
     saved, reported = time.monotonic(), None
     with stop_on_signal() as request, translate_errors():
         try:
+            if preview_due:
+                show_preview()
             for report in trainer.steps():
                 # Read once: a later signal waits for the next step and its checkpoint. Read before any synchronisation
                 # with the device, which could wait forever if another process has ended.
                 stop = asked_to_stop(request, trainer.ranks)
                 last = report.step == trainer.total_steps
                 progress.step(trainer.batch_size)
+                known = len(history.skipped)
                 row = history.add(report, last)
                 if trainer.verdicts is not reported:
                     reported = trainer.verdicts
                     _report_self_check(trainer, tracked)
                 wants_preview = last or report.reaches(train.preview_every_images)
-                # The checkpoint is first: a stop must not wait for a slow tracking server or a preview, and an error in
-                # one of them must not lose the training.
+                # The checkpoint is first: an error in what follows must not lose the training.
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
                 if wants_preview or overdue or stop:
-                    save()
+                    save(wants_preview)
                     saved = time.monotonic()
                 if row is not None:
-                    # MLflow's step is the number of images.
-                    curves = {f"train/{name}": value for name, value in row.items() if name != "images"}
-                    tracked.metrics(curves, step=report.images)
+                    _log_row(row, tracked)
                     progress.report(row)
+                    _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
                 if stop:
                     print(f"train: stopped after {report.images:,} images; the same command resumes from there")
                     raise SystemExit(stop)
                 if wants_preview:
-                    picture = preview(model, train.seed, environment.sample_batch_size, trainer)
-                    if picture is not None:
-                        tracked.image(picture, key="samples", step=report.images)
+                    show_preview()
         finally:
             progress.close()
+
+
+def _log_row(row: Row, tracked: Run) -> None:
+    """Log a row of the history; MLflow's step is the number of images."""
+    values = {f"train/{name}": value for name, value in row.items() if name != "images" and value is not None}
+    tracked.metrics(values, step=int(row["images"] or 0))
+
+
+def _report_skipped(steps: list[int], dataset: ImageDataset, trainer: Trainer, tracked: Run) -> None:
+    """Warn about skipped steps, with the images of each, and log them to the run."""
+    for step in steps:
+        images = dataset.sources(trainer.batch(step).numpy())
+        shown = ", ".join(images[:SHOWN]) + (f" and {len(images) - SHOWN} more" if len(images) > SHOWN else "")
+        logger.warning("step %d was skipped, because its loss or gradient is not finite; its images: %s", step, shown)
+        tracked.text("\n".join(images) + "\n", f"skipped/step-{step:09d}.txt")
 
 
 def _report_self_check(trainer: Trainer, tracked: Run) -> None:
     verdicts = "; ".join(map(str, trainer.verdicts)) or "float32, eager: nothing to compare"
     print(f"train: self-check: {verdicts}", flush=True)
     tracked.tag("self_check", verdicts)
-
-
-def make_plan(train: TrainSettings, environment: Environment) -> Plan:
-    """Return the plan of the training on data/prepared.
-
-    Raises:
-        UserError: data/prepared is missing, or the network does not fit its images.
-    """
-    dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
-    network, process = options(train, dataset)
-    digest = _digest(train.model_dump_json())
-    folder = environment.checkpoints / _digest(f"{dataset.info.digest} {digest}")[:16]
-    return Plan(dataset, network, process, digest, folder)
-
-
-def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of `Unet` and `GaussianDiffusion` for the dataset.
-
-    Raises:
-        UserError: the network does not fit the image size.
-    """
-    downsampling = 2 ** (len(train.network.dim_mults) - 1)
-    height, width = dataset.info.image_size
-    if height % downsampling or width % downsampling:
-        raise UserError(
-            f"the images in {PREPARED} are {height} x {width}; with {len(train.network.dim_mults)} levels in"
-            f" train.network.dim_mults each side must be a multiple of {downsampling}: run `dvc repro prepare`"
-        )
-    classes = len(dataset.info.classes) if train.network.class_conditional else 0
-    network = train.network.model_dump(exclude={"class_conditional"})
-    network |= {"channels": dataset.info.channels, "num_classes": classes or None}
-    process = train.process.model_dump(mode="json") | {"image_size": dataset.info.image_size}
-    return network, process
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -14,12 +14,16 @@ from typing import IO, Any
 
 import psutil
 
+from diffusion_core.supervision.tied import tied
+
 # Less than the 30 seconds after which Prefect kills a cancelled flow.
 GRACE_SECONDS = 20.0
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
     """Run `command` until it ends, and return its exit code, negative for a signal.
+
+    If this process is killed, Linux lets all that the command has started end with it.
 
     If an exception ends this call early, for example in a cancelled flow, the whole process group gets TERM: the
     command and all its descendants. After `GRACE_SECONDS` the rest are killed.
@@ -33,7 +37,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
     try:
         with signals_held():
             process = subprocess.Popen(
-                command,
+                tied(command),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -2,7 +2,11 @@
 
 A checkpoint is a folder `step-N` of safetensors files, `state.json` and, written last, `manifest.json` with the size
 and sha256 of each. It is written under a temporary name, flushed to disk and renamed; then old checkpoints are removed.
-A damaged checkpoint is moved aside, and the previous one is used.
+A damaged checkpoint is moved aside, and the previous one is used. Folders are renamed before they are removed, so that
+no kill leaves one that looks damaged.
+
+The checkpoints of a finished training stay, because DVC records a model after the stage, and deletes one that it has
+not recorded. The next training of something else removes them.
 """
 
 import json
@@ -10,17 +14,18 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock, flush, sha256_of
+from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
+from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
@@ -28,6 +33,7 @@ logger = logging.getLogger(__name__)
 # If the newest is damaged, one more is left.
 KEEP = 2
 LOCK = ".lock"
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     temporary.mkdir(parents=True)
     try:
         for name, tensors in checkpoint.tensors.items():
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary / f"{name}.safetensors")
+            save_tensors(tensors, temporary / f"{name}.safetensors")
         _write_json(temporary / "state.json", {"step": checkpoint.step, **checkpoint.state})
         files = {file.name: _fingerprint(file) for file in sorted(temporary.iterdir())}
         _write_json(temporary / "manifest.json", {"files": files})
@@ -81,15 +87,37 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             flush(file)
         flush(temporary)
         if target.exists():
-            shutil.rmtree(target)
+            discard(target)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush(folder)
     for old in _checkpoints(folder)[KEEP:]:
-        shutil.rmtree(old)
+        discard(old)
     return target
+
+
+def mark_finished(folder: Path) -> None:
+    """Note in a folder of checkpoints that its training is finished, so that the next one may remove it."""
+    write_whole(folder / FINISHED, "")
+
+
+def finished_folders(root: Path) -> set[Path]:
+    """Return the folders of finished trainings in `root`."""
+    sweep_discarded(root)
+    return {marker.parent for marker in root.glob(f"*/{FINISHED}")}
+
+
+def remove_finished(folder: Path) -> None:
+    """Remove the folder of a finished training, unless a process uses it."""
+    with suppress(Locked), exclusive_lock(folder / LOCK):
+        discard(folder)
+
+
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint in `folder`, damaged or not, or None if there is none."""
+    return next((int(path.name[5:]) for path in _checkpoints(folder)), None)
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -98,6 +126,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
+    sweep_discarded(folder)
     leftovers = [file for file in folder.glob("step-*.tmp-*") if file.is_dir()]
     for leftover in leftovers:
         shutil.rmtree(leftover)

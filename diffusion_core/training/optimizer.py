@@ -7,9 +7,13 @@ from torch.nn.utils import get_total_norm
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.training.ema import EMA
 
+COUNTS = ("bad_steps", "most_bad_steps", "skipped_steps")
+
 
 class Update:
-    """Gradient clipping, AdamW and EMA; a step with a gradient that is not finite changes neither weights nor EMA.
+    """Gradient clipping, AdamW and EMA.
+
+    A step whose loss or gradient is not finite is skipped: it changes neither the weights nor their EMA.
 
     The device decides whether to skip a step: the fused AdamW takes the gradient scale and the skip flag as tensors.
 
@@ -25,6 +29,7 @@ class Update:
         optimizer: the AdamW.
         bad_steps: consecutive skipped steps up to now, a scalar on the device.
         most_bad_steps: maximum of `bad_steps` so far, a scalar on the device.
+        skipped_steps: all skipped steps so far, a scalar on the device.
     """
 
     def __init__(
@@ -55,13 +60,15 @@ class Update:
         self.optimizer._warned_capturable_if_run_uncaptured = True
         self.bad_steps = torch.zeros((), device=device)
         self.most_bad_steps = self.bad_steps.clone()
+        self.skipped_steps = self.bad_steps.clone()
 
-    def step(self, learning_rate: Tensor, ema_share: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, learning_rate: Tensor, ema_share: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the gradients, without resetting them.
 
         Args:
             learning_rate: the learning rate of this step, a scalar on the device.
             ema_share: share by which the EMA moves towards the weights, a scalar on the device.
+            loss: the loss of which the gradients are, a scalar on the device.
 
         Returns:
             The norm of the gradient before clipping, and 1 if the step was skipped, else 0; both scalars on the device.
@@ -69,12 +76,13 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = get_total_norm([each.grad for each in self.parameters if each.grad is not None])
-        skipped = (~torch.isfinite(norm)).float()
+        skipped = (~torch.isfinite(norm + loss)).float()
         self._apply((norm / self.max_grad_norm).clamp(min=1.0), skipped)
         self.ema.approach(self.module, ema_share * (1.0 - skipped))
         # In place, so that a replayed CUDA graph updates the same tensors.
         self.bad_steps.add_(1.0).mul_(skipped)
         self.most_bad_steps.copy_(torch.maximum(self.most_bad_steps, self.bad_steps))
+        self.skipped_steps.add_(skipped)
         return norm, skipped
 
     def _apply(self, divisor: Tensor, skipped: Tensor) -> None:
@@ -98,8 +106,8 @@ class Update:
         }
 
     def counts(self) -> dict[str, Tensor]:
-        """Return `bad_steps` and `most_bad_steps`, int64."""
-        return {"bad_steps": self.bad_steps.long(), "most_bad_steps": self.most_bad_steps.long()}
+        """Return `bad_steps`, `most_bad_steps` and `skipped_steps`, int64."""
+        return {name: getattr(self, name).long() for name in COUNTS}
 
     def restore(self, tensors: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
         """Restore the results of `tensors()` and `counts()`."""
@@ -112,5 +120,5 @@ class Update:
                 value = torch.empty_like(parameter.detach()).copy_(value.reshape(parameter.shape))
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        self.bad_steps = counts["bad_steps"].to(self.bad_steps)
-        self.most_bad_steps = counts["most_bad_steps"].to(self.most_bad_steps)
+        for name in COUNTS:
+            setattr(self, name, counts[name].to(self.bad_steps))

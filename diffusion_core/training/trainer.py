@@ -27,12 +27,15 @@ from diffusion_core.training.step import Gradient, StepReport
 
 logger = logging.getLogger(__name__)
 
-# Training has diverged after this many consecutive steps with a gradient that is not finite.
+# Training has diverged after this many consecutive skipped steps.
 MAX_BAD_STEPS = 10
+# The share of skipped steps is one of at least this many.
+LEAST_STEPS = 1000
+REMEDY = "lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
 
 
 class TrainingDiverged(RuntimeError):
-    """`MAX_BAD_STEPS` consecutive steps had a gradient that is not finite."""
+    """Too many steps were skipped, because their loss or gradient is not finite, or the weights are not finite."""
 
 
 class Trainer:
@@ -60,6 +63,8 @@ class Trainer:
         max_grad_norm: gradients with a greater norm are scaled to it.
         ema_halflife_images: see `EMA`.
         horizontal_flip: mirror each image with probability 1/2.
+        max_skipped_share: share of the steps, or of the first 1000, that may be skipped because their loss or gradient
+            is not finite, in [0, 1].
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
         compiled: compile the network with torch.compile; on one CUDA GPU with one process, also record a step as a CUDA
             graph. If either is impossible, training runs without it after a warning.
@@ -93,6 +98,7 @@ class Trainer:
         max_grad_norm: float = 1.0,
         ema_halflife_images: float = 50_000,
         horizontal_flip: bool = False,
+        max_skipped_share: float = 0.05,
         precision: str = "auto",
         compiled: bool = False,
         threads: ThreadChoice | None = None,
@@ -115,6 +121,7 @@ class Trainer:
         self.seed = seed
         self.learning_rate = learning_rate
         self.warmup_images = warmup_images
+        self.max_skipped_share = max_skipped_share
         self.precision = choose_precision(precision, diffusion.device)
         self.threads = threads
         self.ranks = ranks
@@ -165,7 +172,7 @@ class Trainer:
         """Train until the budget is used up, and yield a report after each step.
 
         Raises:
-            TrainingDiverged: the gradient was not finite for 10 consecutive steps.
+            TrainingDiverged: 10 consecutive steps were skipped, or more than `max_skipped_share`.
             OutOfMemory: the device's memory is too small; see `accumulate`.
         """
         self.diffusion.train()
@@ -252,7 +259,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a step with the inputs of `Gradient.compute`; return loss, gradient norm and whether it was skipped."""
         loss = self.ranks.all_reduce_mean(self.gradient.compute(*inputs))  # type: ignore[arg-type]
-        return (loss, *self.update.step(learning_rate, ema_share))
+        return (loss, *self.update.step(learning_rate, ema_share, loss))
 
     def _cut(self) -> tuple[int, bool]:
         return self.gradient.accumulate, bool(getattr(self.diffusion.model, "recompute", False))
@@ -263,14 +270,19 @@ class Trainer:
         return randomness.part(self.ranks.share(self.batch_size))
 
     def _stop_if_diverged(self) -> None:
-        # Reading the count waits for a GPU, so it is read every `MAX_BAD_STEPS` steps and at the end.
+        # Reading the counts waits for a GPU, so they are read every `MAX_BAD_STEPS` steps and at the end.
         rarely = self.diffusion.device.type != "cpu" and self.step < self.total_steps
         if rarely and self.step % MAX_BAD_STEPS:
             return
         if int(self.update.most_bad_steps) >= MAX_BAD_STEPS:
             raise TrainingDiverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {self.step}:"
-                " lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
+                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {self.step}: {REMEDY}"
+            )
+        skipped = int(self.update.skipped_steps)
+        if skipped > self.max_skipped_share * max(self.step, LEAST_STEPS):
+            raise TrainingDiverged(
+                f"the loss or gradient of {skipped} of {self.step} steps was not finite, and train.max_skipped_share"
+                f" is {self.max_skipped_share}: {REMEDY}"
             )
 
     def _rate(self) -> float:
@@ -278,14 +290,26 @@ class Trainer:
             return self.learning_rate
         return self.learning_rate * min(1.0, (self.images + self.batch_size) / self.warmup_images)
 
+    def batch(self, step: int) -> Tensor:
+        """Return the indices of the images of a step, counted from 1, int64 (batch_size,)."""
+        return batch_indices(self.seed, step - 1, self.batch_size, len(self.data))
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps."""
-        return {
+        """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps.
+
+        Raises:
+            TrainingDiverged: a value is not finite, from which no training could resume.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
             "optimizer": self.update.tensors(),
             "trainer": self.update.counts(),
         }
+        finite = [each.isfinite().all() for part in tensors.values() for each in part.values()]
+        if not bool(torch.stack([each.to(self.diffusion.device) for each in finite]).all()):
+            raise TrainingDiverged(f"the weights after step {self.step} are not finite: {REMEDY}")
+        return tensors
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Resume after `step` steps from the tensors of a checkpoint.

@@ -38,6 +38,7 @@ def write(folder: Path, classes: list[str]) -> Path:
         classes=classes,
         image_size=(2, 3),
         channels=4,
+        shards=writer.digests,
         digest=dataset_digest(writer.digests, rows, classes),
     )
     (folder / "dataset.json").write_text(info.model_dump_json())

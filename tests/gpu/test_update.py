@@ -37,7 +37,7 @@ def updates(process, replayed=False):
             update.parameters[step].grad.view(-1)[0] = norm
         # Both change from step to step, as in a training.
         scalars = torch.tensor([1e-2 * (step + 1) / STEPS, 0.5 / (step + 1)]).to(device)
-        result = run(*scalars.unbind())
+        result = run(*scalars.unbind(), torch.zeros((), device=device))
         norms.append(float(result[0]))
         skipped.append(float(result[1]))
     if replayed:
@@ -86,7 +86,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(device, record):
     )
     for each in update.parameters:
         each.grad = torch.full_like(each, math.nan)
-    _, skipped = update.step(*torch.tensor([1e-2, 0.5]).to(device).unbind())
+    _, skipped = update.step(*torch.tensor([1e-2, 0.5, 0.0]).to(device).unbind())
     after = {"weights": dict(process.named_parameters()), "average": dict(update.ema.module.named_parameters())}
     assert float(skipped) == 1.0
     for part, named in after.items():

@@ -25,6 +25,7 @@ def digits(begin, end, labelled=True):
         classes=[str(digit) for digit in range(10)] if labelled else [],
         image_size=(8, 8),
         channels=1,
+        shards=[],
         digest="digits",
     )
     rows = np.arange(len(pixels))

@@ -100,6 +100,7 @@ def noise(size, channels, classes):
         classes=classes,
         image_size=size,
         channels=channels,
+        shards=[],
         digest="noise",
     )
     rows = np.arange(count)

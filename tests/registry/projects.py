@@ -56,9 +56,9 @@ def write_model(folder, seed=0, num_classes=3, image_size=(8, 8), timesteps=8, c
     save_model(folder, build_model(network, process), network, process, {"class_counts": [2, 3, 1]})
 
 
-def write_run_info(folder, run_id=UNKNOWN_RUN):
+def write_run_info(folder, run_key=UNKNOWN_RUN):
     info = RunInfo(
-        run_id=run_id,
+        run_key=run_key,
         dataset_md5="5" * 32 + ".dir",
         dataset_digest="d" * 64,
         git_commit="c" * 40,

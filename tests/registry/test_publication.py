@@ -5,6 +5,7 @@ from mlflow import MlflowClient
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.publication import log_evaluation, original_run, register
+from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.versions import find_version
 from tests.registry.projects import UNKNOWN_RUN, write_model
 
@@ -93,7 +94,8 @@ def test_a_model_whose_upload_was_cut_off_is_stored_anew(client, run, folder, mo
 
 
 def test_a_run_that_is_elsewhere_gets_one_stand_in(client, environment, run):
-    assert original_run(client, environment, run.info.run_id).info.run_id == run.info.run_id
+    client.set_tag(run.info.run_id, RUN_KEY, "k" * 32)
+    assert original_run(client, environment, "k" * 32).info.run_id == run.info.run_id
     stand_in = original_run(client, environment, UNKNOWN_RUN)
     assert stand_in.data.tags["stands_in_for_run"] == UNKNOWN_RUN
     assert original_run(client, environment, UNKNOWN_RUN).info.run_id == stand_in.info.run_id

@@ -1,35 +1,51 @@
 import json
+import shutil
+import threading
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
+from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import answering, connect, experiment_id
-from diffusion_core.registry.tracking import Run, flattened, training_run
-from tests.registry.servers import dying_server, serving
+from diffusion_core.registry.sending import Sender, find_run
+from diffusion_core.registry.tracking import end_abandoned, replay, training_run
+from tests.registry.servers import serving
 
 PARAMS = {"train": {"seed": 1, "network": {"dim_mults": [1, 2], "dropout": 0.0}}}
 DATASET = DatasetVersion(name="data/prepared", digest="d" * 64, md5="5" * 32 + ".dir", source="data/prepared")
+FOLDER = Path(".checkpoints/one/outbox")
 
 
 def nothing(_):
     pass
 
 
-def track(environment, body=nothing, *, run_id=None, params=PARAMS, dataset=DATASET):
-    with training_run(environment, run_id=run_id, params=params, dataset=dataset, tags={"git_commit": "c"}) as run:
+def track(environment, body=nothing, *, folder=FOLDER, params=PARAMS, dataset=DATASET):
+    """Run a training's tracking; return the id of its run."""
+    with training_run(environment, folder, params=params, dataset=dataset, tags={"git_commit": "c"}) as run:
         body(run)
-    return run.id
+    return find_run(connect(environment), run.key)
 
 
 def stored(environment, run_id):
     return connect(environment).get_run(run_id)
+
+
+def history(environment, run_id, name):
+    return [(each.step, each.value) for each in connect(environment).get_metric_history(run_id, name)]
+
+
+def pictures(environment, run_id):
+    files = [file.path for file in connect(environment).list_artifacts(run_id, "images")]
+    return sorted(int(name.split("+")[2]) for name in files if name.endswith(".png"))
 
 
 def leave_by(error):
@@ -51,14 +67,20 @@ def test_a_run_keeps_what_it_was_told(environment):
     def body(run):
         run.metrics({"train/loss": 0.5, "train/rate": float("nan")}, step=64)
         run.metrics({"train/loss": 0.25}, step=128)
+        run.tag("self_check", "passed")
+        run.text("a.png\n", "skipped/step-1.txt")
 
     run = stored(environment, track(environment, body))
     assert run.info.status == "FINISHED"
     assert run.data.params == flattened(PARAMS)
-    assert run.data.tags["git_commit"] == "c"
+    assert (run.data.tags["git_commit"], run.data.tags["self_check"]) == ("c", "passed")
     assert run.data.metrics["train/loss"] == 0.25
-    history = connect(environment).get_metric_history(run.info.run_id, "train/loss")
-    assert [(metric.step, metric.value) for metric in history] == [(64, 0.5), (128, 0.25)]
+    assert history(environment, run.info.run_id, "train/loss") == [(64, 0.5), (128, 0.25)]
+    (text,) = connect(environment).list_artifacts(run.info.run_id, "skipped")
+    assert text.path == "skipped/step-1.txt"
+    # What the store has is not kept a second time.
+    assert Outbox(FOLDER).is_empty()
+    assert not (FOLDER / "entries.jsonl").exists()
 
 
 def test_the_dataset_is_an_input_under_its_dvc_name(environment):
@@ -77,12 +99,10 @@ def test_without_dvc_the_dataset_has_its_own_digest(environment):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_become_a_series(environment, tmp_path, channels):
     def body(run):
-        for step in (10, 20):
+        for step in (10, 20, 10):
             run.image(np.full((8, 8, channels), step, np.uint8), key="samples", step=step)
 
-    run_id = track(environment, body)
-    names = [file.path for file in connect(environment).list_artifacts(run_id, "images") if file.path.endswith(".png")]
-    assert sorted(name.split("+")[2] for name in names) == ["10", "20"]
+    assert pictures(environment, track(environment, body)) == [10, 20]
     assert list((tmp_path / "mlartifacts").rglob("*.png"))
 
 
@@ -104,128 +124,211 @@ def test_a_run_ends_as_its_block_was_left(environment, error, status):
 
 def test_resuming_goes_on_in_the_same_run(environment):
     first = track(environment, lambda run: run.metrics({"loss": 2.0}, step=1))
-    more = {"train": PARAMS["train"] | {"new": True}}
-    again = track(environment, lambda run: run.metrics({"loss": 1.0}, step=2), run_id=first, params=more)
+    again = track(environment, lambda run: run.metrics({"loss": 1.0}, step=2))
     assert again == first
     run = stored(environment, first)
-    assert run.data.params == flattened(more)
+    assert run.data.params == flattened(PARAMS)
     assert len(run.inputs.dataset_inputs) == 1
-    assert [metric.step for metric in connect(environment).get_metric_history(first, "loss")] == [1, 2]
+    assert history(environment, first, "loss") == [(1, 2.0), (2, 1.0)]
     assert len(connect(environment).search_runs([run.info.experiment_id])) == 1
 
 
-def test_steps_that_a_killed_training_comes_by_again_are_logged_once(environment):
+def test_steps_that_a_killed_training_repeats_are_logged_once(environment):
     def body(run):
         for step in (1, 2, 3):
             run.metrics({"loss": 1.0 / step, "rate": 1.0}, step=step)
 
     first = track(environment, body)
-    track(
-        environment, lambda run: [run.metrics({"loss": 1.0 / n, "rate": 1.0}, step=n) for n in (2, 3, 4)], run_id=first
-    )
+    track(environment, lambda run: [run.metrics({"loss": 1.0 / n, "rate": 1.0}, step=n) for n in (2, 3, 4)])
     for name in ("loss", "rate"):
-        assert [each.step for each in connect(environment).get_metric_history(first, name)] == [1, 2, 3, 4]
+        assert [step for step, _ in history(environment, first, name)] == [1, 2, 3, 4]
 
 
-def test_resuming_with_other_parameters_is_refused_and_changes_nothing(environment):
-    first = track(environment)
-    with pytest.raises(UserError, match=r"train\.seed 1, and it is 2 now"):
-        track(environment, run_id=first, params={"train": {"seed": 2}})
-    run = stored(environment, first)
-    assert (run.info.status, run.data.params) == ("FINISHED", flattened(PARAMS))
+def test_steps_that_wait_and_are_repeated_are_logged_once(environment, monkeypatch):
+    """The queue knows them, although the store does not yet."""
+    outbox = Outbox(FOLDER)
+    delivery = tracking.Delivery(environment, [])
+    for _ in range(2):
+        run = tracking.Run(outbox, delivery)
+        for step in (1, 2):
+            run.metrics({"loss": 1.0}, step=step)
+    assert [entry["step"] for entry in outbox.entries()] == [1, 2]
+    assert run.next_step("lo") == 3
 
 
-@pytest.mark.parametrize("missing", ["0" * 32, "no id at all"])
-def test_a_run_that_is_not_in_this_store_is_replaced_and_the_new_one_says_so(environment, missing):
-    run = stored(environment, track(environment, run_id=missing))
-    assert run.info.run_id != missing
-    assert run.data.tags["continues_missing_run"] == missing
-    assert run.data.params == flattened(PARAMS)
-
-
-def test_a_deleted_run_is_replaced(environment):
+def test_a_deleted_run_is_replaced_and_the_new_one_says_so(environment):
     first = track(environment)
     connect(environment).delete_run(first)
-    assert track(environment, run_id=first) != first
+    second = track(environment)
+    assert second != first
+    assert stored(environment, second).data.tags["continues_missing_run"] == first
 
 
-def test_an_unreachable_server_is_told_before_any_work():
-    with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI"):
-        track(Environment(tracking_uri="http://127.0.0.1:1"), leave_by(AssertionError("the block ran")))
+def test_a_store_that_refuses_is_told_before_any_work(environment):
+    connect(environment).create_experiment(environment.experiment, artifact_location="file:///elsewhere/mlartifacts")
+    with pytest.raises(UserError, match="keeps its artifacts in file:///elsewhere"):
+        track(environment, leave_by(AssertionError("the block ran")))
+    assert Outbox(FOLDER).is_empty()
 
 
-def test_what_is_no_metric_is_an_error_and_not_kept_for_later(environment):
-    with pytest.raises(MlflowException, match="Invalid value"):
-        track(environment, lambda run: run.metrics({"a?b": 1.0}, step=0))
-    (run,) = connect(environment).search_runs([experiment_id(connect(environment), environment)])
-    assert run.info.status == "FAILED"
+def test_an_unreachable_server_holds_nothing_and_loses_nothing(tmp_path, environment, caplog):
+    away = environment.model_copy(update={"tracking_uri": Environment(tracking_uri="http://127.0.0.1:1").tracking_uri})
+
+    def body(run):
+        run.metrics({"loss": 2.0}, step=1)
+        run.image(np.zeros((8, 8, 1), np.uint8), key="samples", step=1)
+        run.metrics({"loss": 1.0}, step=2)
+
+    with training_run(away, FOLDER, params=PARAMS, dataset=DATASET, tags={}) as run:
+        body(run)
+    assert "5 entries for the tracking store http://127.0.0.1:1 wait in .checkpoints/one/outbox" in caplog.text
+    with pytest.raises(Unavailable):
+        replay(away)
+    assert replay(environment) == 5
+    run_id = find_run(connect(environment), run.key)
+    assert stored(environment, run_id).info.status == "FINISHED"
+    assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert pictures(environment, run_id) == [1]
+    assert replay(environment) == 0
+    assert not (FOLDER / "images").exists()
+
+
+def test_the_next_training_sends_what_waits_and_ends_what_was_killed(environment):
+    killed = Outbox(Path(".checkpoints/killed/outbox"))
+    run = tracking.Run(killed, tracking.Delivery(environment, []))
+    run.start(flattened(PARAMS), DATASET, {})
+    run.metrics({"loss": 3.0}, step=1)
+    track(environment)
+    replay(environment)
+    run_id = find_run(connect(environment), killed.key)
+    assert stored(environment, run_id).info.status == "KILLED"
+    assert history(environment, run_id, "loss") == [(1, 3.0)]
+
+
+def test_a_training_that_runs_is_not_ended_by_another(environment):
+    running = Outbox(Path(".checkpoints/running/outbox"))
+    tracking.Run(running, tracking.Delivery(environment, [])).start({}, DATASET, {})
+    with running.of_training():
+        worker = threading.Thread(target=end_abandoned, args=(running,))
+        worker.start()
+        worker.join()
+    assert [entry["kind"] for entry in running.entries()] == ["start"]
+    end_abandoned(running)
+    assert [entry["kind"] for entry in running.entries()] == ["start", "end"]
+
+
+class Dies(Exception):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_image", "set_tag", "set_terminated", "log_inputs"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_any_call_of_the_store_sends_each_entry_once(environment, monkeypatch, call, moment):
+    """After the call the store has the entry, and the queue does not know it."""
+    outbox = Outbox(FOLDER)
+    run = tracking.Run(outbox, tracking.Delivery(environment, []))
+    run.start(flattened(PARAMS), DATASET, {})
+    for step in (1, 2):
+        run.metrics({"loss": 1.0 / step, "rate": 1.0}, step)
+        run.image(np.zeros((8, 8, 1), np.uint8), key="samples", step=step)
+    run.tag("a", "b")
+    run.finish("FINISHED")
+    original = getattr(MlflowClient, call)
+
+    def dies(*arguments, **options):
+        if moment == "after":
+            original(*arguments, **options)
+        raise Dies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, call, dies)
+        with pytest.raises(Dies):
+            list(Sender(connect(environment), environment, outbox).send())
+    list(Sender(connect(environment), environment, Outbox(FOLDER)).send())
+    run_id = find_run(connect(environment), outbox.key)
+    assert len(connect(environment).search_runs([experiment_id(connect(environment), environment)])) == 1
+    assert stored(environment, run_id).info.status == "FINISHED"
+    assert history(environment, run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert history(environment, run_id, "rate") == [(1, 1.0), (2, 1.0)]
+    assert pictures(environment, run_id) == [1, 2]
+    assert len(stored(environment, run_id).inputs.dataset_inputs) == 1
 
 
 class _Flaky(BaseHTTPRequestHandler):
-    """Takes every request while `server.answers`, and answers 503 otherwise."""
+    """Answers 503 to every second request, and passes the others on to a store in memory."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.send_response(200 if self.server.answers else 503)
+        self.server.asked += 1
+        answers = self.server.asked % 2 == 0
+        self.send_response(200 if answers else 503)
         self.end_headers()
         self.wfile.write(b"{}")
-        if self.server.answers:
-            self.server.taken.append([(metric["step"], metric["value"]) for metric in body["metrics"]])
+        if answers:
+            self.server.taken += [(metric["step"], metric["value"]) for metric in body.get("metrics", [])]
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
 
     def log_message(self, *arguments):
         pass
 
 
-@pytest.fixture
-def flaky_server(monkeypatch):
+def test_metrics_arrive_once_and_in_order_over_a_connection_that_fails_every_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.01)
     with serving(_Flaky) as server:
-        server.answers, server.taken = True, []
-        yield server
+        server.asked, server.taken = 0, []
+        outbox = Outbox(tmp_path / "one/outbox")
+        outbox.set_run_id("0" * 32)
+        environment = Environment(tracking_uri=f"http://127.0.0.1:{server.server_port}")
+        delivery = tracking.Delivery(environment, [outbox])
+        run = tracking.Run(outbox, delivery)
+        delivery.start()
+        for step in range(1, 9):
+            run.metrics({"loss": float(step)}, step)
+            delivery.wait_for(outbox, 20.0)
+        assert server.taken == [(step, float(step)) for step in range(1, 9)]
 
 
-def test_metrics_wait_while_the_server_is_away_and_arrive_once_in_their_order(flaky_server, caplog):
-    client = MlflowClient(f"http://127.0.0.1:{flaky_server.server_port}")
-    run = Run(client, "0" * 32, "http://shown")
-    run.metrics({"loss": 1.0}, step=1)
-    flaky_server.answers = False
-    run.metrics({"loss": 2.0}, step=2)
-    run.metrics({"loss": 3.0}, step=3)
-    assert flaky_server.taken == [[(1, 1.0)]]
-    (warning,) = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
-    assert warning.startswith("the tracking store http://shown does not answer (API request to ")
-    assert warning.endswith("503 error responses'))); what is logged waits")
-    flaky_server.answers = True
-    run.metrics({"loss": 4.0}, step=4)
-    assert flaky_server.taken == [[(1, 1.0)], [(2, 2.0)], [(3, 3.0)], [(4, 4.0)]]
+def test_a_queue_survives_a_line_that_was_being_written(tmp_path):
+    outbox = Outbox(tmp_path / "one/outbox")
+    outbox.append({"kind": "tag", "key": "a", "value": "b"})
+    with (outbox.folder / "entries.jsonl").open("ab") as file:
+        file.write(b'{"kind": "ta')
+    again = Outbox(outbox.folder)
+    assert [entry["key"] for entry in again.entries()] == ["a"]
+    again.cut_torn_line()
+    again.append({"kind": "tag", "key": "c", "value": "d"})
+    assert [entry["key"] for entry in again.entries()] == ["a", "c"]
+    assert again.key == outbox.key
 
 
-@pytest.mark.parametrize(
-    "trouble", [requests.ConnectionError("reset"), requests.HTTPError("502"), TimeoutError("slow")]
-)
-def test_pictures_wait_too_whatever_the_way_to_the_store_does(environment, monkeypatch, trouble):
-    original = MlflowClient.log_image
+def test_a_queue_is_not_cleared_under_a_thread_that_sends_it(tmp_path):
+    """It would begin at the first entry again, and set a finished run to running."""
+    outbox = Outbox(tmp_path / "one/outbox")
+    outbox.append({"kind": "end", "status": "FINISHED", "time": 0})
+    ((number, _),) = outbox.unsent()
+    outbox.acknowledge(number)
+    clearing = threading.Thread(target=outbox.clear_if_done)
+    with outbox.sending():
+        clearing.start()
+        clearing.join(0.3)
+        assert clearing.is_alive()
+        assert (outbox.folder / "entries.jsonl").exists()
+    clearing.join()
+    assert not (outbox.folder / "entries.jsonl").exists()
 
-    def fail(*_, **__):
-        raise trouble
 
-    def body(run):
-        monkeypatch.setattr(MlflowClient, "log_image", fail)
-        run.image(np.zeros((8, 8, 1), np.uint8), key="samples", step=1)
-        monkeypatch.setattr(MlflowClient, "log_image", original)
-        run.metrics({"loss": 1.0}, step=2)
-
-    run_id = track(environment, body)
-    assert [file for file in connect(environment).list_artifacts(run_id, "images") if file.path.endswith(".png")]
+def test_a_queue_in_a_folder_that_was_copied_has_the_same_run(tmp_path):
+    outbox = Outbox(tmp_path / "one/outbox")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert Outbox(tmp_path / "two/outbox").key == outbox.key
 
 
 def test_a_file_that_cannot_be_read_is_no_trouble_with_the_store(environment):
     missing = FileNotFoundError(2, "No such file", "picture.png")
     with pytest.raises(FileNotFoundError), answering(environment):
         raise missing
-
-
-def test_a_server_that_dies_while_the_run_is_opened_is_told(monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with dying_server() as address, pytest.raises(UserError, match=rf"store {address} stopped answering \(.*503"):
-        track(Environment(tracking_uri=address), leave_by(AssertionError("the block ran")))

@@ -19,8 +19,10 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from diffusion_core.generation import generate
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.features import FeatureNetwork, extract
+from diffusion_core.registry.sending import find_run
 from diffusion_core.runtime.device import cores
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.ddim import DDIM
@@ -252,8 +254,9 @@ def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
     newest = max((folder / ".checkpoints").glob("*/step-*[0-9]"))
     step = int(newest.name[5:])
-    run_id = json.loads((newest / "state.json").read_text(encoding="utf-8"))["run_id"]
-    assert MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(run_id).info.status == "KILLED"
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run_id = find_run(client, Outbox(newest.parent / "outbox").key)
+    assert client.get_run(run_id).info.status == "KILLED"
     resumed = subprocess.Popen(
         [sys.executable, "-m", "diffusion_core", "train"],
         cwd=folder,

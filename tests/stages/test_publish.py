@@ -9,6 +9,7 @@ from diffusion_core.lineage.evaluation import SamplesOrigin
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.versions import recorded_evaluation
 from diffusion_core.stages import publish
 from tests.registry.projects import (
@@ -34,9 +35,9 @@ def environment(tmp_path, monkeypatch):
     write_project(tmp_path)
     environment = new_environment(tmp_path)
     client = connect(environment)
-    run = client.create_run(experiment_id(client, environment))
+    run = client.create_run(experiment_id(client, environment), tags={RUN_KEY: "k" * 32})
     client.set_terminated(run.info.run_id)
-    write_run_info(tmp_path / "models", run.info.run_id)
+    write_run_info(tmp_path / "models", "k" * 32)
     return environment
 
 

@@ -91,7 +91,7 @@ def know_state(trainer):
     """Let `Recorded` know what recording must not change."""
     optimizer = [each for values in trainer.update.optimizer.state.values() for each in values.values()]
     parameters[:] = trainer.diffusion.parameters()
-    counts = [trainer.update.bad_steps, trainer.update.most_bad_steps]
+    counts = [trainer.update.bad_steps, trainer.update.most_bad_steps, trainer.update.skipped_steps]
     state[:] = [*parameters, *trainer.ema.module.parameters(), *optimizer, *counts]
 
 

@@ -7,7 +7,7 @@ from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.training.data import batch_indices
 from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
 
-BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps")
+BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps", "trainer/skipped_steps")
 
 
 def build(seed=0, dropout=0.2, objective="pred_v", **options):
@@ -133,9 +133,9 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing():
     poison = trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("nan"))
     (report,) = islice(trainer.steps(), 1)
     assert report.skipped
-    assert [int(before.pop(each)) for each in BAD_STEPS] == [0, 0]
+    assert [int(before.pop(each)) for each in BAD_STEPS] == [0, 0, 0]
     after = state(trainer)
-    assert [int(after.pop(each)) for each in BAD_STEPS] == [1, 1]
+    assert [int(after.pop(each)) for each in BAD_STEPS] == [1, 1, 1]
     assert_same(after, before)
     poison.remove()
     (report,) = islice(trainer.steps(), 1)

@@ -1,0 +1,161 @@
+"""Sends a queue's entries to the tracking store: each once, and in order."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.data import sources
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.outbox import Entry, Outbox
+from diffusion_core.registry.connection import experiment_id
+
+# Tags of MLflow runs: the queue's key, and the run that a new one replaces.
+RUN_KEY = "run_key"
+CONTINUES = "continues_missing_run"
+
+LONGEST_DIGEST = 36
+# Limits of MLflow's call log_batch.
+MOST_METRICS, MOST_PARAMS = 1000, 100
+
+
+class Sender:
+    """Sends the entries of one queue.
+
+    After a process has died, it is not known whether the store has the entry that was being sent. So the first metrics
+    and images are compared with what the store has.
+
+    Args:
+        client: client of the store.
+        environment: the environment, with the experiment.
+        outbox: the queue.
+    """
+
+    def __init__(self, client: MlflowClient, environment: Environment, outbox: Outbox) -> None:
+        self._client = client
+        self._environment = environment
+        self._outbox = outbox
+        self._last_steps: dict[str, int] = {}
+
+    def send(self) -> Iterator[int]:
+        """Send what was not acknowledged, and yield the number of entries after each call of the store.
+
+        Raises:
+            UserError: the experiment cannot be used.
+            MlflowException, OSError: the store does not answer, or refuses an entry.
+        """
+        metrics: list[Metric] = []
+        count, last = 0, 0
+        for number, entry in self._outbox.unsent():
+            new = _metrics(entry)
+            if metrics and (not new or len(metrics) + len(new) > MOST_METRICS):
+                yield from self._log(metrics, count, last)
+                metrics, count = [], 0
+            if new:
+                metrics, count, last = metrics + new, count + 1, number
+                continue
+            self._take(entry)
+            self._outbox.acknowledge(number)
+            yield 1
+        if metrics:
+            yield from self._log(metrics, count, last)
+
+    def _log(self, metrics: list[Metric], count: int, number: int) -> Iterator[int]:
+        run = self._run_id()
+        for name in {metric.key for metric in metrics} - self._last_steps.keys():
+            history = self._client.get_metric_history(run, name)
+            self._last_steps[name] = max((metric.step for metric in history), default=-1)
+        new, last_steps = [], dict(self._last_steps)
+        for metric in metrics:
+            if metric.step > last_steps[metric.key]:
+                last_steps[metric.key] = metric.step
+                new.append(metric)
+        if new:
+            self._client.log_batch(run, metrics=new)
+        # Only now: what the store refuses is sent again.
+        self._last_steps = last_steps
+        self._outbox.acknowledge(number)
+        yield count
+
+    def _take(self, entry: Entry) -> None:
+        if entry["kind"] == "start":
+            self._start(entry)
+        elif entry["kind"] == "tag":
+            self._client.set_tag(self._run_id(), entry["key"], entry["value"])
+        elif entry["kind"] == "text":
+            self._client.log_text(self._run_id(), entry["content"], entry["file"])
+        elif entry["kind"] == "image":
+            self._log_image(entry)
+        elif entry["kind"] == "end":
+            self._client.set_terminated(self._run_id(), entry["status"], entry["time"])
+
+    def _log_image(self, entry: Entry) -> None:
+        run, key, step = self._run_id(), entry["key"], entry["step"]
+        # MLflow's names of such files begin with key and step; the rest is random.
+        begins = tuple(f"images/{key}{mark}step{mark}{step}{mark}" for mark in "%+")
+        if any(each.path.startswith(begins) for each in self._client.list_artifacts(run, "images")):
+            return
+        self._client.log_image(run, self._outbox.image(entry), key=key, step=step, timestamp=entry["time"])
+
+    def _start(self, entry: Entry) -> None:
+        """Create the run or, for a training that resumes, set the one that there is to running."""
+        known, key = self._outbox.run_id, self._outbox.key
+        run_id = known if known is not None and has_run(self._client, known) else find_run(self._client, key)
+        tags = {RUN_KEY: key, **entry["tags"]}
+        if run_id is None:
+            tags |= {} if known is None else {CONTINUES: known}
+            experiment = experiment_id(self._client, self._environment)
+            run = self._client.create_run(experiment, start_time=entry["time"], tags=resolve_tags(tags))
+            run_id = run.info.run_id
+        else:
+            self._client.update_run(run_id, "RUNNING")
+        self._outbox.set_run_id(run_id)
+        logged = self._client.get_run(run_id)
+        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        missing = iter([Param(*each) for each in entry["params"].items() if each[0] not in logged.data.params])
+        while part := list(islice(missing, MOST_PARAMS)):
+            self._client.log_batch(run_id, params=part)
+        if logged.inputs is None or not logged.inputs.dataset_inputs:
+            dataset = _mlflow_dataset(entry["dataset"])._to_mlflow_entity()
+            used = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+            self._client.log_inputs(run_id, datasets=[used])
+
+    def _run_id(self) -> str:
+        run_id = self._outbox.run_id
+        assert run_id is not None, "the first entry of a queue creates its run"
+        return run_id
+
+
+def find_run(client: MlflowClient, key: str) -> str | None:
+    """Return the id of the run with a queue's key, or None."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.{RUN_KEY} = '{key}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def has_run(client: MlflowClient, run_id: str) -> bool:
+    """Return whether the store has this run and it is not deleted."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+
+
+def _metrics(entry: Entry) -> list[Metric]:
+    if entry["kind"] != "metrics":
+        return []
+    return [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
+
+
+def _mlflow_dataset(dataset: dict[str, Any]) -> MetaDataset:
+    # MLflow creates this class at import time, so mypy does not find it.
+    source = sources.LocalArtifactDatasetSource(dataset["source"])  # type: ignore[attr-defined]
+    digest = (dataset["md5"] or dataset["digest"])[:LONGEST_DIGEST]
+    return MetaDataset(source, name=dataset["name"], digest=digest)  # type: ignore[abstract]

@@ -1,0 +1,144 @@
+"""A value that is not finite reaches neither weights nor checkpoints, and is told with its images."""
+
+import csv
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.errors import UserError
+from diffusion_core.lineage.saved_model import load_model, save_model
+from diffusion_core.stages import train
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED
+from diffusion_core.training.checkpoint import load_newest
+from diffusion_core.training.optimizer import Update
+from diffusion_core.training.step import Gradient
+from diffusion_core.training.trainer import LEAST_STEPS, TrainingDiverged
+from tests.registry.projects import write_model
+
+COMPUTE = Gradient.compute
+
+
+def trainer(**options):
+    torch.manual_seed(0)
+    diffusion = GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=4)
+    data = TensorData(torch.randint(0, 256, (32, 1, 4, 4), dtype=torch.uint8))
+    return Trainer(diffusion, data, images=8 * 200, batch_size=8, precision="float32", **options)
+
+
+def poison(monkeypatch, steps, part):
+    """Make the loss or one gradient of the numbered steps not finite."""
+    calls = [0]
+
+    def compute(self, *inputs):
+        loss = COMPUTE(self, *inputs)
+        calls[0] += 1
+        if calls[0] in steps and part == "gradient":
+            self.parameters[0].grad.view(-1)[0] = math.inf
+        return loss * math.nan if calls[0] in steps and part == "loss" else loss
+
+    monkeypatch.setattr(Gradient, "compute", compute)
+
+
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(monkeypatch, part):
+    poison(monkeypatch, {3}, part)
+    trained, states = trainer(), []
+    for report in trained.steps():
+        states.append({name: each.clone() for name, each in (*trained.diffusion.named_parameters(),)})
+        states[-1] |= {f"ema.{name}": each.clone() for name, each in trained.ema.module.named_parameters()}
+        assert bool(report.skipped) == (report.step == 3)
+        if report.step == 4:
+            break
+    assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
+    assert not all(torch.equal(states[2][name], states[3][name]) for name in states[2])
+    assert int(trained.update.skipped_steps) == 1
+
+
+def test_more_skipped_steps_than_their_share_stop_a_training(monkeypatch):
+    every_second = set(range(2, 10_000, 2))
+    most = int(0.05 * LEAST_STEPS)
+    poison(monkeypatch, every_second, "loss")
+    message = rf"of {most + 1} of {2 * most + 2} steps was not finite, and train.max_skipped_share is 0.05"
+    with pytest.raises(TrainingDiverged, match=message):
+        list(trainer().steps())
+    poison(monkeypatch, every_second, "loss")
+    assert len(list(trainer(max_skipped_share=0.1).steps())) == 200
+
+
+def test_a_state_that_is_not_finite_is_no_checkpoint():
+    trained = trainer()
+    next(trained.steps())
+    trained.tensors()
+    with torch.no_grad():
+        next(trained.diffusion.parameters())[0] = math.nan
+    with pytest.raises(TrainingDiverged, match="the weights after step 1 are not finite: lower train.learning_rate"):
+        trained.tensors()
+
+
+def test_the_optimizer_without_the_loss_would_apply_its_gradient():
+    """The control: a finite gradient of a loss that is not finite."""
+    diffusion = GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=4)
+    options = {"learning_rate": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0, "max_grad_norm": 1.0}
+    update = Update(diffusion, EMA(diffusion, 100.0), **options)
+    for each in update.parameters:
+        each.grad = torch.ones_like(each)
+    before = [each.clone() for each in update.parameters]
+    scalars = torch.tensor([0.1, 0.5])
+    assert float(update.step(*scalars, torch.tensor(math.nan))[1]) == 1.0
+    assert all(torch.equal(*pair) for pair in zip(before, update.parameters, strict=True))
+    assert float(update.step(*scalars, torch.tensor(1.0))[1]) == 0.0
+    assert not any(torch.equal(*pair) for pair in zip(before, update.parameters, strict=True))
+
+
+def test_skipped_steps_are_counted_logged_and_told_with_their_images(project, environment, monkeypatch, caplog):
+    poison(monkeypatch, {2}, "loss")
+    train.run(project.train, environment)
+    with LOSS.open(encoding="utf-8") as file:
+        assert [row["skipped"] for row in csv.DictReader(file)] == ["1", "0", "0", "0", "0"]
+    (warning,) = [record.getMessage() for record in caplog.records if "was skipped" in record.getMessage()]
+    assert warning.startswith("step 2 was skipped, because its loss or gradient is not finite; its images: ")
+    assert warning.endswith(" and 27 more")
+    named = warning.partition("images: ")[2].removesuffix(" and 27 more").split(", ")
+    dataset = ImageDataset.open(PREPARED, "train")
+    assert set(named) <= set(dataset.sources(torch.arange(len(dataset)).numpy()))
+
+
+def test_poisoned_weights_keep_the_last_good_checkpoint(project, environment, monkeypatch):
+    steps = Trainer.steps
+
+    def poisoned(self):
+        for report in steps(self):
+            yield report
+            if report.step == 6:
+                with torch.no_grad():
+                    next(self.diffusion.parameters())[0] = math.nan
+
+    often = environment.model_copy(update={"checkpoint_seconds": 0.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "steps", poisoned)
+        with pytest.raises(UserError, match="the weights after step 7 are not finite"):
+            train.run(project.train, often)
+    assert not (MODELS / "model.safetensors").exists()
+    (folder,) = [path.parent for path in environment.checkpoints.glob("*/identity.json")]
+    assert load_newest(folder).step == 6
+    train.run(project.train, environment)
+    load_model(MODELS)
+
+
+def test_a_model_that_is_not_finite_is_refused_at_every_door(tmp_path):
+    write_model(tmp_path)
+    diffusion = load_model(tmp_path).diffusion
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = math.inf
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"cannot be loaded \({name} has values that are not finite\)"):
+        load_model(tmp_path)
+    with torch.no_grad():
+        next(diffusion.model.parameters())[0] = math.nan
+    with pytest.raises(ValueError, match="has values that are not finite"):
+        save_model(tmp_path, diffusion, {}, {}, {})
