@@ -91,7 +91,7 @@ KILLED_WHILE_SAVING = textwrap.dedent("""
         return wrapper
 
     os.fsync = counted(os.fsync)
-    module.save_file = counted(module.save_file)
+    module.save_tensors = counted(module.save_tensors)
     for name in ("write_text", "rename"):
         setattr(pathlib.Path, name, counted(getattr(pathlib.Path, name)))
     module.shutil.rmtree = counted(module.shutil.rmtree)
