@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffusion_core.files import exclusive_lock, flush, write_whole
+from diffusion_core.training.checkpoint import LOCK
 
 ENTRIES, SENT, KEY, RUN, IMAGES, SENDING = "entries.jsonl", "sent", "key", "run", "images", ".sending"
-# That of `training.checkpoint`.
-LOCK = ".lock"
 
 Entry = dict[str, Any]
 

@@ -123,7 +123,7 @@ class Delivery(threading.Thread):
             self._woken.clear()
             try:
                 self._send()
-                self.problem, pause = None, FIRST_PAUSE
+                self.problem, self.refusal, pause = None, None, FIRST_PAUSE
                 self._woken.wait()
             except Unavailable as error:
                 self._note(str(error))

@@ -43,7 +43,10 @@ def tie(process: int) -> None:
 def main() -> None:
     """Run the command, and end with its exit code or signal; or watch the process after `--end` until it ends."""
     parent, *command = sys.argv[1:]
-    watched = [psutil.Process(int(command[1]))] if command[0] == "--end" else []
+    try:
+        watched = [psutil.Process(int(command[1]))] if command[0] == "--end" else []
+    except psutil.NoSuchProcess:
+        return
     ended = False
 
     def end_orphans(*_: object) -> None:
@@ -54,7 +57,8 @@ def main() -> None:
             _end(watched or psutil.Process().children(recursive=True))
 
     signal.signal(signal.SIGTERM, end_orphans)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A handler, because the command would inherit SIG_IGN.
+    signal.signal(signal.SIGINT, lambda *_: None)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     end_with_parent()
     child = None if watched else subprocess.Popen(command)

@@ -7,8 +7,9 @@ from types import FrameType
 
 from diffusion_core.errors import UserError
 from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.training.divergence import TrainingDiverged
 from diffusion_core.training.step import OutOfMemory
-from diffusion_core.training.trainer import Trainer, TrainingDiverged
+from diffusion_core.training.trainer import Trainer
 
 
 class StopRequest:

@@ -20,22 +20,13 @@ from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.self_check.comparison import Verdict
 from diffusion_core.self_check.training import check_training
 from diffusion_core.training.data import TrainingData, batch_indices, batches, resident
+from diffusion_core.training.divergence import MAX_BAD_STEPS, check_finite, check_steps
 from diffusion_core.training.ema import EMA
 from diffusion_core.training.optimizer import Update
 from diffusion_core.training.randomness import StepRandomness
 from diffusion_core.training.step import Gradient, StepReport
 
 logger = logging.getLogger(__name__)
-
-# Training has diverged after this many consecutive skipped steps.
-MAX_BAD_STEPS = 10
-# The share of skipped steps is one of at least this many.
-LEAST_STEPS = 1000
-REMEDY = "lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
-
-
-class TrainingDiverged(RuntimeError):
-    """Too many steps were skipped, because their loss or gradient is not finite, or the weights are not finite."""
 
 
 class Trainer:
@@ -179,8 +170,7 @@ class Trainer:
         share = self.ranks.share(self.batch_size)
 
         def indices(step: int) -> Tensor:
-            whole = batch_indices(self.seed, step, self.batch_size, len(self.data))
-            return whole[share.start : share.stop]
+            return self.batch(step + 1)[share.start : share.stop]
 
         remaining = range(self.step, self.total_steps)
         with ExitStack() as ending:
@@ -232,7 +222,6 @@ class Trainer:
         rate = self._rate()
         share = 1.0 - self.ema.decay(self.images + self.batch_size, self.batch_size)
         scalars = to_device(torch.tensor([rate, share]), self.diffusion.device).unbind()
-
         randomness = self._randomness()
 
         def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,8 +240,8 @@ class Trainer:
         self.step += 1
         self._stop_if_diverged()
         # Copies, because replaying the next step overwrites the outputs.
-        values = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
-        return StepReport(self.step, self.images, self.batch_size, *values, began)
+        copies = (loss.clone(), grad_norm.clone(), rate, skipped.clone())
+        return StepReport(self.step, self.images, self.batch_size, *copies, began)
 
     def _computed_step(
         self, learning_rate: Tensor, ema_share: Tensor, *inputs: Tensor | None
@@ -266,24 +255,14 @@ class Trainer:
 
     def _randomness(self) -> StepRandomness:
         """Return this process's random numbers of the next step."""
-        randomness = StepRandomness.of(self.diffusion, self.batch_size, self.seed, self.step)
-        return randomness.part(self.ranks.share(self.batch_size))
+        whole = StepRandomness.of(self.diffusion, self.batch_size, self.seed, self.step)
+        return whole.part(self.ranks.share(self.batch_size))
 
     def _stop_if_diverged(self) -> None:
         # Reading the counts waits for a GPU, so they are read every `MAX_BAD_STEPS` steps and at the end.
-        rarely = self.diffusion.device.type != "cpu" and self.step < self.total_steps
-        if rarely and self.step % MAX_BAD_STEPS:
-            return
-        if int(self.update.most_bad_steps) >= MAX_BAD_STEPS:
-            raise TrainingDiverged(
-                f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {self.step}: {REMEDY}"
-            )
-        skipped = int(self.update.skipped_steps)
-        if skipped > self.max_skipped_share * max(self.step, LEAST_STEPS):
-            raise TrainingDiverged(
-                f"the loss or gradient of {skipped} of {self.step} steps was not finite, and train.max_skipped_share"
-                f" is {self.max_skipped_share}: {REMEDY}"
-            )
+        always = self.diffusion.device.type == "cpu" or self.step == self.total_steps
+        if always or self.step % MAX_BAD_STEPS == 0:
+            check_steps(self.update, self.step, self.max_skipped_share)
 
     def _rate(self) -> float:
         if self.warmup_images == 0:
@@ -306,9 +285,7 @@ class Trainer:
             "optimizer": self.update.tensors(),
             "trainer": self.update.counts(),
         }
-        finite = [each.isfinite().all() for part in tensors.values() for each in part.values()]
-        if not bool(torch.stack([each.to(self.diffusion.device) for each in finite]).all()):
-            raise TrainingDiverged(f"the weights after step {self.step} are not finite: {REMEDY}")
+        check_finite((each for part in tensors.values() for each in part.values()), self.step, self.diffusion.device)
         return tensors
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -13,6 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from diffusion_core.errors import UserError
 from diffusion_core.training import checkpoint
 from tests.faults.commands import command, is_killed, run, succeeds, wait_for
 
@@ -122,7 +123,7 @@ def test_removing_in_place_would_leave_a_folder_that_looks_damaged(tmp_path, mon
     saved = checkpoint.Checkpoint(1, {"model": {"w": torch.ones(2)}}, {})
     path = checkpoint.save_checkpoint(tmp_path, saved)
     (path / "manifest.json").unlink()
-    with pytest.raises(Exception, match="every checkpoint below .* is damaged"):
+    with pytest.raises(UserError, match="every checkpoint below .* is damaged"):
         checkpoint.load_newest(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """A value that is not finite reaches neither weights nor checkpoints, and is told with its images."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -10,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
 from diffusion_core.lineage.saved_model import load_model, save_model
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED
 from diffusion_core.training.checkpoint import load_newest
+from diffusion_core.training.divergence import LEAST_STEPS, TrainingDiverged
 from diffusion_core.training.optimizer import Update
 from diffusion_core.training.step import Gradient
-from diffusion_core.training.trainer import LEAST_STEPS, TrainingDiverged
 from tests.registry.projects import write_model
 
 COMPUTE = Gradient.compute
@@ -136,6 +138,10 @@ def test_a_model_that_is_not_finite_is_refused_at_every_door(tmp_path):
     name = next(iter(weights))
     weights[name].view(-1)[0] = math.inf
     save_file(weights, tmp_path / "model.safetensors")
+    # As one would write it who trained such a model, and not as a byte that flipped.
+    described = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    described["weights_sha256"] = sha256_of(tmp_path / "model.safetensors")
+    (tmp_path / "model.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(UserError, match=rf"cannot be loaded \({name} has values that are not finite\)"):
         load_model(tmp_path)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """A byte that flips in a file is noticed where the file is read, and the remedy in the message helps."""
 
+import json
 import shutil
 
 import mlflow
@@ -35,8 +36,8 @@ def test_without_its_hash_the_byte_would_be_sampled_from(tmp_path, monkeypatch):
     """The control."""
     write_model(tmp_path)
     flip(tmp_path / "model.safetensors")
-    monkeypatch.setattr(saved_model, "sha256_of", lambda _: saved_model.json.loads(text)["weights_sha256"])
-    text = (tmp_path / "model.json").read_text(encoding="utf-8")
+    described = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(saved_model, "sha256_of", lambda _: described["weights_sha256"])
     load_model(tmp_path)
 
 

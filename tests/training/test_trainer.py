@@ -5,7 +5,7 @@ import torch
 
 from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.training.data import batch_indices
-from diffusion_core.training.trainer import MAX_BAD_STEPS, TrainingDiverged
+from diffusion_core.training.divergence import MAX_BAD_STEPS, TrainingDiverged
 
 BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps", "trainer/skipped_steps")
 

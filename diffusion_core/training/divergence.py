@@ -1,0 +1,47 @@
+"""When a training has diverged: too many steps were skipped, or its weights are not finite."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from diffusion_core.training.optimizer import Update
+
+# Training has diverged after this many consecutive skipped steps.
+MAX_BAD_STEPS = 10
+# The share of skipped steps is one of at least this many.
+LEAST_STEPS = 1000
+
+_REMEDY = "lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps were skipped, because their loss or gradient is not finite, or the weights are not finite."""
+
+
+def check_steps(update: Update, step: int, max_skipped_share: float) -> None:
+    """Check the counts of skipped steps after `step` steps; waits for the device.
+
+    Raises:
+        TrainingDiverged: `MAX_BAD_STEPS` in a row were skipped, or more than the share.
+    """
+    if int(update.most_bad_steps) >= MAX_BAD_STEPS:
+        raise TrainingDiverged(
+            f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {step}: {_REMEDY}"
+        )
+    skipped = int(update.skipped_steps)
+    if skipped > max_skipped_share * max(step, LEAST_STEPS):
+        raise TrainingDiverged(
+            f"the loss or gradient of {skipped} of {step} steps was not finite, and train.max_skipped_share is"
+            f" {max_skipped_share}: {_REMEDY}"
+        )
+
+
+def check_finite(tensors: Iterable[Tensor], step: int, device: torch.device) -> None:
+    """Check the tensors of a checkpoint after `step` steps; waits for the device once.
+
+    Raises:
+        TrainingDiverged: a value is not finite, from which no training could resume.
+    """
+    if not bool(torch.stack([each.isfinite().all().to(device) for each in tensors]).all()):
+        raise TrainingDiverged(f"the weights after step {step} are not finite: {_REMEDY}")
