@@ -1,5 +1,6 @@
 """Networks whose answer is known, shared by the tests of process and samplers."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -73,6 +74,15 @@ def pytest_collection_modifyitems(items):
 def _own_tracking_store(monkeypatch):
     """MLflow sets this variable when it is told of a store, and whatever is started later would inherit it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+
+
+@pytest.fixture(autouse=True)
+def _own_level_of_messages():
+    """The command line sets it for its process, and what a later test hears would depend on the order of tests."""
+    package = logging.getLogger("diffusion_core")
+    before = package.level
+    yield
+    package.setLevel(before)
 
 
 @pytest.fixture

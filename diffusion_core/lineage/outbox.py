@@ -20,6 +20,8 @@ import numpy.typing as npt
 from diffusion_core.files import exclusive_lock, flush, write_whole
 from diffusion_core.training.checkpoint import LOCK
 
+# Its name in the folder of a training's checkpoints.
+OUTBOX = "outbox"
 ENTRIES, SENT, KEY, RUN, IMAGES, SENDING = "entries.jsonl", "sent", "key", "run", "images", ".sending"
 
 Entry = dict[str, Any]
@@ -49,7 +51,7 @@ class Outbox:
     @staticmethod
     def all(root: Path) -> list["Outbox"]:
         """Return the queues of the trainings in a folder of checkpoints."""
-        return [Outbox(key.parent) for key in sorted(root.glob(f"*/outbox/{KEY}"))]
+        return [Outbox(key.parent) for key in sorted(root.glob(f"*/{OUTBOX}/{KEY}"))]
 
     def sending(self) -> AbstractContextManager[None]:
         """Return a lock for the block that sends; raises `Locked` if another process sends."""

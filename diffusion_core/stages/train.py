@@ -16,7 +16,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, exclusive_lock, replaced_files
 from diffusion_core.lineage.identity import FILE as IDENTITY
 from diffusion_core.lineage.identity import Identity
-from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
@@ -46,8 +46,6 @@ from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-# The queue for the tracking store, in the folder of the checkpoints.
-OUTBOX = "outbox"
 # Images of a skipped step that a warning names.
 SHOWN = 5
 
