@@ -11,6 +11,7 @@ from diffusion_core.config.environment import load_environment  # noqa: E402
 from diffusion_core.config.params import load_settings  # noqa: E402
 from diffusion_core.registry.tracking import Run  # noqa: E402
 from diffusion_core.stages import train  # noqa: E402
+from diffusion_core.training.saving import Saver  # noqa: E402
 from diffusion_core.training.trainer import Trainer  # noqa: E402
 
 seconds: dict[str, float] = {"imports": time.perf_counter() - BEGAN}
@@ -31,7 +32,8 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     """Run the stage and print the seconds."""
-    train.save_checkpoint = timed("checkpoints", train.save_checkpoint)  # type: ignore[attr-defined]
+    Saver.save = timed("checkpoints", Saver.save)  # type: ignore[method-assign]
+    Saver.wait = timed("waiting for checkpoints", Saver.wait)  # type: ignore[method-assign]
     train.preview = timed("previews", train.preview)  # type: ignore[attr-defined]
     Run.metrics = timed("MLflow", Run.metrics)  # type: ignore[method-assign]
     Run.image = timed("MLflow", Run.image)  # type: ignore[method-assign]

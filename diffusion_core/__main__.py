@@ -151,6 +151,32 @@ def replay() -> None:
     print(f"replay: the tracking store has taken {send(load_environment())} entries that waited")
 
 
+@application.command(epilog="Example: diffusion verify --repair")
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be had elsewhere.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Hash again what is kept; exit code 1 if something rotted.
+
+    These are data, DVC's cache, models, checkpoints and the champion."""
+    from diffusion_core.stages.verify import run
+
+    run(load_environment(), repair, as_json)
+
+
+@application.command(epilog="Example: diffusion clean --remove")
+def clean(
+    days: Annotated[int, typer.Option(min=0, help="Leave what is younger.")] = 7,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it; without this, only show it.")] = False,
+) -> None:
+    """Show what may go, and remove it on demand.
+
+    These are checkpoints of ended trainings, downloads, leftovers and entries of DVC's cache that nothing names."""
+    from diffusion_core.stages.clean import run
+
+    run(load_environment(), days, remove)
+
+
 @application.command(epilog="Example: diffusion doctor --json")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,

@@ -32,8 +32,8 @@ class CannotDeploy(Exception):
     """Deploying is impossible; the message says why."""
 
 
-def deploy(pool: str) -> str:
-    """Deploy to a pool and return the deployment's name.
+def deploy(pool: str) -> list[str]:
+    """Deploy to a pool and return the names of its deployments, the nightly one first.
 
     Raises:
         CannotDeploy: the pool is unknown, a variable is not set, or the server refuses.
@@ -42,8 +42,9 @@ def deploy(pool: str) -> str:
     if pool not in POOL_TYPES:
         raise CannotDeploy(f"there is no pool {pool}: prefect.yaml has {', '.join(POOL_TYPES)}")
     content = YAML(typ="safe", pure=True).load(DEPLOYMENTS.read_text(encoding="utf-8"))
-    name = next(each["name"] for each in content["deployments"] if each["work_pool"]["name"] == pool)
-    _check_variables(next(each for each in content["deployments"] if each["name"] == name))
+    of_pool = [each for each in content["deployments"] if each["work_pool"]["name"] == pool]
+    for each in of_pool:
+        _check_variables(each)
     if user_server() is None:
         raise NoServer(
             "there is no Prefect server to deploy to: set PREFECT_API_URL; that of `make stack` is set by"
@@ -52,13 +53,14 @@ def deploy(pool: str) -> str:
     try:
         with get_client(sync_client=True) as client:
             _put_pool(client, pool)
-            _run_prefect("deploy", "--name", name)
+            for each in of_pool:
+                _run_prefect("deploy", "--name", each["name"])
             put_automations(client)
     except (httpx.HTTPError, PrefectException) as error:
         raise CannotDeploy(
             f"the Prefect server refuses ({reason(error)}): start it, or correct PREFECT_API_URL"
         ) from None
-    return f"pipeline/{name}"
+    return [f"{each['entrypoint'].rpartition(':')[2]}/{each['name']}" for each in of_pool]
 
 
 def _check_variables(deployment: dict[str, Any]) -> None:
@@ -110,11 +112,11 @@ def _run_prefect(*arguments: str) -> None:
 def main() -> None:
     """Deploy; on an error print one sentence, exit code 2."""
     try:
-        name = deploy(*sys.argv[1:2] or ["machine"])
+        names = deploy(*sys.argv[1:2] or ["machine"])
     except (CannotDeploy, NoServer) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"{name} is deployed; `prefect deployment run {name}` starts it at once")
+    print(f"{' and '.join(names)} are deployed; `prefect deployment run {names[0]}` starts the first at once")
 
 
 if __name__ == "__main__":

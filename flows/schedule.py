@@ -1,31 +1,40 @@
-"""Serves the nightly deployment of prefect.yaml: `python -m flows.schedule`.
+"""Serves the deployments of prefect.yaml on one machine: `python -m flows.schedule`.
 
-A Prefect server must answer at PREFECT_API_URL. prefect.yaml has the schedule for this process and for
+A Prefect server must answer at PREFECT_API_URL. prefect.yaml has the schedules for this process and for
 `prefect deploy`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from prefect import serve
+from prefect import Flow, serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
 from ruamel.yaml import YAML
 
 from flows.pipeline import pipeline
+from flows.upkeep import upkeep
 
 DEPLOYMENTS = Path("prefect.yaml")
+# Name of the work pool whose deployments run here without it.
+POOL = "machine"
+FLOWS: dict[str, Flow[Any, Any]] = {"flows/pipeline.py:pipeline": pipeline, "flows/upkeep.py:upkeep": upkeep}
 
 
-def nightly(file: Path = DEPLOYMENTS) -> RunnerDeployment:
-    """Return the first deployment of prefect.yaml, without its work pool."""
-    content: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["deployments"][0]
-    deployment = pipeline.to_deployment(
+def deployments(file: Path = DEPLOYMENTS) -> list[RunnerDeployment]:
+    """Return the deployments of prefect.yaml for the pool `machine`, without the pool."""
+    content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["deployments"]
+    return [_deployment(each) for each in content if each["work_pool"]["name"] == POOL]
+
+
+def _deployment(content: dict[str, Any]) -> RunnerDeployment:
+    schedules = [{**schedule} for schedule in content["schedules"]]
+    deployment = FLOWS[content["entrypoint"]].to_deployment(
         content["name"],
         description=content["description"],
         parameters=content["parameters"],
-        schedules=[Cron(schedule.pop("cron"), **schedule) for schedule in content["schedules"]],
+        schedules=[Cron(schedule.pop("cron"), **schedule) for schedule in schedules],
         concurrency_limit=ConcurrencyLimitConfig(**content["concurrency_limit"]),
     )
     # In an async context, Prefect would return a coroutine.
@@ -34,4 +43,4 @@ def nightly(file: Path = DEPLOYMENTS) -> RunnerDeployment:
 
 
 if __name__ == "__main__":
-    serve(nightly())
+    serve(*deployments())

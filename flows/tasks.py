@@ -102,6 +102,14 @@ def push() -> None:
         _share("push", ["dvc", "push", "--run-cache"])
 
 
+@task(**task_options("verify", timeout_seconds=NETWORK_SECONDS))
+def verify(repair: bool) -> None:
+    """Run `diffusion verify`, which may read the remote."""
+    if has_remote():
+        run_module("verify", ["diffusion_core", "remote"])
+    run_module("verify", ["diffusion_core", "verify", *(["--repair"] if repair else [])])
+
+
 def _share(name: str, command: Sequence[str]) -> None:
     """Run a DVC command that uses the remote; if it fails, check the store for a clearer error message.
 

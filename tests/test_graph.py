@@ -48,6 +48,7 @@ EVERYWHERE = {
     "choices": "checks names and options",
     "config": "checks values, which DVC watches themselves",
     "errors": "holds classes of errors",
+    "lineage.checkpoints": "names folders, and says which are whole",
     "lineage.identity": "names what a training is made of",
     "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",
@@ -67,6 +68,7 @@ LEFT_OUT = {
     "prepare": {"storage": "is reached by the bucket's source alone"},
     "reference": WHERE_IT_RUNS,
     "train": {
+        "stages.keeping": "keeps checkpoints, and copies them",
         "stages.preview": "makes previews",
         **dict.fromkeys((f"samplers.{name}" for name in SAMPLING), "samples previews"),
     },

@@ -71,6 +71,14 @@ class Environment(BaseSettings):
     checkpoints: Path = Field(
         default=Path(".checkpoints"), description="a folder that outlives the checkout, where each run has a new one"
     )
+    keep_checkpoints: PositiveInt = Field(default=2, description="number of the newest checkpoints to keep")
+    keep_every_images: PositiveInt | None = Field(
+        default=None, description="a checkpoint to keep for good, each time that this number of images was trained on"
+    )
+    checkpoint_copies: str | None = Field(
+        default=None,
+        description="s3://bucket/prefix for copies of checkpoints, where disks are lost with their machines",
+    )
     downloads: Path | None = Field(
         default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
     )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffusion_core.files import exclusive_lock, flush, write_whole
-from diffusion_core.training.checkpoint import LOCK
+from diffusion_core.lineage.checkpoints import LOCK
 
 # Its name in the folder of a training's checkpoints.
 OUTBOX = "outbox"

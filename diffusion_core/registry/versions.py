@@ -16,13 +16,19 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.promotion import Decision
-from diffusion_core.lineage.saved_model import WEIGHTS, TrainedModel, load_model, model_digest
+from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
 
 CHAMPION = "champion"
 
 MODEL_DIGEST = "model_digest"
 EVALUATION_KEY = "evaluation_key"
 METRIC = "metric."
+# Folder of a pyfunc's files among its artifacts.
+ARTIFACTS = "artifacts"
+
+
+class Changed(UserError):
+    """The files of a version are not those that were registered."""
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -34,6 +40,17 @@ def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion |
 def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """Return the version of the registered model `name` with the alias `champion`, or None."""
     return _found(client.get_model_version_by_alias, name, CHAMPION)
+
+
+def all_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Return all versions of the registered model `name`."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while token != "":
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        found += page
+        token = page.token or ""
+    return found
 
 
 def _found(look: Callable[[str, str], ModelVersion], name: str, version: str) -> ModelVersion | None:
@@ -75,17 +92,28 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
     """Yield a temporary folder with the version's `model.safetensors` and `model.json`.
 
     Raises:
-        UserError: the files are not those that were registered.
+        Changed: the files are not those that were registered.
     """
     with tempfile.TemporaryDirectory() as folder:
         mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
         found = next(Path(folder).rglob(WEIGHTS), None)
         if found is None or model_digest(found.parent) != version.tags.get(MODEL_DIGEST):
-            raise UserError(
+            raise Changed(
                 f"the files of version {version.version} of {version.name} are not those that were registered: restore"
                 " the store's artifacts from a backup, or move the alias to another version"
             )
         yield found.parent
+
+
+def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
+    """Upload a version's two files again from `folder`; return False if these are not the registered ones."""
+    if model_digest(folder) != version.tags.get(MODEL_DIGEST):
+        return False
+    model = str(version.source).removeprefix("models:/")
+    places = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
+    for name in (WEIGHTS, DESCRIPTION):
+        client.log_model_artifact(model, str(folder / name), places[0] if places else f"{ARTIFACTS}/models")
+    return True
 
 
 def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> TrainedModel:

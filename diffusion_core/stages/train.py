@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock, replaced_files
-from diffusion_core.lineage.identity import FILE as IDENTITY
-from diffusion_core.lineage.identity import Identity
-from diffusion_core.lineage.outbox import OUTBOX, Outbox
+from diffusion_core.files import replaced_files
+from diffusion_core.lineage.checkpoints import mark_finished
+from diffusion_core.lineage.outbox import OUTBOX
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
@@ -26,21 +24,13 @@ from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
-from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, TRAINING_LOCK
+from diffusion_core.stages.keeping import keeping, report_unused
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
-from diffusion_core.training.checkpoint import (
-    Checkpoint,
-    finished_folders,
-    load_newest,
-    mark_finished,
-    newest_step,
-    only_training,
-    remove_finished,
-    save_checkpoint,
-    shared_checkpoint,
-)
+from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
 from diffusion_core.training.report import History, Progress, Row
+from diffusion_core.training.saving import Saver
 from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
 
@@ -67,30 +57,8 @@ def run(
     plan = make_plan(train, environment)
     trainer = _trainer(plan, train, environment, ranks)
     assert_same_on_all_ranks(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
-    with _alone(plan) if ranks.is_main else nullcontext():
+    with keeping(plan, trainer, environment) if ranks.is_main else nullcontext():
         _train(trainer, plan, train, environment, ranks)
-
-
-@contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """Let no other process train in this checkout, which has one models/, or use these checkpoints.
-
-    Raises:
-        UserError: another process does.
-    """
-    try:
-        with exclusive_lock(TRAINING_LOCK), only_training(plan.folder):
-            plan.identity.write(plan.folder / IDENTITY)
-            finished = finished_folders(plan.folder.parent)
-            for folder in finished - {plan.folder}:
-                # What the tracking store has not taken is sent first.
-                if Outbox(folder / OUTBOX).is_empty():
-                    remove_finished(folder)
-            yield
-    except Locked:
-        raise UserError(
-            f"another training writes {MODELS} in {Path.cwd()}: wait until it ends, stop it, or use another checkout"
-        ) from None
 
 
 def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
@@ -100,7 +68,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         if ranks.is_main:
             print(f"train: resumes after {trainer.images:,} images", flush=True)
     elif ranks.is_main:
-        _report_unused(plan)
+        report_unused(plan)
     if not ranks.is_main:
         run_worker(trainer, ranks)
         return
@@ -169,20 +137,6 @@ def _described(device: torch.device, ranks: Ranks) -> str:
     return name if ranks.count == 1 else f"{ranks.count} processes with a share of {name} each"
 
 
-def _report_unused(plan: Plan) -> None:
-    """Say why the newest checkpoint of another unfinished training is not used."""
-    stored = {
-        folder: other
-        for folder in plan.folder.parent.iterdir()
-        if folder != plan.folder and newest_step(folder) is not None and (other := Identity.stored(folder))
-    }
-    if stored:
-        newest = max(stored, key=lambda folder: folder.stat().st_mtime)
-        differences = "; ".join(plan.identity.differences(stored[newest]))
-        step = newest_step(newest)
-        print(f"train: begins at 0. The checkpoint of step {step} in {newest} is of another training: {differences}")
-
-
 def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
     try:
         trainer.restore(checkpoint.step, checkpoint.tensors)
@@ -207,15 +161,16 @@ def _steps(
 ) -> None:
     """Run the remaining steps, with reports, previews of `model` and checkpoints.
 
-    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between.
+    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between. All
+    checkpoints are on disk when this returns.
     """
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
-    def save(preview_due: bool) -> None:
+    def save(preview_due: bool, is_milestone: bool) -> None:
         state: dict[str, Any] = {"history": history.state(), "preview_due": preview_due}
         if trainer.threads is not None:
             state["threads"] = trainer.threads.state()
-        save_checkpoint(plan.folder, Checkpoint(trainer.step, trainer.tensors(), state))
+        saver.save(Checkpoint(trainer.step, trainer.tensors(), state, is_milestone))
 
     def show_preview() -> None:
         picture = preview(model, train.seed, environment.sample_batch_size, trainer)
@@ -223,7 +178,8 @@ def _steps(
             tracked.image(picture, key="samples", step=trainer.images)
 
     saved, reported = time.monotonic(), None
-    with stop_on_signal() as request, translate_errors():
+    saver = Saver(plan.folder, environment.keep_checkpoints)
+    with stop_on_signal() as request, translate_errors(), saver:
         try:
             if preview_due:
                 show_preview()
@@ -240,15 +196,19 @@ def _steps(
                     _report_self_check(trainer, tracked)
                 wants_preview = last or report.reaches(train.preview_every_images)
                 # The checkpoint is first: an error in what follows must not lose the training.
+                every = environment.keep_every_images
+                is_milestone = every is not None and report.reaches(every)
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
-                if wants_preview or overdue or stop:
-                    save(wants_preview)
+                if wants_preview or is_milestone or overdue or stop:
+                    save(wants_preview, is_milestone)
                     saved = time.monotonic()
+                saver.check()
                 if row is not None:
                     _log_row(row, tracked)
                     progress.report(row)
                     _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
                 if stop:
+                    saver.wait()
                     print(f"train: stopped after {report.images:,} images; the same command resumes from there")
                     raise SystemExit(stop)
                 if wants_preview:

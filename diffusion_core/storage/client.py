@@ -90,6 +90,12 @@ class Store:
             yield
 
 
+def delete(store: Store, bucket: str, key: str) -> None:
+    """Delete an object, if it exists."""
+    with store.translate_errors(bucket, key):
+        store.client.delete_object(Bucket=bucket, Key=key)
+
+
 def open_store(environment: Environment) -> Store:
     """Return the store of this environment, without sending a request.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from diffusion_core.training.optimizer import Update
@@ -37,11 +36,11 @@ def check_steps(update: Update, step: int, max_skipped_share: float) -> None:
         )
 
 
-def check_finite(tensors: Iterable[Tensor], step: int, device: torch.device) -> None:
-    """Check the tensors of a checkpoint after `step` steps; waits for the device once.
+def check_finite(tensors: Iterable[Tensor], step: int) -> None:
+    """Check the tensors of a checkpoint after `step` steps.
 
     Raises:
         TrainingDiverged: a value is not finite, from which no training could resume.
     """
-    if not bool(torch.stack([each.isfinite().all().to(device) for each in tensors]).all()):
+    if not all(bool(each.isfinite().all()) for each in tensors):
         raise TrainingDiverged(f"the weights after step {step} are not finite: {_REMEDY}")

@@ -20,7 +20,7 @@ from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.self_check.comparison import Verdict
 from diffusion_core.self_check.training import check_training
 from diffusion_core.training.data import TrainingData, batch_indices, batches, resident
-from diffusion_core.training.divergence import MAX_BAD_STEPS, check_finite, check_steps
+from diffusion_core.training.divergence import MAX_BAD_STEPS, check_steps
 from diffusion_core.training.ema import EMA
 from diffusion_core.training.optimizer import Update
 from diffusion_core.training.randomness import StepRandomness
@@ -276,17 +276,14 @@ class Trainer:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps.
 
-        Raises:
-            TrainingDiverged: a value is not finite, from which no training could resume.
+        They are those that the next step changes; `Saver` copies them.
         """
-        tensors: dict[str, dict[str, Tensor]] = {
+        return {
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
             "optimizer": self.update.tensors(),
             "trainer": self.update.counts(),
         }
-        check_finite((each for part in tensors.values() for each in part.values()), self.step, self.diffusion.device)
-        return tensors
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Resume after `step` steps from the tensors of a checkpoint.

@@ -1,5 +1,6 @@
-"""A small project of real files for each test, and real processes that are killed at real moments."""
+"""The digits of the stages' tests, and the store of the storage's."""
 
-from tests.stages.conftest import digits as digits
-from tests.stages.conftest import environment as environment
-from tests.stages.conftest import project as project
+from tests.stages.conftest import digits, environment, project
+from tests.storage.conftest import admin, bucket, proxy, server
+
+__all__ = ["admin", "bucket", "digits", "environment", "project", "proxy", "server"]

@@ -1,14 +1,20 @@
 """A disk that refuses ends a stage with one sentence that names the file, and leaves nothing half-written."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
+from diffusion_core.errors import UserError
 from diffusion_core.lineage.tensors import save_tensors
+from diffusion_core.stages import train
 from diffusion_core.training.checkpoint import load_newest
 from tests.faults.commands import command, is_killed, succeeds
 
@@ -64,3 +70,23 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
     with pytest.raises(OSError, match="No such file or directory") as raised:
         save_tensors({"w": torch.zeros(2)}, tmp_path / "missing" / "model.safetensors")
     assert raised.value.filename == str(tmp_path / "missing" / "model.safetensors")
+
+
+def test_a_training_that_cannot_fit_is_told_before_it_begins(folder, monkeypatch):
+    """A disk of this size is not at hand, so the question about its free space is answered here."""
+    monkeypatch.chdir(folder)
+    settings = load_settings().train
+    environment = Environment(device="cpu", precision="float32", keep_every_images=32)
+    free = [0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(UserError, match=r"has 0 MB free; .* need \d+ MB: make room .*DIFFUSION_CHECKPOINTS") as raised:
+        train.run(settings, environment)
+    needed = int(re.search(r"need (\d+) MB", str(raised.value))[1])
+    assert not list(folder.rglob("step-*"))
+    assert not (folder / "models").exists()
+    # Control: with the room that the sentence names it begins, and that was no more than is used.
+    free[0] = (needed + 1) * 10**6
+    train.run(settings, environment)
+    kept = sum(file.stat().st_size for file in folder.glob(".checkpoints/*/step-*/*.safetensors"))
+    weights = (folder / "models/model.safetensors").stat().st_size
+    assert 0.5 * needed * 10**6 < kept + weights < 2 * (needed + 1) * 10**6

@@ -61,7 +61,7 @@ LAST_MOMENTS = {
     "before the outputs are moved": "diffusion_core.files:_move:1",
     "between two outputs": "diffusion_core.files:_move:3",
     "before the end is noted": "diffusion_core.stages.train:mark_finished:1",
-    "while the end is noted": "diffusion_core.training.checkpoint:write_whole:1",
+    "while the end is noted": "diffusion_core.lineage.checkpoints:write_whole:1",
 }
 
 

@@ -15,9 +15,10 @@ from diffusion_core.files import sha256_of
 from diffusion_core.lineage.saved_model import load_model, save_model
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED
-from diffusion_core.training.checkpoint import load_newest
+from diffusion_core.training.checkpoint import Checkpoint, load_newest
 from diffusion_core.training.divergence import LEAST_STEPS, TrainingDiverged
 from diffusion_core.training.optimizer import Update
+from diffusion_core.training.saving import Saver
 from diffusion_core.training.step import Gradient
 from tests.registry.projects import write_model
 
@@ -71,14 +72,18 @@ def test_more_skipped_steps_than_their_share_stop_a_training(monkeypatch):
     assert len(list(trainer(max_skipped_share=0.1).steps())) == 200
 
 
-def test_a_state_that_is_not_finite_is_no_checkpoint():
+def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path):
     trained = trainer()
     next(trained.steps())
-    trained.tensors()
-    with torch.no_grad():
-        next(trained.diffusion.parameters())[0] = math.nan
-    with pytest.raises(TrainingDiverged, match="the weights after step 1 are not finite: lower train.learning_rate"):
-        trained.tensors()
+    with Saver(tmp_path) as saver:
+        saver.save(Checkpoint(1, trained.tensors(), {}))
+        with torch.no_grad():
+            next(trained.diffusion.parameters())[0] = math.nan
+        saver.save(Checkpoint(2, trained.tensors(), {}))
+        message = "the weights after step 2 are not finite: lower train.learning_rate"
+        with pytest.raises(TrainingDiverged, match=message):
+            saver.wait()
+    assert load_newest(tmp_path).step == 1
 
 
 def test_the_optimizer_without_the_loss_would_apply_its_gradient():

@@ -31,13 +31,17 @@ from ruamel.yaml import YAML
 from flows.automations import AUTOMATIONS, SILENCE
 from flows.deploy import POOL_TYPES, TEMPLATES, CannotDeploy, deploy
 from flows.pipeline import pipeline
-from flows.schedule import nightly
+from flows.schedule import deployments
+from flows.upkeep import upkeep
 from tests.docker.kubernetes import container, pod, problems
 from tests.docker.test_container_variables import OURS, PREFECT
 from tests.flows.repository import CHECKOUT, commit, git
 
 CONTENT = YAML(typ="safe", pure=True).load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))
-DEPLOYMENTS = {each["work_pool"]["name"]: each for each in CONTENT["deployments"]}
+DEPLOYMENTS, WEEKLY = (
+    {each["work_pool"]["name"]: each for each in CONTENT["deployments"] if each["entrypoint"] == entrypoint}
+    for entrypoint in ("flows/pipeline.py:pipeline", "flows/upkeep.py:upkeep")
+)
 WORKERS = {"machine": ProcessWorker, "docker": DockerWorker, "kubernetes": KubernetesWorker}
 VARIABLES = {
     "DIFFUSION_REPOSITORY": "https://git.example/team/diffusion.git",
@@ -84,17 +88,29 @@ def configuration(pool, **changes):
     return built
 
 
-def test_each_pool_has_one_deployment_and_a_worker():
-    assert set(DEPLOYMENTS) == set(POOL_TYPES)
-    assert len(DEPLOYMENTS) == len(CONTENT["deployments"])
+def test_each_pool_has_one_deployment_of_each_flow_and_a_worker():
+    assert set(DEPLOYMENTS) == set(WEEKLY) == set(POOL_TYPES)
+    assert len(DEPLOYMENTS) + len(WEEKLY) == len(CONTENT["deployments"])
+    assert all(WEEKLY[pool]["work_pool"] == DEPLOYMENTS[pool]["work_pool"] for pool in POOL_TYPES)
     assert {name: worker.type for name, worker in WORKERS.items()} == POOL_TYPES
 
 
-def test_names_are_unique_and_the_first_is_the_one_that_make_serve_runs(monkeypatch):
+def test_names_are_unique_and_the_first_two_are_those_that_make_serve_runs(monkeypatch):
     monkeypatch.chdir(CHECKOUT)
     names = [each["name"] for each in CONTENT["deployments"]]
     assert len(set(names)) == len(names)
-    assert nightly().name == names[0]
+    assert [each.name for each in deployments()] == names[:2] == ["nightly", "weekly"]
+
+
+@pytest.mark.parametrize("pool", WEEKLY)
+def test_what_is_kept_is_verified_once_a_week_and_not_at_night(pool):
+    deployment = WEEKLY[pool]
+    (schedule,) = deployment["schedules"]
+    cron = CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"])
+    first, second = asyncio.run(cron.get_dates(2))
+    assert second - first == timedelta(days=7)
+    assert 8 <= first.hour <= 18
+    assert upkeep.validate_parameters(deployment["parameters"]) == deployment["parameters"] == {"repair": True}
 
 
 @pytest.mark.parametrize("pool", DEPLOYMENTS)
@@ -349,8 +365,9 @@ def automations(client):
 
 def test_deploying_twice_leaves_one_of_each(clean_server, monkeypatch):
     monkeypatch.chdir(CHECKOUT)
-    assert deploy("machine") == deploy("machine") == "pipeline/nightly"
-    (deployment,) = clean_server.read_deployments()
+    assert deploy("machine") == deploy("machine") == ["pipeline/nightly", "upkeep/weekly"]
+    assert {each.name for each in clean_server.read_deployments()} == {"nightly", "weekly"}
+    deployment = clean_server.read_deployment_by_name("pipeline/nightly")
     (pool,) = clean_server.read_work_pools()
     assert (deployment.name, deployment.work_pool_name) == ("nightly", "machine")
     assert (pool.name, pool.type) == ("machine", "process")

@@ -9,7 +9,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from flows.schedule import nightly
+from flows.schedule import deployments
 from tests.flows.repository import CHECKOUT
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -56,7 +56,8 @@ def prefect(*arguments):
 
 def test_what_is_served_is_what_prefect_yaml_deploys(client, monkeypatch):
     monkeypatch.chdir(CHECKOUT)
-    nightly().apply()
+    for each in deployments():
+        each.apply()
     served = read(client)
     client.delete_deployment(client.read_deployment_by_name("pipeline/nightly").id)
     prefect("work-pool", "create", "--type", "process", "machine")
@@ -66,7 +67,7 @@ def test_what_is_served_is_what_prefect_yaml_deploys(client, monkeypatch):
 
 def test_the_schedule_makes_runs(client, monkeypatch):
     monkeypatch.chdir(CHECKOUT)
-    deployment = nightly().apply()
+    deployment = deployments()[0].apply()
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     # The server answers 503 while another of its writers holds the SQLite file; its client would try for minutes.
     url = f"{PREFECT_API_URL.value()}/deployments/{deployment}/schedule"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.checkpoints import only_training
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry.sending import find_run
@@ -24,7 +25,7 @@ from diffusion_core.runtime import device
 from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.stages import plan, preview, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
-from diffusion_core.training.checkpoint import load_newest, only_training
+from diffusion_core.training.checkpoint import load_newest
 from diffusion_core.training.trainer import Trainer
 
 

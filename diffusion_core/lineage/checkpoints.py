@@ -1,0 +1,120 @@
+"""Folders of checkpoints: which are whole, which are the newest, which may go.
+
+A training's folder has a folder `step-N` for each checkpoint, whose `manifest.json` has the size and sha256 of each
+file. Folders are renamed before they are removed, so that no kill leaves one that looks damaged.
+
+The checkpoints of a finished training stay, because DVC records a model after the stage, and deletes one that it has
+not recorded. The next training of something else removes them, but for milestones.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from diffusion_core.errors import UserError
+from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
+
+# If the newest is damaged, one more is left.
+KEEP = 2
+MANIFEST = "manifest.json"
+# A file that marks a checkpoint that stays when newer ones are saved.
+MILESTONE = "milestone"
+# A file that marks the folder of a finished training.
+FINISHED = "finished"
+LOCK = ".lock"
+
+
+@contextmanager
+def only_training(folder: Path) -> Iterator[None]:
+    """Lock a training's folder against other processes while the block runs.
+
+    Raises:
+        UserError: another training process has the lock.
+    """
+    try:
+        with exclusive_lock(folder / LOCK):
+            yield
+    except Locked:
+        raise UserError(
+            f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
+            " or stop it"
+        ) from None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a training's folder, newest first, damaged or not."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(path.name[5:])
+
+
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest checkpoint in a training's folder, damaged or not, or None if there is none."""
+    return next(map(step_of, checkpoints(folder)), None)
+
+
+def problem(path: Path) -> str | None:
+    """Return why a checkpoint is damaged, or None if it is whole."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            if fingerprint(path / name) != expected:
+                return f"{name} differs from its manifest"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is no longer used, and return its new path."""
+    count = len(damaged(path.parent))
+    return path.rename(path.with_name(f"{path.name}.damaged-{count}"))
+
+
+def damaged(folder: Path) -> list[Path]:
+    """Return the damaged checkpoints that were set aside in a training's folder."""
+    return [path for path in folder.glob("step-*.damaged*") if path.is_dir()]
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the milestones."""
+    for old in checkpoints(folder)[keep:]:
+        if not (old / MILESTONE).exists():
+            discard(old)
+
+
+def mark_finished(folder: Path) -> None:
+    """Note in a training's folder that it is finished, so that the next one may remove it."""
+    write_whole(folder / FINISHED, "")
+
+
+def finished_folders(root: Path) -> set[Path]:
+    """Return the folders of finished trainings in `root`."""
+    sweep_discarded(root)
+    return {marker.parent for marker in root.glob(f"*/{FINISHED}")}
+
+
+def remove_finished(folder: Path) -> None:
+    """Remove the folder of a finished training, or all but its milestones, unless a process uses it."""
+    with suppress(Locked), exclusive_lock(folder / LOCK):
+        if any((path / MILESTONE).exists() for path in checkpoints(folder)):
+            remove_old(folder, 0)
+        else:
+            discard(folder)
+
+
+def fingerprint(file: Path) -> dict[str, Any]:
+    """Return the size and sha256 of a file, as a manifest has them."""
+    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
+
+
+def write_json(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write JSON, flush it to disk, and return its fingerprint."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flush(file)
+    return fingerprint(file)

@@ -1,0 +1,85 @@
+"""Where a training's checkpoints are kept: one training at a time, with room for them on disk."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.lineage.checkpoints import (
+    checkpoints,
+    finished_folders,
+    newest_step,
+    only_training,
+    remove_finished,
+)
+from diffusion_core.lineage.identity import FILE, Identity
+from diffusion_core.lineage.outbox import OUTBOX, Outbox
+from diffusion_core.stages.backup import backup
+from diffusion_core.stages.paths import MODELS, TRAINING_LOCK
+from diffusion_core.stages.plan import Plan
+from diffusion_core.training.trainer import Trainer
+
+# Model, EMA and the optimizer's two averages.
+COPIES_OF_WEIGHTS = 4
+
+
+@contextmanager
+def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[None]:
+    """Keep this training's checkpoints during the block, and remove those of finished trainings first.
+
+    Raises:
+        UserError: another process trains in this checkout, which has one models/, or uses these checkpoints; the disk
+            has no room for them; or the bucket for copies cannot be used.
+    """
+    try:
+        with exclusive_lock(TRAINING_LOCK), only_training(plan.folder):
+            plan.identity.write(plan.folder / FILE)
+            for folder in finished_folders(plan.folder.parent) - {plan.folder}:
+                # What the tracking store has not taken is sent first.
+                if Outbox(folder / OUTBOX).is_empty():
+                    remove_finished(folder)
+            _check_room(plan.folder, trainer, environment)
+            with backup(environment, plan.folder):
+                yield
+    except Locked:
+        raise UserError(
+            f"another training writes {MODELS} in {Path.cwd()}: wait until it ends, stop it, or use another checkout"
+        ) from None
+
+
+def report_unused(plan: Plan) -> None:
+    """Say why the newest checkpoint of another unfinished training is not used."""
+    stored = {
+        folder: other
+        for folder in plan.folder.parent.iterdir()
+        if folder != plan.folder and newest_step(folder) is not None and (other := Identity.stored(folder))
+    }
+    if stored:
+        newest = max(stored, key=lambda folder: folder.stat().st_mtime)
+        differences = "; ".join(plan.identity.differences(stored[newest]))
+        step = newest_step(newest)
+        print(f"train: begins at 0. The checkpoint of step {step} in {newest} is of another training: {differences}")
+
+
+def _check_room(folder: Path, trainer: Trainer, environment: Environment) -> None:
+    """Check that the checkpoints to be kept, the one being written and the model fit on the disk.
+
+    Raises:
+        UserError: they do not.
+    """
+    weights = sum(each.nbytes for each in trainer.diffusion.model.state_dict().values())
+    milestones = 0
+    if environment.keep_every_images is not None:
+        milestones = trainer.total_steps * trainer.batch_size // environment.keep_every_images
+    count = environment.keep_checkpoints + 1 + milestones - len(checkpoints(folder))
+    needed = weights * (COPIES_OF_WEIGHTS * max(count, 1) + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB free; checkpoints and model of this training need"
+            f" {needed / 1e6:,.0f} MB: make room (`diffusion clean` shows what may go), or name another folder in"
+            " DIFFUSION_CHECKPOINTS"
+        )

@@ -1,0 +1,18 @@
+"""What is kept is hashed again once a week, and what rotted is repaired: see `diffusion verify`."""
+
+from prefect import flow
+
+from flows import tasks
+from flows.automations import notify_failure
+from flows.checkout import only_run
+
+
+@flow(name="upkeep", persist_result=False, on_failure=[notify_failure])
+def upkeep(repair: bool = True) -> None:
+    """Verify data, DVC's cache, models, checkpoints and the champion; the run fails if something stays rotten.
+
+    Args:
+        repair: repair what can be had elsewhere.
+    """
+    with only_run():
+        tasks.verify(repair)

@@ -1,0 +1,28 @@
+"""The weekly flow fails if something stays rotten, and passes once it is repaired."""
+
+import pytest
+import torch
+
+from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
+from flows.failure import StageFailed
+from flows.upkeep import upkeep
+from tests.registry.projects import empty_store
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_what_rotted_fails_the_weekly_run_until_it_is_repaired(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path / ".checkpoints/a", Checkpoint(step, {"model": {"w": torch.ones(9)}}, {}))
+    upkeep(repair=False)
+    (path / "state.json").write_bytes(b"{}")
+    with pytest.raises(StageFailed, match="verify ended with exit code 1; its log says why"):
+        upkeep(repair=False)
+    # It is set aside, and the one before it is used.
+    with pytest.raises(StageFailed, match="verify ended with exit code 1"):
+        upkeep()
+    upkeep()
