@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -136,20 +137,20 @@ class Locked(Exception):
 
 
 @contextmanager
-def exclusive_lock(file: Path, *, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(file: Path, *, seconds: float = 0.0) -> Iterator[None]:
     """Lock `file` against other processes during the block; the lock of a killed process is released.
 
     Args:
         file: the lock file; it and its folder are created if missing, and not removed.
-        wait: wait for the lock instead of raising.
+        seconds: how long to wait for the lock; infinity for as long as it takes.
 
     Raises:
-        Locked: another process has the lock, and `wait` is False.
+        Locked: another process has the lock all that time.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout=-1 if seconds == math.inf else seconds)
     except Timeout:
         raise Locked(f"another process holds {file}") from None
     try:

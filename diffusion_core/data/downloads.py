@@ -5,6 +5,7 @@ as suffix. `.s3.json` is versioned with the images of data/raw, so that a fresh 
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -64,7 +65,7 @@ def only_download(folder: Path) -> Iterator[None]:
             held.enter_context(exclusive_lock(folder / LOCK))
         except Locked:
             print(f"ingest: waits until another process has fetched into {folder}", flush=True)
-            held.enter_context(exclusive_lock(folder / LOCK, wait=True))
+            held.enter_context(exclusive_lock(folder / LOCK, seconds=math.inf))
         # Before fetching, because they may fill the disk.
         for leftover in folder.glob(".*.tmp-*"):
             leftover.unlink()

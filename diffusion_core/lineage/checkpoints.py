@@ -24,6 +24,8 @@ MILESTONE = "milestone"
 # A file that marks the folder of a finished training.
 FINISHED = "finished"
 LOCK = ".lock"
+# Seconds for which a process that does not train may hold the lock.
+LONGEST_LOOK = 3.0
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def only_training(folder: Path) -> Iterator[None]:
         UserError: another training process has the lock.
     """
     try:
-        with exclusive_lock(folder / LOCK):
+        with exclusive_lock(folder / LOCK, seconds=LONGEST_LOOK):
             yield
     except Locked:
         raise UserError(

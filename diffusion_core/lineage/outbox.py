@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffusion_core.files import exclusive_lock, flush, write_whole
+from diffusion_core.files import Locked, exclusive_lock, flush, write_whole
 from diffusion_core.lineage.checkpoints import LOCK
 
 # Its name in the folder of a training's checkpoints.
 OUTBOX = "outbox"
 ENTRIES, SENT, KEY, RUN, IMAGES, SENDING = "entries.jsonl", "sent", "key", "run", "images", ".sending"
+
+# Seconds after which a process that sends has noticed that there is nothing left.
+LONGEST_CALL = 10.0
 
 Entry = dict[str, Any]
 
@@ -117,8 +120,12 @@ class Outbox:
         if last not in (None, "end") or not self.is_empty():
             return False
         # A thread that sends meanwhile would see entries that nothing says are sent.
-        with exclusive_lock(self.folder / SENDING, wait=True):
-            self.clear()
+        try:
+            with exclusive_lock(self.folder / SENDING, seconds=LONGEST_CALL):
+                self.clear()
+        except Locked:
+            # Another process sends, and clears.
+            return False
         return True
 
     def clear(self) -> None:

@@ -129,24 +129,26 @@ def _folders() -> Iterator[Finding]:
 
 
 def _checkpoints(environment: Environment, repair: bool) -> Iterator[Finding]:
-    """Compare checkpoints with their manifests; those of a training that runs are its own."""
+    """Compare checkpoints with their manifests."""
     for folder in sorted(path for path in environment.checkpoints.glob("*") if path.is_dir()):
-        try:
-            with exclusive_lock(folder / LOCK):
-                for path in checkpoints(folder):
-                    damage = problem(path)
-                    if damage is not None:
-                        found = Finding(str(path), damage, "the training resumes from the checkpoint before it")
-                        yield replace(found, is_repaired=repair and _restored(environment, path))
-        except Locked:
-            continue
+        for path in checkpoints(folder):
+            damage = problem(path)
+            # A training that runs may have removed it meanwhile.
+            if damage is not None and path.exists():
+                found = Finding(str(path), damage, "the training resumes from the checkpoint before it")
+                yield replace(found, is_repaired=repair and _restored(environment, path))
 
 
 def _restored(environment: Environment, path: Path) -> bool:
-    set_aside(path)
-    copies = Copies.of(environment, path.parent)
-    if copies is not None:
-        copies.fetch()
+    """Set a damaged checkpoint aside and fetch its copy; return whether it is whole. Not while its training runs."""
+    try:
+        with exclusive_lock(path.parent / LOCK):
+            set_aside(path)
+            copies = Copies.of(environment, path.parent)
+            if copies is not None:
+                copies.fetch()
+    except Locked:
+        return False
     return path.exists()
 
 
