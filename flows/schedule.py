@@ -11,8 +11,8 @@ from prefect import serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
-from ruamel.yaml import YAML
 
+from diffusion_core.documents import read_yaml
 from flows.pipeline import pipeline
 
 DEPLOYMENTS = Path("prefect.yaml")
@@ -20,7 +20,7 @@ DEPLOYMENTS = Path("prefect.yaml")
 
 def nightly(file: Path = DEPLOYMENTS) -> RunnerDeployment:
     """Return the first deployment of prefect.yaml, without its work pool."""
-    content: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["deployments"][0]
+    content: dict[str, Any] = read_yaml(file)["deployments"][0]
     deployment = pipeline.to_deployment(
         content["name"],
         description=content["description"],

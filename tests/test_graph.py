@@ -47,6 +47,7 @@ EVERYWHERE = {
     "address": "reads addresses, of which a wrong one fails",
     "choices": "checks names and options",
     "config": "checks values, which DVC watches themselves",
+    "documents": "reads JSON and YAML",
     "errors": "holds classes of errors",
     "lineage.identity": "names what a training is made of",
     "lineage.outbox": "holds what MLflow is told",

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
 from diffusion_core.lineage.tensors import save_tensors
@@ -134,7 +136,10 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in _checkpoints(folder):
         problem = _problem(path)
         if problem is None:
-            return _load(path)
+            try:
+                return _load(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                problem = str(error)
         aside = path.with_name(f"{path.name}.damaged-{len(damaged)}")
         path.rename(aside)
         damaged.append(aside)
@@ -168,17 +173,17 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _problem(path: Path) -> str | None:
     """Return why a checkpoint is damaged, or None if it is valid."""
     try:
-        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = read_json(path / "manifest.json")["files"]
         for name, expected in files.items():
             if _fingerprint(path / name) != expected:
                 return f"{name} differs from its manifest"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"manifest.json: {error}"
     return None
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = read_json(path / "state.json")
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     return Checkpoint(state.pop("step"), tensors, state)
 

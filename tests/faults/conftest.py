@@ -1,5 +1,28 @@
 """A small project of real files for each test, and real processes that are killed at real moments."""
 
+import sys
+
+import pytest
+
+from diffusion_core.__main__ import main
+from tests.faults.hostile import MARKER, sentence
 from tests.stages.conftest import digits as digits
 from tests.stages.conftest import environment as environment
 from tests.stages.conftest import project as project
+
+
+@pytest.fixture
+def is_refused(monkeypatch, capsys):
+    """Return a function that runs a command, which must end with one sentence, and returns the sentence."""
+    monkeypatch.setenv("DIFFUSION_DEVICE", "cpu")
+    monkeypatch.setenv("DIFFUSION_PRECISION", "float32")
+
+    def refuse(folder, *arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["diffusion", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert not (folder / MARKER).exists()
+        return sentence(left.value.code, capsys.readouterr().err)
+
+    return refuse
