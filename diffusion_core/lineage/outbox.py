@@ -151,7 +151,7 @@ class Outbox:
         file = self.folder / IMAGES / entry["file"]
         try:
             image: npt.NDArray[np.uint8] = read_array(file)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3):
                 raise ValueError(f"it holds {image.dtype} {image.shape}")
         except (OSError, ValueError) as error:
             raise self._damaged(file, error) from None
