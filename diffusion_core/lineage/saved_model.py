@@ -190,7 +190,7 @@ def _check_sizes(file: Path, network: Mapping[str, Any], process: Mapping[str, A
         raise ValueError(f"{DESCRIPTION} describes another network than {WEIGHTS} holds: {different[0]} differs")
     sides = process["image_size"]
     for name, value, most in (
-        ("timesteps", process["timesteps"], MOST_TIMESTEPS),
+        ("timesteps", process.get("timesteps", 0), MOST_TIMESTEPS),
         ("image_size", max(sides) if isinstance(sides, list) else sides, LONGEST_SIDE),
     ):
         if value > most:
