@@ -4,6 +4,8 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_AUDIT := 2.10.1
+CYCLONEDX := 7.5.0
 
 # Everything stays in this folder unless your own settings say otherwise.
 export MPLCONFIGDIR ?= $(CURDIR)/.cache/matplotlib
@@ -12,7 +14,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test test-fast coverage gpu-check lint prose docs lock serve bench stack stack-down deploy remote
+.PHONY: help setup demo test test-fast coverage gpu-check lint prose docs lock audit licences serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -68,6 +70,16 @@ lock: setup ## Renew requirements.lock after a change of pyproject.toml (make lo
 		--quiet $(UPGRADE) --output-file .requirements.tmp > /dev/null
 	grep -vE '^(nvidia-|cuda-|triton)' .requirements.tmp > requirements.lock
 	rm .requirements.tmp
+
+# Both programs run in environments of their own. The list of parts needs no service, so it is written first. Where the
+# service does not know a package or does not answer, --strict makes an error of what pip-audit would pass over.
+audit: setup ## List all parts with their licences in sbom.json, and ask whether any has a known vulnerability
+	$(BIN)/uv tool run --from cyclonedx-bom==$(CYCLONEDX) cyclonedx-py environment --pyproject pyproject.toml \
+		--output-reproducible --output-file sbom.json $(BIN)/python
+	$(BIN)/uv tool run pip-audit==$(PIP_AUDIT) --strict --disable-pip --no-deps --requirement requirements.lock
+
+licences: setup ## Renew docs/licences.md
+	$(BIN)/python docs/licences.py
 
 # Without BENCH_PYTHON the peers get an environment of their own. With it nothing is installed, and the interpreter needs
 # PyTorch alone; a peer that it lacks is left out. On a GPU machine say: make bench BENCH_PYTHON=python3 PARTS=training

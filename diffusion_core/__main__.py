@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
+from diffusion_core.core_dumps import forbid_core_dumps
 from diffusion_core.errors import UserError
 
 try:
@@ -237,6 +238,7 @@ def _of_checkout(module: str, *arguments: str) -> None:
 
 def main() -> None:
     """Run one command; exit code 2 for a user's error or a full disk, 75 for a server that does not answer."""
+    forbid_core_dumps()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Shows the choices of a training, for example of threads.
     logging.getLogger("diffusion_core").setLevel(logging.INFO)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from ruamel.yaml import YAML
 
+from diffusion_core.documents import read_yaml
 from diffusion_core.files import Locked, exclusive_lock
 from flows.failure import StageFailed
 
@@ -55,9 +55,12 @@ def check_overrides(overrides: Sequence[Override], file: Path = Path("params.yam
     """Check that params.yaml has each key, before DVC does.
 
     Raises:
-        StageFailed: a key is missing.
+        StageFailed: a key is missing, or the file is not YAML.
     """
-    content: Any = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8")) if overrides else {}
+    try:
+        content: Any = read_yaml(file) if overrides else {}
+    except ValueError as error:
+        raise StageFailed(f"overrides: {file} is not valid YAML: {error}", is_mistake=True) from None
     for override in overrides:
         key, _, _ = override.partition("=")
         value = content

@@ -16,8 +16,8 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound, PrefectException
-from ruamel.yaml import YAML
 
+from diffusion_core.documents import read_yaml
 from flows.automations import put_automations
 from flows.schedule import DEPLOYMENTS
 from flows.transcript import without_userinfo
@@ -41,7 +41,7 @@ def deploy(pool: str) -> list[str]:
     """
     if pool not in POOL_TYPES:
         raise CannotDeploy(f"there is no pool {pool}: prefect.yaml has {', '.join(POOL_TYPES)}")
-    content = YAML(typ="safe", pure=True).load(DEPLOYMENTS.read_text(encoding="utf-8"))
+    content = read_yaml(DEPLOYMENTS)
     of_pool = [each for each in content["deployments"] if each["work_pool"]["name"] == pool]
     for each in of_pool:
         _check_variables(each)

@@ -11,8 +11,8 @@ from prefect import Flow, serve
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.schedules import Cron
-from ruamel.yaml import YAML
 
+from diffusion_core.documents import read_yaml
 from flows.pipeline import pipeline
 from flows.upkeep import upkeep
 
@@ -24,7 +24,7 @@ FLOWS: dict[str, Flow[Any, Any]] = {"flows/pipeline.py:pipeline": pipeline, "flo
 
 def deployments(file: Path = DEPLOYMENTS) -> list[RunnerDeployment]:
     """Return the deployments of prefect.yaml for the pool `machine`, without the pool."""
-    content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["deployments"]
+    content = read_yaml(file)["deployments"]
     return [_deployment(each) for each in content if each["work_pool"]["name"] == POOL]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from diffusion_core.documents import read_json
 from diffusion_core.files import write_whole
 
 
@@ -88,7 +89,7 @@ def open_home(folder: Path) -> Home:
     folder.mkdir(mode=0o711, exist_ok=True)
     if file.exists():
         try:
-            home = Home(folder, **json.loads(file.read_text(encoding="utf-8")))
+            home = Home(folder, **read_json(file))
         except (ValueError, TypeError):
             raise StackError(
                 f"{file} is damaged: restore it from a backup, because the databases need its passwords"

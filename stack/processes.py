@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from diffusion_core.documents import read_json
 from diffusion_core.files import write_whole
 from diffusion_core.supervision.worker import runs_still
 from stack.home import StackError
@@ -147,7 +148,7 @@ def read_started(file: Path) -> dict[str, Started]:
     if not file.exists():
         return {}
     try:
-        found = [Started(**content) for content in json.loads(file.read_text(encoding="utf-8"))]
+        found = [Started(**content) for content in read_json(file)]
     except (ValueError, TypeError):
         raise StackError(
             f"{file} is damaged: stop by hand what `ps` shows of the stack, remove the file and start again"

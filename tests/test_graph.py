@@ -47,6 +47,7 @@ EVERYWHERE = {
     "address": "reads addresses, of which a wrong one fails",
     "choices": "checks names and options",
     "config": "checks values, which DVC watches themselves",
+    "documents": "reads JSON and YAML",
     "errors": "holds classes of errors",
     "lineage.checkpoints": "names folders, and says which are whole",
     "lineage.identity": "names what a training is made of",

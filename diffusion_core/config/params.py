@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from diffusion_core.config.settings import Settings
+from diffusion_core.documents import read_yaml
 from diffusion_core.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
@@ -23,11 +22,11 @@ def load_settings(file: Path = PARAMS_FILE) -> Settings:
         UserError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong type.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: run the command from the project's folder") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} has no sections: restore it, or write {', '.join(Settings.model_fields)}")
     try:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, read_manifest
 from diffusion_core.data.shards import check_shard, map_shard, reading
+from diffusion_core.documents import read_small
 
 INFO = "dataset.json"
 
@@ -87,7 +88,7 @@ class ImageDataset:
             UserError: a file is missing or damaged, or the files do not fit each other.
         """
         with reading(folder / INFO):
-            info = DatasetInfo.model_validate_json((folder / INFO).read_bytes())
+            info = DatasetInfo.model_validate_json(read_small(folder / INFO))
         manifest = read_manifest(folder / MANIFEST)
         with reading(folder / MANIFEST):
             kept = manifest.filter(manifest["quarantined"].is_null())
@@ -98,14 +99,16 @@ class ImageDataset:
                 raise ValueError(f"its counts are not those of {INFO}")
             if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
                 raise ValueError(f"it has labels that are not classes of {INFO}")
-            if len(info.shards) != len(np.bincount(shard)):
+            # Before counting, which takes memory for each number up to the largest.
+            if len(kept) and not 0 <= shard.min() <= shard.max() < len(info.shards):
+                raise ValueError(f"its shards are not those of {INFO}")
+            rows = np.bincount(shard, minlength=len(info.shards))
+            if not rows.all() or not ((row >= 0) & (row < rows[shard])).all():
                 raise ValueError(f"its shards are not those of {INFO}")
         for number, sha256 in enumerate(info.shards):
             check_shard(folder, number, sha256)
         image_shape = (*info.image_size, info.channels)
-        shards = [
-            map_shard(folder, number, (int(rows), *image_shape)) for number, rows in enumerate(np.bincount(shard))
-        ]
+        shards = [map_shard(folder, number, (int(count), *image_shape)) for number, count in enumerate(rows)]
         wanted = np.full(len(kept), True) if split is None else splits == split
         of_classes = labels[wanted] if info.classes else None
         return cls(info, shards, shard[wanted], row[wanted], of_classes, sources[wanted])

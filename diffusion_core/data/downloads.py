@@ -37,9 +37,9 @@ class Entry:
 def read_index(folder: Path, url: str) -> dict[str, Entry]:
     """Return the entries by path below `folder`; empty if the index is missing, damaged or of another address."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        content = json.loads((folder / INDEX).read_bytes())
         return {path: Entry(**entry) for path, entry in content["objects"].items()} if content["url"] == url else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # Everything is fetched again, and the index is written again.
         return {}
 

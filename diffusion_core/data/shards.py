@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,10 +77,25 @@ def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> np
     """
     file = shard_file(folder, number)
     with reading(file):
-        pixels: npt.NDArray[np.uint8] = np.load(file, mmap_mode="r")
+        pixels: npt.NDArray[np.uint8] = read_array(file)
         if pixels.shape != shape or pixels.dtype != np.uint8:
             raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 {shape}")
     return pixels
+
+
+def read_array(file: Path) -> npt.NDArray[Any]:
+    """Map an array in a NumPy file into memory, read-only.
+
+    Objects, which would be unpickled, cannot be mapped. Nor can an array that is larger than its file.
+
+    Raises:
+        ValueError: it is not such a file.
+        OSError: it is missing or cannot be read.
+    """
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise ValueError(f"its header is wrong: {error}") from None
 
 
 def check_shard(folder: Path, number: int, sha256: str) -> None:
@@ -104,7 +121,7 @@ def reading(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{file} is missing: run the stage that makes it with `dvc repro prepare`") from None
-    except (OSError, ValueError, KeyError, EOFError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise UserError(
             f"{file} is damaged ({problem}): make it again with `dvc repro --force --single-item prepare`"

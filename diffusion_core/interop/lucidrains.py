@@ -4,6 +4,7 @@ Only weights are read; a pickle with anything else is refused.
 """
 
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 def _load(file: Path) -> Mapping[str, Any]:
     try:
+        _check_archive(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: name a checkpoint, model-100.pt say") from None
@@ -88,12 +90,30 @@ def _load(file: Path) -> Mapping[str, Any]:
     return content
 
 
+def _check_archive(file: Path) -> None:
+    """Check that an archive takes no more memory than its file; `torch.save` compresses nothing.
+
+    Raises:
+        ValueError: it is compressed, or its entries overlap.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed")
+    if sum(entry.file_size for entry in entries) > file.stat().st_size:
+        raise ValueError("its entries are larger than the file")
+
+
 def _weights(file: Path, state: Mapping[Any, Any]) -> State:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
                 f"{file} has {name!r} among its weights, which is not a tensor with a name: it does not fit"
             )
+        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{file} has {name}, which is larger than its data: name another checkpoint")
     return state
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
 
@@ -63,11 +64,11 @@ def newest_step(folder: Path) -> int | None:
 def problem(path: Path) -> str | None:
     """Return why a checkpoint is damaged, or None if it is whole."""
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(path / MANIFEST)["files"]
         for name, expected in files.items():
             if fingerprint(path / name) != expected:
                 return f"{name} differs from its manifest"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
     return None
 

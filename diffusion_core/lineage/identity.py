@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from diffusion_core.documents import read_small
 from diffusion_core.lineage.provenance import code_files, json_digest
 from diffusion_core.lineage.record import Record
 
@@ -63,7 +64,7 @@ class Identity(Record):
     def stored(cls, folder: Path) -> "Identity | None":
         """Return the identity of a folder of checkpoints, or None if it has none that can be read."""
         try:
-            return cls.model_validate_json((folder / FILE).read_bytes())
+            return cls.model_validate_json(read_small(folder / FILE))
         except (OSError, ValueError):
             return None
 

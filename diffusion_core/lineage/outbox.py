@@ -6,17 +6,23 @@ that the store has acknowledged. Images are files beside it.
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
+from diffusion_core.data.shards import read_array
+from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, exclusive_lock, flush, write_whole
 from diffusion_core.lineage.checkpoints import LOCK
 
@@ -30,6 +36,57 @@ LONGEST_CALL = 10.0
 Entry = dict[str, Any]
 
 
+class _Start(TypedDict):
+    kind: Literal["start"]
+    params: dict[str, str]
+    dataset: dict[str, str | None]
+    tags: dict[str, str]
+    time: int
+
+
+class _Metrics(TypedDict):
+    kind: Literal["metrics"]
+    values: dict[str, float]
+    step: int
+    time: int
+
+
+class _Tag(TypedDict):
+    kind: Literal["tag"]
+    key: str
+    value: str
+
+
+class _Text(TypedDict):
+    kind: Literal["text"]
+    content: str
+    # Below the run's artifacts.
+    file: Annotated[str, Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
+
+
+class _Image(TypedDict):
+    kind: Literal["image"]
+    key: str
+    step: int
+    time: int
+    # Nothing but an image of the queue.
+    file: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.npy$")]
+
+
+class _End(TypedDict):
+    kind: Literal["end"]
+    status: Literal["FINISHED", "FAILED", "KILLED"]
+    time: int
+
+
+_AnyEntry = Annotated[_Start | _Metrics | _Tag | _Text | _Image | _End, Field(discriminator="kind")]
+_ENTRY: TypeAdapter[_AnyEntry] = TypeAdapter(_AnyEntry)
+
+
+class DamagedQueue(UserError):
+    """A file of a queue is not one that `Outbox` wrote."""
+
+
 class Outbox:
     """The queue of one training, in a folder of its own.
 
@@ -40,7 +97,6 @@ class Outbox:
 
     Attributes:
         folder: the folder.
-        key: a random name of the training's run, kept in the folder. The store has it as the tag `run_key`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +105,15 @@ class Outbox:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / KEY).exists():
             write_whole(folder / KEY, uuid.uuid4().hex)
-        self.key = (folder / KEY).read_text(encoding="utf-8")
+
+    @cached_property
+    def key(self) -> str:
+        """A random name of the training's run, kept in the folder. The store has it as the tag `run_key`.
+
+        Raises:
+            DamagedQueue: the file is damaged.
+        """
+        return self._text(KEY, r"[0-9a-f]{32}")
 
     @staticmethod
     def all(root: Path) -> list["Outbox"]:
@@ -82,12 +146,26 @@ class Outbox:
         self.append({**entry, "file": file.name})
 
     def image(self, entry: Entry) -> npt.NDArray[np.uint8]:
-        """Return the image of an entry."""
-        image: npt.NDArray[np.uint8] = np.load(self.folder / IMAGES / entry["file"])
+        """Return the image of an entry.
+
+        Raises:
+            DamagedQueue: its file is missing or not an image.
+        """
+        file = self.folder / IMAGES / entry["file"]
+        try:
+            image: npt.NDArray[np.uint8] = read_array(file)
+            if image.dtype != np.uint8 or image.ndim not in (2, 3):
+                raise ValueError(f"it holds {image.dtype} {image.shape}")
+        except (OSError, ValueError) as error:
+            raise self._damaged(file, error) from None
         return image
 
     def unsent(self) -> Iterator[tuple[int, Entry]]:
-        """Yield the entries that were not acknowledged, each with the number to acknowledge it by."""
+        """Yield the entries that were not acknowledged, each with the number to acknowledge it by.
+
+        Raises:
+            DamagedQueue: an entry is damaged.
+        """
         yield from self._read(self._sent())
 
     def entries(self) -> Iterator[Entry]:
@@ -105,8 +183,7 @@ class Outbox:
     @property
     def run_id(self) -> str | None:
         """The store's id of the run, or None while the store has not made it."""
-        file = self.folder / RUN
-        return file.read_text(encoding="utf-8") if file.exists() else None
+        return self._text(RUN, r"\w+") if (self.folder / RUN).exists() else None
 
     def set_run_id(self, run_id: str) -> None:
         """Keep the store's id of the run."""
@@ -136,8 +213,18 @@ class Outbox:
         shutil.rmtree(self.folder / IMAGES, ignore_errors=True)
 
     def _sent(self) -> int:
-        file = self.folder / SENT
-        return int(file.read_text(encoding="utf-8")) if file.exists() else 0
+        return int(self._text(SENT, r"\d{1,18}")) if (self.folder / SENT).exists() else 0
+
+    def _text(self, name: str, pattern: str) -> str:
+        text = (self.folder / name).read_bytes().decode(errors="replace")
+        if not re.fullmatch(pattern, text):
+            raise self._damaged(self.folder / name, "it has other characters")
+        return text
+
+    def _damaged(self, file: Path, problem: object) -> DamagedQueue:
+        return DamagedQueue(
+            f"{file} is damaged ({problem}): remove {self.folder}; what waits there for the tracking store is lost"
+        )
 
     def _read(self, start: int) -> Iterator[tuple[int, Entry]]:
         file = self.folder / ENTRIES
@@ -151,7 +238,10 @@ class Outbox:
                     # Being written.
                     return
                 end += len(line)
-                yield end, json.loads(line)
+                try:
+                    yield end, cast(Entry, _ENTRY.validate_json(line))
+                except ValidationError as error:
+                    raise self._damaged(file, error.errors()[0]["msg"]) from None
 
     def cut_torn_line(self) -> None:
         """Remove the rest of a line whose writer was killed; only for the process that has the training's lock."""

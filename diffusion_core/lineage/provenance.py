@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from diffusion_core.documents import read_yaml
 from diffusion_core.errors import UserError
 from diffusion_core.files import sha256_of
 
@@ -161,7 +160,7 @@ def _locked_stages(lock: Path) -> dict[str, _LockedStage]:
     if not lock.exists():
         return {}
     try:
-        stages = YAML(typ="safe", pure=True).load(lock.read_text(encoding="utf-8"))["stages"]
+        stages = read_yaml(lock)["stages"]
         return TypeAdapter(dict[str, _LockedStage]).validate_python(stages)
-    except (YAMLError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{lock} cannot be read: restore it from git, or remove it and run `dvc repro`") from None

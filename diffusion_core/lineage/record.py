@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
 
 
@@ -25,10 +26,10 @@ class Record(BaseModel):
             UserError: the file is missing or damaged; the message names `stage`, which makes it.
         """
         try:
-            return cls.model_validate_json(file.read_bytes())
+            return cls.model_validate_json(read_small(file))
         except FileNotFoundError:
             raise UserError(f"{file} is missing: run the stage that makes it with `dvc repro {stage}`") from None
-        except ValidationError:
+        except ValueError:
             raise UserError(
                 f"{file} is damaged: make it again with `dvc repro --force --single-item {stage}`"
             ) from None

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from diffusion_core.choices import choose
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import sha256_of
 from diffusion_core.lineage.tensors import save_tensors
@@ -29,6 +30,11 @@ from diffusion_core.process.weightings import WeightingChoice
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 FORMAT = 1
+# Limits of what is loaded, because a description can name any number.
+MOST_TIMESTEPS = 10**6
+LONGEST_SIDE = 2**14
+# What values of a wrong type or size raise where they are used.
+WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 CHOICES = {"beta_schedule": ScheduleChoice, "weighting": WeightingChoice, "loss": LossChoice}
 
 
@@ -133,23 +139,26 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        content = read_json(folder / DESCRIPTION)
         if content["format"] != FORMAT:
             raise UserError(
                 f"{folder / DESCRIPTION} has format {content['format']}; this version reads {FORMAT}:"
                 " train the model again"
             )
-        diffusion = build_model(content["network"], content["process"])
         # Models of version 0.1.0 have no hash.
         if content.get("weights_sha256") not in (None, sha256_of(folder / WEIGHTS)):
             raise ValueError(f"{WEIGHTS} is not the file that {DESCRIPTION} describes: its sha256 differs")
+        _check_sizes(folder / WEIGHTS, content["network"], content["process"])
+        diffusion = build_model(content["network"], content["process"])
         weights = load_file(folder / WEIGHTS)
         _check_finite(weights)
         diffusion.model.load_state_dict(weights)
         class_counts = tuple(content["dataset"]["class_counts"])
+        if not all(type(count) is int and count >= 0 for count in class_counts):
+            raise ValueError("class_counts must be numbers of images")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: make it with `dvc repro train`") from None
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (*WRONG_VALUES, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): make it again with `dvc repro -f train`"
@@ -164,6 +173,28 @@ def model_digest(folder: Path) -> str:
         with (folder / name).open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _check_sizes(file: Path, network: Mapping[str, Any], process: Mapping[str, Any]) -> None:
+    """Compare a description with the names and shapes of the weights, before memory is used for what it describes.
+
+    Raises:
+        ValueError: the weights are of another network, or the process is too large.
+    """
+    with torch.device("meta"):
+        described = {name: list(tensor.shape) for name, tensor in Unet(**network).state_dict().items()}
+    with safe_open(file, "pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - not a dict
+    different = sorted(name for name in {*described, *shapes} if described.get(name) != shapes.get(name))
+    if different:
+        raise ValueError(f"{DESCRIPTION} describes another network than {WEIGHTS} holds: {different[0]} differs")
+    sides = process["image_size"]
+    for name, value, most in (
+        ("timesteps", process.get("timesteps", 0), MOST_TIMESTEPS),
+        ("image_size", max(sides) if isinstance(sides, list) else sides, LONGEST_SIDE),
+    ):
+        if value > most:
+            raise ValueError(f"{name} is {value}; it must be at most {most}")
 
 
 def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:

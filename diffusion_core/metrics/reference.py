@@ -16,9 +16,11 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Features, Images, extract, spans
 from diffusion_core.metrics.fitting import learn_classes, learn_contrast
@@ -89,14 +91,21 @@ class Reference:
             UserError: a file is missing or damaged.
         """
         try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            description = read_json(folder / DESCRIPTION)
             contents = {name: (folder / name).read_bytes() for name in (EXTRACTOR, FEATURES)}
             for name, content in contents.items():
                 if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
                     raise ValueError(f"{name} is damaged")
-            extractor = FeatureNetwork(**description["network"])
-            extractor.load_state_dict(safetensors.torch.load(contents[EXTRACTOR]))
+            # The description takes no memory by itself; the tensors are as large as their file.
+            with torch.device("meta"):
+                extractor = FeatureNetwork(**description["network"])
+            extractor.load_state_dict(safetensors.torch.load(contents[EXTRACTOR]), assign=True)
             features = safetensors.numpy.load(contents[FEATURES])
+            for name in ("train", "validation"):
+                if features[name].dtype != np.float32 or features[name].shape[1:] != (extractor.features,):
+                    raise ValueError(f"{name} of {FEATURES} is {features[name].dtype} {features[name].shape}")
+            if not isinstance(description["dataset_digest"], str):
+                raise ValueError(f"dataset_digest of {DESCRIPTION} is not text")
             return cls(
                 extractor=extractor.to(device).eval(),
                 train_features=features["train"],
@@ -105,7 +114,7 @@ class Reference:
                 settings=description["settings"],
                 quality=description["quality"],
             )
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"{folder} cannot be read ({error}): make it again with `dvc repro --single-item --force reference`"
             ) from error

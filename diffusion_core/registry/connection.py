@@ -162,7 +162,8 @@ def artifact_folder(uri: str) -> Path:
 def run_page(environment: Environment, experiment: str, run: str) -> str:
     """Return the address of a run's page: on the tracking server or, for a database, on this machine."""
     uri = tracking_uri(environment)
-    pages = environment.tracking_page or (without_userinfo(uri) if is_server(uri) else LOCAL_PAGES)
+    # The page is printed, and kept in Prefect's database.
+    pages = without_userinfo(environment.tracking_page or (uri if is_server(uri) else LOCAL_PAGES))
     return f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
 
 

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.lineage.outbox import Entry, Outbox
+from diffusion_core.lineage.outbox import DamagedQueue, Entry, Outbox
 from diffusion_core.registry.connection import experiment_id
 
 # Tags of MLflow runs: the queue's key, and the run that a new one replaces.
@@ -127,7 +127,8 @@ class Sender:
 
     def _run_id(self) -> str:
         run_id = self._outbox.run_id
-        assert run_id is not None, "the first entry of a queue creates its run"
+        if run_id is None:
+            raise DamagedQueue(f"{self._outbox.folder} has no entry that creates its run: remove it")
         return run_id
 
 

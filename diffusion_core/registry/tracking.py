@@ -21,7 +21,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import Locked
 from diffusion_core.lineage.identity import flattened
-from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.outbox import DamagedQueue, Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry.connection import connect, is_server, is_transient, reason, tracking_uri
 from diffusion_core.registry.sending import Sender
@@ -110,7 +110,7 @@ class Delivery(threading.Thread):
         self.refusal: UserError | None = None
         self.problem: str | None = None
         self._environment = environment
-        self._outboxes = outboxes
+        self._outboxes = [*outboxes]
         self._senders: dict[Path, Sender] = {}
         self._progress = threading.Condition()
         self._sent = 0
@@ -152,17 +152,25 @@ class Delivery(threading.Thread):
         return max(left, 0.0)
 
     def _send(self) -> None:
-        for outbox in self._outboxes:
-            if outbox.is_empty():
-                continue
-            with suppress(Locked), outbox.sending():
-                if outbox.folder not in self._senders:
-                    client = connect(self._environment)
-                    self._senders[outbox.folder] = Sender(client, self._environment, outbox)
-                for count in self._senders[outbox.folder].send():
-                    with self._progress:
-                        self._sent += count
-                        self._progress.notify_all()
+        for outbox in [*self._outboxes]:
+            try:
+                self._send_one(outbox)
+            except DamagedQueue as error:
+                # The training does not need it, and the other queues are sent.
+                _logger.warning("%s", error)
+                self._outboxes.remove(outbox)
+
+    def _send_one(self, outbox: Outbox) -> None:
+        if outbox.is_empty():
+            return
+        with suppress(Locked), outbox.sending():
+            if outbox.folder not in self._senders:
+                client = connect(self._environment)
+                self._senders[outbox.folder] = Sender(client, self._environment, outbox)
+            for count in self._senders[outbox.folder].send():
+                with self._progress:
+                    self._sent += count
+                    self._progress.notify_all()
 
     def _note(self, problem: str) -> None:
         if self.problem is None:

@@ -7,6 +7,7 @@ import numpy as np
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.data.shards import read_array
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
@@ -83,12 +84,12 @@ def run(
 def _read_samples(image_shape: tuple[int, int, int]) -> Images:
     file = needs(SAMPLES / "samples.npy", "sample")
     try:
-        samples: Images = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        samples: Images = read_array(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): run `dvc repro --single-item --force sample`") from error
     if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[1:] != image_shape:
         raise UserError(
             f"{file} holds {samples.dtype} {samples.shape} and the dataset's images are uint8 {image_shape}:"
             " train and sample again with `dvc repro sample`"
         )
-    return samples
+    return np.array(samples)

@@ -2,9 +2,10 @@
 
 import json
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
@@ -83,8 +84,8 @@ def _evaluation(digest: str) -> Evaluation:
     if (samples.model_digest, samples.sampling_key) != (origin.model_digest, origin.sampling_key):
         raise UserError(f"{METRICS} was measured of other samples than those in {SAMPLES}: run `dvc repro evaluate`")
     try:
-        figures = TypeAdapter(dict[str, float]).validate_json(needs(METRICS, "evaluate").read_bytes())
-    except ValidationError:
+        figures = TypeAdapter(dict[str, float]).validate_json(read_small(needs(METRICS, "evaluate")))
+    except ValueError:
         raise UserError(
             f"{METRICS} is damaged: make it again with `dvc repro --force --single-item evaluate`"
         ) from None

@@ -63,8 +63,9 @@ def run(
 
 def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
     checkpoint = shared_checkpoint(load_newest(plan.folder) if ranks.is_main else None, ranks)
+    history = History(train.report_every_images)
     if checkpoint is not None:
-        _restore(trainer, checkpoint, plan.folder)
+        history = _restore(trainer, checkpoint, train, plan.folder)
         if ranks.is_main:
             print(f"train: resumes after {trainer.images:,} images", flush=True)
     elif ranks.is_main:
@@ -85,7 +86,6 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         dataset=version,
         tags=tags,
     ) as tracked:
-        history = History(train.report_every_images, state.get("history"))
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             _log_row(row, tracked)
@@ -137,12 +137,13 @@ def _described(device: torch.device, ranks: Ranks) -> str:
     return name if ranks.count == 1 else f"{ranks.count} processes with a share of {name} each"
 
 
-def _restore(trainer: Trainer, checkpoint: Checkpoint, folder: Path) -> None:
+def _restore(trainer: Trainer, checkpoint: Checkpoint, train: TrainSettings, folder: Path) -> History:
     try:
         trainer.restore(checkpoint.step, checkpoint.tensors)
         if trainer.threads is not None and "threads" in checkpoint.state:
             trainer.threads.restore(checkpoint.state["threads"])
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        return History(train.report_every_images, checkpoint.state.get("history"))
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
             f" ({' '.join(str(error).split())}): remove {folder} to train again"

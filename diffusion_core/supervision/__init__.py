@@ -1,12 +1,17 @@
 """Starting, watching and stopping other processes: a flow's child, Prefect's worker.
 
-This module sets variables that Prefect reads at import time. Variables that the user has set do not change.
+This module sets variables that Prefect reads at import time. Variables that the user has set do not change. It also
+forbids core dumps, because flows, the worker and the servers have passwords in memory.
 """
 
 import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
+
+from diffusion_core.core_dumps import forbid_core_dumps
+
+forbid_core_dumps()
 
 _defaults = {
     "DO_NOT_TRACK": "1",

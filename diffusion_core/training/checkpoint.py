@@ -17,9 +17,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import discard, flush, sweep_discarded
 from diffusion_core.lineage.checkpoints import (
@@ -105,7 +107,10 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for path in checkpoints(folder):
         reason = problem(path)
         if reason is None:
-            return _load(path)
+            try:
+                return _load(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                reason = str(error)
         aside = set_aside(path)
         logger.warning("checkpoint %s is damaged (%s): moved aside to %s", path, reason, aside.name)
     if damaged(folder):
@@ -130,7 +135,7 @@ def shared_checkpoint(checkpoint: Checkpoint | None, ranks: Ranks) -> Checkpoint
 
 
 def _load(path: Path) -> Checkpoint:
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = read_json(path / "state.json")
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     return Checkpoint(state.pop("step"), tensors, state)
 

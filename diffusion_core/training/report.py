@@ -33,8 +33,8 @@ class History:
     def __init__(self, every_images: int, state: dict[str, Any] | None = None) -> None:
         state = state or {"rows": [], "pending": [], "skipped": []}
         self.every_images = every_images
-        self.rows: list[Row] = state["rows"]
-        self.skipped: list[int] = state["skipped"]
+        self.rows: list[Row] = [{name: row[name] for name in COLUMNS} for row in state["rows"]]
+        self.skipped = [int(step) for step in state["skipped"]]
         self._pending = [
             StepReport(step, images, size, torch.tensor(loss), torch.tensor(norm), rate, torch.tensor(skipped), 0.0)
             for step, images, size, loss, norm, rate, skipped in state["pending"]
