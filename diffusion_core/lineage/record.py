@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import naming
 
 
 class Record(BaseModel):
@@ -15,7 +16,8 @@ class Record(BaseModel):
 
     def write(self, file: Path) -> None:
         """Write the file as JSON."""
-        file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with naming(file):
+            file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path, stage: str) -> Self:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
+from diffusion_core.files import Locked, discard, exclusive_lock, flush, naming, sha256_of, sweep_discarded, write_whole
 from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.runtime.distributed import Ranks
 
@@ -188,4 +188,5 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with naming(file):
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
