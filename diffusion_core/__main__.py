@@ -1,6 +1,5 @@
 """The command `diffusion`, configured by params.yaml and the environment."""
 
-import errno
 import inspect
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion_core.core_dumps import forbid_core_dumps
-from diffusion_core.errors import UserError
+from diffusion_core.errors import UserError, is_out_of_memory
 
 try:
     import typer
@@ -27,8 +26,6 @@ except ModuleNotFoundError as missing:
 
 # Seconds that other ranks wait before they report an error, so that the main rank reports it first.
 SECONDS_TO_TELL = 3.0
-
-DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # Modules of `diffusion_core.stages`, in the order of their dependencies.
 STAGES = {
@@ -237,7 +234,7 @@ def _of_checkout(module: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Run one command; exit code 2 for a user's error or a full disk, 75 for a server that does not answer."""
+    """Run one command; exit code 2 for what the user can correct, 75 for a server that does not answer."""
     forbid_core_dumps()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Shows the choices of a training, for example of threads.
@@ -249,12 +246,25 @@ def main() -> None:
         time.sleep(0.0 if int(os.environ.get("RANK", "0")) == 0 else SECONDS_TO_TELL)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in DISK_REFUSES:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if (sentence := _refusal(error)) is None:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"error: the disk refuses{where} ({error.strerror}): make room or correct its rights", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return what to say of an error for want of memory or of a disk, or None for another error."""
+    if is_out_of_memory(error):
+        why = " ".join(str(error).split()) or type(error).__name__
+        return (
+            f"memory is too small ({why}): free some; to train, raise train.accumulate or lower train.batch_size;"
+            " to sample, lower DIFFUSION_SAMPLE_BATCH_SIZE"
+        )
+    from diffusion_core.files import disk_refusal
+
+    refusal = disk_refusal(error) if isinstance(error, OSError) else None
+    return None if refusal is None else str(refusal)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,31 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from diffusion_core.errors import UserError
+
+DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def disk_refusal(error: OSError) -> UserError | None:
+    """Return the error to raise where a disk is full or read-only, or None for another error."""
+    if error.errno not in DISK_REFUSES:
+        return None
+    # An error of a copy names both files, and the second is the one that was written.
+    file = error.filename2 or error.filename
+    where = f" {file}" if file else ""
+    return UserError(f"the disk refuses{where} ({error.strerror}): make room or correct its rights")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of a disk in the block name `path` if it names no file, as that of a failed write does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_REFUSES and error.filename is None:
+            error.filename = str(path)
+        raise
+
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
@@ -24,7 +49,8 @@ def replaced(folder: Path) -> Iterator[Path]:
     _sweep(folder)
     new.mkdir(parents=True)
     try:
-        yield new
+        with naming(new):
+            yield new
     except BaseException:
         shutil.rmtree(new)
         raise
@@ -63,7 +89,8 @@ def replaced_files(files: Sequence[Path]) -> Iterator[Path]:
     _sweep(files[0])
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with naming(folder):
+            yield folder
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             _move(folder / file.name, file)
@@ -80,9 +107,13 @@ def _move(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         beside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-        shutil.copyfile(source, beside)
-        flush(beside)
-        beside.replace(target)
+        try:
+            shutil.copyfile(source, beside)
+            flush(beside)
+            beside.replace(target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
     flush(target.parent)
 
 
@@ -112,7 +143,7 @@ def write_whole(file: Path, content: str, mode: int = 0o666) -> None:
     beside.unlink(missing_ok=True)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with naming(beside), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -127,7 +158,8 @@ def flush(path: Path) -> None:
     """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

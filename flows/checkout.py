@@ -1,14 +1,14 @@
 """Locks a run's checkout, restores its params.yaml, and checks overrides."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from diffusion_core.documents import read_yaml
-from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.files import Locked, disk_refusal, exclusive_lock
 from flows.failure import StageFailed
 
 LOCK = Path(".cache/pipeline.lock")
@@ -20,11 +20,20 @@ def only_run() -> Iterator[None]:
     """Lock this folder against other runs during the block.
 
     Raises:
-        StageFailed: another run has the lock.
+        StageFailed: another run has the lock, or the folder is read-only.
     """
+    with ExitStack() as held:
+        _hold(held)
+        yield
+
+
+def _hold(held: ExitStack) -> None:
     try:
-        with exclusive_lock(LOCK):
-            yield
+        held.enter_context(exclusive_lock(LOCK))
+    except OSError as error:
+        if (refusal := disk_refusal(error)) is None:
+            raise
+        raise StageFailed(str(refusal), is_mistake=True) from None
     except Locked:
         raise StageFailed(
             f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",

@@ -3,6 +3,7 @@
 `python -m flows.pipeline` runs it once, with a temporary Prefect server if none is configured.
 """
 
+import shutil
 import signal
 import sys
 
@@ -11,7 +12,7 @@ import psutil
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
-from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
+from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
 from diffusion_core.supervision.child import leave
 from diffusion_core.supervision.tied import tie
@@ -22,6 +23,9 @@ from flows.checkout import LockPolicy, Override, check_overrides, only_run, para
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
 from flows.user_server import NoServer, reason, user_server
+
+# Free bytes that a temporary server needs: a new database has about 2 MB, and grows with each run.
+SERVER_BYTES = 16 * 2**20
 
 
 @flow(name="pipeline", persist_result=False, on_failure=[notify_failure])
@@ -65,6 +69,9 @@ def main() -> None:
     """Run the flow once; exit code 2 for a user's error or a server that does not answer, 1 for a failed stage."""
     signal.signal(signal.SIGTERM, leave)
     try:
+        # Before a server starts, because a temporary one has its database in this folder.
+        with only_run():
+            pass
         page = user_server()
         # By default, Prefect derives logged links from the API's address with its password. The default for temporary
         # servers is in Prefect's default profile, which a user's profile replaces.
@@ -86,14 +93,20 @@ def main() -> None:
         )
         sys.exit(2)
     except (httpx.HTTPError, PrefectException) as error:
-        print(
-            f"error: the Prefect server stopped answering ({reason(error)}): see that it runs, and its database, and"
-            " start this again; what is done stays done",
-            file=sys.stderr,
-        )
+        full = _full_disk() if page is None else None
+        problem = f"the Prefect server stopped answering ({reason(error)}): see that it runs, and its database, and"
+        print(f"error: {full or problem} start this again; what is done stays done", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _full_disk() -> str | None:
+    """Return what to say of a disk without room for a temporary server, or None where there is room."""
+    home = PREFECT_HOME.value()
+    if shutil.disk_usage(home).free >= SERVER_BYTES:
+        return None
+    return f"the disk of {home}, where Prefect keeps its database, is full: make room, and"
 
 
 def _start_server() -> None:
@@ -103,13 +116,17 @@ def _start_server() -> None:
     killed, the server ends with it.
 
     Raises:
-        NoServer: the user's settings do not permit a temporary server.
+        NoServer: the user's settings do not permit a temporary server, or the disk is full.
     """
     if not PREFECT_SERVER_EPHEMERAL_ENABLED.value():
         raise NoServer(
             "Prefect's settings name no server and forbid a temporary one: set PREFECT_API_URL, or"
             " PREFECT_SERVER_EPHEMERAL_ENABLED to true"
         )
+    PREFECT_HOME.value().mkdir(parents=True, exist_ok=True)
+    if (full := _full_disk()) is not None:
+        # Prefect would wait two minutes for a server that has ended.
+        raise NoServer(f"{full} start this again")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         before = set(psutil.Process().children(recursive=True))

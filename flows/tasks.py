@@ -1,5 +1,6 @@
 """One task per stage; each runs its stage in a child process."""
 
+import errno
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.exceptions import PrefectException
 
 from diffusion_core.errors import Unavailable
-from diffusion_core.supervision.child import run_child
+from diffusion_core.supervision.child import killed, run_child
 from flows.automations import notify_promotion
 from flows.checkout import Override
 from flows.failure import StageFailed
@@ -28,6 +29,8 @@ RETRY_SECONDS = [10.0, 60.0]
 NETWORK_SECONDS = timedelta(hours=12).total_seconds()
 
 REMOTE = "DIFFUSION_DVC_REMOTE"
+# How the system says in DVC's messages that a disk is full or read-only.
+DISK_ERRORS = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 # Written by `python -m diffusion_core remote` for a store that is not Amazon's.
 AWS_SETTINGS = Path(".dvc/aws.local")
 
@@ -153,12 +156,18 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         )
     if "is busy" in dvc_error or "Unable to acquire lock" in dvc_error:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
+    if any(words in dvc_error for words in DISK_ERRORS):
+        raise StageFailed(
+            f"{stage}: the disk refuses DVC ({dvc_error}): make room or correct its rights", is_mistake=True
+        )
+    if (killed_by := killed(_stage_code(code, dvc_error))) is not None:
+        raise StageFailed(f"{stage} {killed_by}", is_mistake=True)
     raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {dvc_error}".rstrip())
 
 
 def _stage_code(code: int, dvc_error: str) -> int:
-    """Return the exit code of a stage, which DVC reports only in its message."""
-    found = re.search(r"exited with (\d+)", dvc_error)
+    """Return the exit code of a stage, negative for a signal, which DVC reports only in its message."""
+    found = re.search(r"exited with (-?\d+)", dvc_error)
     return int(found[1]) if found else code
 
 

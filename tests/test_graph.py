@@ -44,6 +44,7 @@ def test_the_committed_params_are_valid():
 
 # Modules that a stage imports and DVC does not watch, with the reason. What they import is reached through them alone.
 EVERYWHERE = {
+    "arrays": "writes arrays to files",
     "address": "reads addresses, of which a wrong one fails",
     "choices": "checks names and options",
     "config": "checks values, which DVC watches themselves",

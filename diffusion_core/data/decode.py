@@ -31,9 +31,11 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from diffusion_core.data.sources.folder import FORMATS
-from diffusion_core.errors import UserError
+from diffusion_core.errors import UserError, is_out_of_memory
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# The largest image that is decoded; Pillow warns about a larger one.
+WEBP_PIXELS = 89_478_485
 # The EXIF orientations, of eight, that swap rows and columns.
 LYING = (5, 6, 7, 8)
 
@@ -69,6 +71,7 @@ def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
 
     Raises:
         OSError: the file cannot be read. For damaged content, see `Decoded.reason`.
+        MemoryError: memory is too small to decode it, which says nothing of the file; the message is its path.
     """
     width = height = mode = pixels = reason = None
     with file.open("rb") as stream:
@@ -83,6 +86,8 @@ def decode(file: Path, size: tuple[int, int], channels: int) -> Decoded:
                 header.verify()
                 pixels = _pixels(Image.open(stream, formats=FORMATS), size, channels)
         except Exception as error:  # decoders raise nearly anything on damaged bytes
+            if _lacks_memory(error):
+                raise MemoryError(str(file)) from None
             reason = _reason(error, os.fstat(stream.fileno()).st_size)
     return Decoded(sha256, width, height, mode, pixels, reason)
 
@@ -138,6 +143,17 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Return whether decoding failed for want of memory."""
+    if "could not create decoder object" in str(error):
+        # Pillow's only word on a WebP that is damaged or does not fit: see whether the largest one would.
+        try:
+            np.empty(WEBP_PIXELS * 4, np.uint8)
+        except MemoryError:
+            return True
+    return is_out_of_memory(error)
+
+
 def _reason(error: Exception, size: int) -> str:
     if size == 0:
         return "the file is empty"
@@ -163,7 +179,7 @@ def decode_all(
         workers: number of processes, by default one per core; does not affect the result.
 
     Raises:
-        UserError: a worker was killed, for example because the machine ran out of memory.
+        UserError: memory is too small, or a worker was killed, which most often has the same reason.
         OSError: a file cannot be read.
     """
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
@@ -177,6 +193,10 @@ def decode_all(
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+    except MemoryError as error:
+        raise UserError(
+            f"prepare: memory is too small to decode {error}: free some, or take the largest images out of the source"
+        ) from None
     except BrokenProcessPool:
         raise UserError(
             "prepare: a process that decodes data/raw was killed, most likely for want of memory:"

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock, flush, sha256_of, sweep_discarded, write_whole
+from diffusion_core.files import Locked, discard, exclusive_lock, flush, naming, sha256_of, sweep_discarded, write_whole
 
 # If the newest is damaged, one more is left.
 KEEP = 2
@@ -118,6 +118,7 @@ def fingerprint(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write JSON, flush it to disk, and return its fingerprint."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with naming(file):
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     flush(file)
     return fingerprint(file)

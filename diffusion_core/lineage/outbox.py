@@ -21,9 +21,10 @@ import numpy.typing as npt
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock, flush, write_whole
+from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
 from diffusion_core.lineage.checkpoints import LOCK
 
 # Its name in the folder of a training's checkpoints.
@@ -129,19 +130,29 @@ class Outbox:
         return exclusive_lock(self.folder.parent / LOCK)
 
     def append(self, entry: Entry) -> None:
-        """Add an entry and flush it to disk."""
+        """Add an entry and flush it to disk; after an error the file has none of it."""
         line = json.dumps(entry).encode() + b"\n"
-        with self._lock, (self.folder / ENTRIES).open("ab") as file:
-            file.write(line)
-            file.flush()
+        with self._lock, naming(self.folder / ENTRIES), (self.folder / ENTRIES).open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                # Readers ignore a line without its end.
+                file.truncate(before)
+                raise
             os.fsync(file.fileno())
 
     def append_image(self, image: npt.NDArray[np.uint8], entry: Entry) -> None:
         """Add an image, uint8 (H, W, C), and its entry, which gets the name of its file as `file`."""
         (self.folder / IMAGES).mkdir(exist_ok=True)
         file = self.folder / IMAGES / f"{uuid.uuid4().hex}.npy"
-        np.save(file, image)
-        flush(file)
+        try:
+            save_array(file, image)
+            flush(file)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
         flush(file.parent)
         self.append({**entry, "file": file.name})
 

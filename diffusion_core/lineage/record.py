@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
+from diffusion_core.files import naming
 
 
 class Record(BaseModel):
@@ -16,7 +17,8 @@ class Record(BaseModel):
 
     def write(self, file: Path) -> None:
         """Write the file as JSON."""
-        file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with naming(file):
+            file.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, file: Path, stage: str) -> Self:

@@ -4,7 +4,9 @@ An address may include a user and a password. They are removed from a server's a
 message shows them.
 """
 
+import math
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -22,11 +24,18 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.files import disk_refusal, exclusive_lock, naming, replaced_files
 
 ARTIFACTS = "mlartifacts"
 DEFAULT_STORE = Path("mlflow.db")
 LOCAL_PAGES = "http://127.0.0.1:5000"
 SECONDS_TO_ANSWER = 5
+
+# SQLite's errors of a file or its disk. A store that another process locks is not one of them.
+DISK_ERRORS = (
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+)
 
 SERVER_ERRORS = 500
 # While credentials change (401, 403), after a timeout (408) and after too many requests (429).
@@ -39,7 +48,7 @@ def tracking_uri(environment: Environment) -> str:
     """Return the tracking URI: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
     # Absolute, because MLflow caches stores by address, and a relative one would refer to the first working directory.
-    return own or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_STORE.absolute()}"
+    return own or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(DEFAULT_STORE.absolute())
 
 
 def connect(environment: Environment) -> MlflowClient:
@@ -64,6 +73,8 @@ def connect(environment: Environment) -> MlflowClient:
         client = MlflowClient()
         client.search_experiments(max_results=1)
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError, HTTPException, ValueError) as error:
+        if (refusal := store_refusal(error, environment)) is not None:
+            raise refusal from None
         why = str(getattr(error, "reason", reason(error))).replace(uri, shown).partition("\n")[0]
         kind = Unavailable if _is_down(error) else UserError
         raise kind(f"the tracking store {shown} cannot be used ({why}): start it, or correct {VARIABLES}") from None
@@ -72,20 +83,38 @@ def connect(environment: Environment) -> MlflowClient:
 
 @contextmanager
 def answering(environment: Environment) -> Iterator[None]:
-    """Convert transient errors of the store in the block to `Unavailable`.
+    """Convert transient errors of the store in the block to `Unavailable`, and errors of a disk to `UserError`.
 
     Raises:
         Unavailable: the store stopped answering; the whole block can be run again.
+        UserError: the disk of a local store is full or read-only; the whole block can be run again too.
     """
     try:
-        yield
+        with naming(artifact_folder(tracking_uri(environment))):
+            yield
     except (MlflowException, OSError) as error:
+        if (refusal := store_refusal(error, environment)) is not None:
+            raise refusal from None
         if not is_transient(error):
             raise
         raise Unavailable(
             f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering ({reason(error)}):"
             " start it and run this again"
         ) from None
+
+
+def store_refusal(error: Exception, environment: Environment) -> UserError | None:
+    """Return the error to raise where the disk of a local store is full or read-only, or None for another error."""
+    if isinstance(error, OSError):
+        return disk_refusal(error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = getattr(cause, "orig", cause.__cause__)
+    # The low byte is the kind of error; the others say more about it.
+    if cause is None or getattr(cause, "sqlite_errorcode", 0) & 0xFF not in DISK_ERRORS:
+        return None
+    shown = without_userinfo(tracking_uri(environment))
+    return UserError(f"the disk refuses the tracking store {shown} ({cause}): make room or correct its rights")
 
 
 def is_transient(error: MlflowException | OSError) -> bool:
@@ -154,9 +183,24 @@ def _check_artifacts(experiment: Experiment, uri: str) -> None:
 
 def artifact_folder(uri: str) -> Path:
     """Return the folder of a database's artifacts: `mlartifacts` next to an SQLite file, else in this folder."""
+    file = _sqlite_file(uri)
+    return (Path() if file is None else file.parent).absolute() / ARTIFACTS
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database, or None for another store."""
+    if is_server(uri):
+        return None
     url = sqlalchemy.make_url(uri)
-    folder = Path(url.database).parent if url.get_backend_name() == "sqlite" and url.database else Path()
-    return folder.absolute() / ARTIFACTS
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return Path(url.database)
+
+
+def _sqlite_uri(file: Path) -> str:
+    """Return the address of an SQLite file."""
+    # A question mark ends the path, so one in a folder above must not be written.
+    return f"sqlite:///{os.path.relpath(file) if '?' in str(file) else file}"
 
 
 def run_page(environment: Environment, experiment: str, run: str) -> str:
@@ -184,9 +228,19 @@ def _check_server(uri: str) -> None:
         answer.close()
 
 
+def _create_database(file: Path) -> None:
+    """Create an SQLite store, all of it or nothing: MLflow cannot use what a full disk or a kill leaves of one."""
+    with exclusive_lock(file.with_name(f".{file.name}.lock"), seconds=math.inf):
+        if not file.exists():
+            with replaced_files([file]) as folder:
+                MlflowClient(_sqlite_uri(folder.absolute() / file.name)).search_experiments(max_results=1)
+
+
 def _check_database(uri: str) -> None:
     """Connect once, because MLflow waits minutes for a database that does not exist."""
-    url = sqlalchemy.make_url(uri)
+    file, url = _sqlite_file(uri), sqlalchemy.make_url(uri)
+    if file is not None and file.parent.is_dir() and not file.exists():
+        _create_database(file)
     limit = {"connect_timeout": SECONDS_TO_ANSWER} if url.get_backend_name() in ("postgresql", "mysql") else {}
     engine = sqlalchemy.create_engine(url, connect_args=limit)
     try:

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import diffusion_core
@@ -82,6 +83,8 @@ def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
         if model.status == LoggedModelStatus.READY:
             stored = model.model_id
         else:
+            # First, because the disk may be full.
+            get_artifact_repository(model.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
             client.delete_logged_model(model.model_id)
     return stored
 

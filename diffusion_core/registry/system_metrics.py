@@ -1,5 +1,6 @@
 """Use of processor, memory, disk, network and GPU during a run, measured as MLflow measures it."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +11,8 @@ from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
 
@@ -44,7 +47,12 @@ def _measure(
         if stopped.wait(seconds):
             return
         values = {f"system/{name}": value for each in monitors for name, value in each.aggregate_metrics().items()}
-        take(values, step)
+        try:
+            take(values, step)
+        except OSError as error:
+            # The training meets the same disk, and ends with its sentence.
+            logger.warning("the use of this machine is no longer recorded (%s)", error)
+            return
         step += 1
         for monitor in monitors:
             monitor.clear_metrics()

@@ -23,7 +23,7 @@ from diffusion_core.files import Locked
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import DamagedQueue, Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
-from diffusion_core.registry.connection import connect, is_server, is_transient, reason, tracking_uri
+from diffusion_core.registry.connection import answering, connect, is_server, reason, store_refusal, tracking_uri
 from diffusion_core.registry.sending import Sender
 from diffusion_core.registry.system_metrics import system_metrics
 
@@ -131,7 +131,8 @@ class Delivery(threading.Thread):
                 self.refusal = error
                 self._note(str(error))
             except (MlflowException, OSError) as error:
-                self._note(reason(error))
+                self.refusal = store_refusal(error, self._environment)
+                self._note(str(self.refusal or reason(error)))
             if self.problem is not None:
                 time.sleep(pause)
                 pause = min(2.0 * pause, LONGEST_PAUSE)
@@ -210,6 +211,7 @@ def training_run(
     others = [other for other in Outbox.all(folder.parent.parent) if other.folder != folder]
     for other in others:
         end_abandoned(other)
+    is_new = next(outbox.entries(), None) is None
     delivery = Delivery(environment, [outbox, *others])
     run = Run(outbox, delivery)
     run.start(flattened(params), dataset, tags)
@@ -217,9 +219,10 @@ def training_run(
     patience = PATIENCE_SERVER if is_server(tracking_uri(environment)) else PATIENCE_DATABASE
     patience = delivery.wait_for(outbox, patience)
     if delivery.refusal is not None:
-        # Nothing was trained, so there is nothing to keep.
-        with suppress(Locked), outbox.sending():
-            outbox.clear()
+        if is_new:
+            # Nothing was trained, so there is nothing to keep.
+            with suppress(Locked), outbox.sending():
+                outbox.clear()
         raise delivery.refusal
     status = "FAILED"
     try:
@@ -247,17 +250,9 @@ def replay(environment: Environment) -> int:
         end_abandoned(outbox)
         if outbox.is_empty():
             continue
-        with suppress(Locked), outbox.sending():
-            try:
-                for sent in Sender(connect(environment), environment, outbox).send():
-                    count += sent
-            except (MlflowException, OSError) as error:
-                if not is_transient(error):
-                    raise
-                raise Unavailable(
-                    f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering"
-                    f" ({reason(error)}): start it and run this again"
-                ) from None
+        with suppress(Locked), outbox.sending(), answering(environment):
+            for sent in Sender(connect(environment), environment, outbox).send():
+                count += sent
         outbox.clear_if_done()
     return count
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from diffusion_core.errors import is_out_of_memory
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.runtime.recording import Recording
@@ -70,7 +71,9 @@ def check_training(
         plain = deepcopy(gradient.diffusion) if compiled else gradient.diffusion
         reference, eager = _plain_steps(gradient, plain, images, labels, randomness)
         del plain
-    except (OutOfMemory, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+            raise
         yield Verdict(f"{precision}, eager", True, problem="but not compared: the device's memory is too small")
         return
     verdict = judge_precision(f"{precision}, eager", reference, eager)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_core.errors import is_out_of_memory
 from diffusion_core.generation import generate
 from diffusion_core.lineage.saved_model import TrainedModel
 from diffusion_core.pictures import grid
@@ -30,7 +31,9 @@ def preview(model: TrainedModel, seed: int, batch_size: int, trainer: Trainer) -
     for is_last in (False, True):
         try:
             return _samples(model, seed, batch_size, trainer.precision.dtype)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             problem = " ".join(str(error).split())
         if not is_last:
             # A recorded step reserves memory.

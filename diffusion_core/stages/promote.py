@@ -5,6 +5,7 @@ from pathlib import Path
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
+from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, evaluation_key, sampling_key
 from diffusion_core.lineage.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
@@ -65,7 +66,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
         decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
         settle(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)
-    PROMOTION.write_text(decision.model_dump_json() + "\n", encoding="utf-8")
+    write_whole(PROMOTION, decision.model_dump_json() + "\n")
     print(f"promote: {decision.sentence}")
 
 

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 from diffusion_core.config.environment import Environment
 from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
+from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
 from diffusion_core.lineage.record import RunInfo
@@ -67,7 +68,7 @@ def run(environment: Environment) -> None:
     page = run_page(environment, training.info.experiment_id, training.info.run_id)
     PUBLICATION.parent.mkdir(exist_ok=True)
     content = {"model": name, "version": int(version.version), "page": page}
-    PUBLICATION.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_whole(PUBLICATION, json.dumps(content) + "\n")
     print(f"publish: version {version.version} of {name}, trained by {page}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diffusion_core.arrays import save_array
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
@@ -60,10 +61,10 @@ def run(
     if not ranks.is_main:
         return
     with replaced(SAMPLES) as folder:
-        np.save(folder / "samples.npy", images)
+        save_array(folder / "samples.npy", images)
         shown = images[:GRID_IMAGES]
         if labels is not None:
-            np.save(folder / "labels.npy", labels)
+            save_array(folder / "labels.npy", labels)
             shown = shown[labels[:GRID_IMAGES].argsort(kind="stable")]
         save(grid(shown, columns=10), folder / "grid.png")
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

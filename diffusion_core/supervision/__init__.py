@@ -26,7 +26,9 @@ for _name, _value in _defaults.items():
 _users = ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE")
 if not any(os.environ.get(name) for name in _users) and not Path("~/.prefect/profiles.toml").expanduser().exists():
     # Without settings of the user, Prefect's data are in the project's folder.
-    os.environ["PREFECT_HOME"] = str(Path(".prefect").absolute())
+    _home = Path(".prefect").absolute()
+    # Prefect puts it into the address of its database, which a question mark would end.
+    os.environ["PREFECT_HOME"] = _home.name if "?" in str(_home) else str(_home)
 
 # Prefect shows the address in errors and logs, so credentials in it are moved to their own variable.
 _login = re.match(r"(https?://)([^/@:]+:[^/@]+)@(.+)", os.environ.get("PREFECT_API_URL", ""))

@@ -62,6 +62,21 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
             _pipe(process).close()
 
 
+# Signals of the system: it kills for want of memory, and allocators that get none crash.
+FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+
+
+def killed(code: int) -> str | None:
+    """Return what to say of an exit code by a fatal signal, -signal or a shell's 128 + signal, or None for another."""
+    number = -code if code < 0 else code - 128
+    if number not in FATAL:
+        return None
+    return (
+        f"was ended by {signal.Signals(number).name}, most likely for want of memory: free some; to train, raise"
+        " train.accumulate or lower train.batch_size; to sample, lower DIFFUSION_SAMPLE_BATCH_SIZE"
+    )
+
+
 @contextmanager
 def started(command: Sequence[str], seconds: float, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` as leader of a new process group during the block, and stop the whole group afterwards.

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffusion_core.errors import is_out_of_memory
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.device import to_device
 from diffusion_core.runtime.distributed import Ranks
@@ -146,8 +147,10 @@ class Gradient:
                     loss = loss / self.accumulate
                     loss.backward()
                 total += loss.detach()
-        except torch.OutOfMemoryError as error:
-            raise DoesNotFit(str(error)) from None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DoesNotFit(" ".join(str(error).split())) from None
         return total
 
     def micro_batches(self, count: int) -> list[range]:
