@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_core.errors import is_out_of_memory
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.runtime.allocator import return_freed_memory
 from diffusion_core.runtime.device import to_device
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.training.randomness import StepRandomness
@@ -189,6 +190,8 @@ class Gradient:
         self.diffusion.zero_grad(set_to_none=True)
         if self.diffusion.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            return_freed_memory()
 
 
 @dataclass(frozen=True)

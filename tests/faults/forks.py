@@ -10,11 +10,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # Each line of its input is a command: arguments, variables, files of output, and what to set before it runs.
-PROGRAM = """
-import importlib, json, os, sys, traceback
+PROGRAM = '''
+import importlib, json, os, resource, sys, traceback
+import psutil
 for name in ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publish"):
     importlib.import_module(f"diffusion_core.stages.{name}")
 from diffusion_core.__main__ import main
+
+def with_memory(function, megabytes):
+    """From its first call on, the process may take so many megabytes more."""
+    def limited(*arguments, **options):
+        limit = psutil.Process().memory_info().vms + megabytes * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return function(*arguments, **options)
+    return limited
 
 def run(folder, arguments, variables, outputs, setting):
     os.chdir(folder)
@@ -27,7 +36,7 @@ def run(folder, arguments, variables, outputs, setting):
         owner = importlib.import_module(module)
         for each in path:
             owner = getattr(owner, each)
-        setattr(owner, last, eval(expression))
+        setattr(owner, last, eval(expression, {**globals(), "original": getattr(owner, last)}))
     sys.argv[1:] = arguments
     try:
         main()
@@ -45,7 +54,7 @@ print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork() or run(*json.loads(line))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
+'''
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,8 @@ class Commands:
         Args:
             *arguments: of the command.
             folder: where it runs, from the folder of the project.
-            setting: names to set in its process first, `module:name` to an expression.
+            setting: names to set in its process first, `module:name` to an expression, in which `original` is what the
+                name had, and `with_memory` is there.
             **variables: of its environment.
         """
         outputs = [self._folder / name for name in ("out", "err")]

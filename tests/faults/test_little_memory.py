@@ -1,0 +1,85 @@
+"""A processor with too little memory (RLIMIT_AS): a command ends with one sentence, and no image is to blame."""
+
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.faults.forks import commands
+from tests.faults.test_full_disk import NO_STORE
+
+STEPS = "diffusion_core.training.trainer:Trainer.steps"
+WORKER = "diffusion_core.data.decode:_follow_parent"
+BIG = (5000, 5000)
+
+
+@pytest.fixture(scope="module")
+def project(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    shutil.copytree(digits, folder, dirs_exist_ok=True)
+    with commands(lambda command: ["env", f"--chdir={folder}", *command]) as project:
+        project.folder = folder
+        yield project
+
+
+def error(done):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return sentence
+
+
+def test_a_training_without_memory_is_one_sentence_with_the_keys(project):
+    sentence = error(project.run("train", setting={STEPS: "with_memory(original, 0)"}, **NO_STORE))
+    assert "memory is too small" in sentence
+    assert "train.accumulate" in sentence
+
+
+def test_without_it_the_training_would_end_with_a_traceback(project):
+    """The control: a processor's errors are not known to be about memory."""
+    setting = {STEPS: "with_memory(original, 0)", "diffusion_core.errors:NO_MEMORY": "()"}
+    done = project.run("train", setting=setting, **NO_STORE)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.fixture
+def big_image(project):
+    file = project.folder / "data/raw/0/big.png"
+    Image.fromarray(np.full((*BIG, 3), 7, np.uint8)).save(file)
+    yield file
+    file.unlink()
+
+
+def test_an_image_that_does_not_fit_is_no_bad_image(project, big_image):
+    prepared = project.folder / "data/prepared/dataset.json"
+    before = prepared.read_bytes()
+    sentence = error(project.run("prepare", setting={WORKER: "with_memory(original, 32)"}))
+    assert sentence.startswith("error: prepare: memory is too small to decode data/raw/0/big.png: free some, or take ")
+    assert prepared.read_bytes() == before
+    # The control: it would be put into quarantine.
+    unknown = {"diffusion_core.data.decode:_lacks_memory": "lambda error: False"}
+    project.succeeds("prepare", setting={WORKER: "with_memory(original, 32)", **unknown})
+    assert '"quarantined": 1' in prepared.read_text()
+    # With memory, it is an image as others are.
+    project.succeeds("prepare")
+    assert '"quarantined": 0' in prepared.read_text()
+
+
+def test_hostile_images_are_counted_and_take_bounded_memory(project):
+    """A bomb's header, a cut file, no bytes and another program's file; links are left out before, by `ingest`."""
+    raw = project.folder / "data/raw/0"
+    whole = (raw / "0000.png").read_bytes()
+    Image.new("1", (9600, 9600)).save(raw / "bomb.png")
+    (raw / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (raw / "empty.png").write_bytes(b"")
+    (raw / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    names = ("bomb", "cut", "empty", "program")
+    done = project.succeeds("prepare", setting={WORKER: "with_memory(original, 64)"})
+    assert "1444 images to train, 353 to validate" in done.stdout
+    content = yaml.safe_load((project.folder / "data/prepared/dataset.json").read_text())
+    assert (content["count"], content["quarantined"]) == (1797, len(names))
+    for name in names:
+        (raw / f"{name}.png").unlink()
