@@ -1,6 +1,7 @@
 """The soak in short, and that it finds a fault: a checkpoint whose averaged weights are not restored."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,18 @@ from tests.soak.project import COPIED
 RESTORES_THE_EMA = '        self.ema.module.model.load_state_dict(tensors["ema"])\n'
 
 
-def soak(*arguments):
-    """Run the soak to its end; return its exit code and what it prints."""
+def soak(folder, *arguments):
+    """Run the soak to its end with its files below a folder; return its exit code and what it prints."""
     command = [sys.executable, "-m", "tests.soak", *arguments]
-    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 def test_what_is_disturbed_at_random_for_three_minutes_ends_as_if_it_had_not_been(tmp_path):
     began = time.time_ns()
-    code, output = soak("--minutes", "2", "--rounds", "training,flow", "--json", str(tmp_path / "soak.json"))
+    code, output = soak(tmp_path, "--minutes", "2", "--rounds", "training,flow", "--json", str(tmp_path / "soak.json"))
     print(output, f"{(time.time_ns() - began) / 1e9:.0f} s")
     assert code == 0, output
     summary = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))
@@ -43,7 +46,8 @@ def test_a_checkpoint_that_restores_no_average_is_found(tmp_path):
     trainer.write_text(code.replace(RESTORES_THE_EMA, ""), encoding="utf-8")
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
-    code, output = soak("--minutes", "0.1", "--seed", "7", "--rounds", "training", "--code", str(tmp_path))
+    code, output = soak(tmp_path, "--minutes", "0.1", "--seed", "49", "--rounds", "training", "--code", str(tmp_path))
+    print(output)
     assert code == 1, output
     assert "model.safetensors differs" in output
-    assert "soak: seed 7, round-0:" in output
+    assert "soak: seed 49, round-0:" in output

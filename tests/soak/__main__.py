@@ -46,15 +46,17 @@ def main():
     rounds = []
     try:
         server.start()
-        write_project(folder / "project", chosen.code)
+        kinds = chosen.rounds.split(",")
+        stage_seconds = write_project(folder / "project", chosen.code, with_dvc={*kinds} != {"training"})
         server.wait()
-        for number, kind in zip(count(), cycle(chosen.rounds.split(",")), strict=False):
-            deadline = began + 60.0 * chosen.minutes
-            if number > 0 and time.monotonic() > deadline:
+        for number, kind in zip(count(), cycle(kinds), strict=False):
+            # The first round has all its disturbances, however short the soak is.
+            deadline = began + 60.0 * chosen.minutes if number > 0 else float("inf")
+            if time.monotonic() > deadline:
                 break
             generator = random.Random(f"{seed} {number}")
             place = folder / f"round-{number}"
-            soaked = Round(place.name, kind, number, generator, place, server, address, deadline)
+            soaked = Round(place.name, kind, number, generator, place, server, address, deadline, stage_seconds)
             rounds.append(soaked)
             soaked.run(folder / "project")
             report(soaked, seed)

@@ -23,9 +23,9 @@ def differing_files(folder, undisturbed, outputs):
     found = [f"{last.name} is the last checkpoint, not {wanted.name}"] if last.name != wanted.name else []
     for file, other in pairs:
         if not file.exists():
-            found.append(f"{file} is missing")
+            found.append(f"{file.relative_to(folder)} is missing")
         elif file.read_bytes() != other.read_bytes():
-            found.append(f"{file} differs from the undisturbed {other}")
+            found.append(f"{file.relative_to(folder)} differs from the undisturbed one")
     return found
 
 
@@ -33,7 +33,7 @@ def temporary_files(folder):
     """Find temporary files and folders of killed processes."""
     words = (".tmp-", ".trash-", ".old-")
     return [
-        f"{path} is left"
+        f"{path.relative_to(folder)} is left"
         for path in sorted(folder.rglob("*"))
         if any(word in path.name for word in words) and not {".git", ".dvc"} & set(path.relative_to(folder).parts)
     ]

@@ -41,9 +41,10 @@ class Round:
         server: the MLflow server.
         address: its address.
         deadline: when to stop disturbing, as of `time.monotonic`.
+        stage_seconds: that a short stage takes on this machine.
     """
 
-    def __init__(self, name, kind, seed, random, folder, server, address, deadline):
+    def __init__(self, name, kind, seed, random, folder, server, address, deadline, stage_seconds):
         self.name, self.kind, self.seed, self.folder = name, kind, seed, folder
         self.server, self.address, self.deadline = server, address, deadline
         folder.mkdir()
@@ -55,7 +56,7 @@ class Round:
         self.plan = [
             Disturbance(
                 random.choice(self.subject.disturbances),
-                random.uniform(0.0, self.subject.pause),
+                stage_seconds * random.uniform(0.0, self.subject.pause),
                 random.uniform(0.5, LASTING),
                 random.choice([0, random.randrange(400_000)]),
             )

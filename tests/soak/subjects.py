@@ -50,8 +50,8 @@ class Subject:
     disturbances = (*(f"{name} stage" for name in SIGNALS), *OF_ALL, *CLOCK)
     arguments = ("diffusion_core", "train")
     publishes = False
-    # Seconds between two disturbances, at most.
-    pause = 8.0
+    # Time between two disturbances, at most, in multiples of a short stage.
+    pause = 5.0
 
     def __init__(self, folder, environment, log, seed):
         self.folder, self.environment, self.log, self.seed = folder, environment, log, seed
@@ -115,7 +115,7 @@ class Flow(Subject):
     disturbances = (*(f"{name} {who}" for who in ("stage", "flow", "group") for name in SIGNALS), *OF_ALL, *CLOCK)
     arguments = ("flows.pipeline",)
     publishes = True
-    pause = 14.0
+    pause = 6.0
 
 
 class Deployment(Subject):
@@ -129,7 +129,7 @@ class Deployment(Subject):
         "full disk",
     )
     publishes = True
-    pause = 24.0
+    pause = 10.0
 
     def prepare(self):
         """Start a Prefect server and a worker, and deploy."""
