@@ -71,20 +71,20 @@ def write_project(folder, code, with_dvc):
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     subprocess.run(["git", "init", "--quiet", "--initial-branch", "main"], cwd=folder, check=True)
     commit(folder)
-    began = time.monotonic()
-    for command in (("diffusion_core", "ingest"), ("diffusion_core", "prepare")):
-        _run(folder, *command)
-    seconds = (time.monotonic() - began) / 2
+    seconds = min(_run(folder, "diffusion_core", stage) for stage in ("ingest", "prepare"))
     if with_dvc:
         _run(folder, "dvc", "repro", "--quiet", "reference")
     return seconds
 
 
 def _run(folder, *arguments):
+    """Run a module in the project, and return the seconds that it took."""
+    began = time.monotonic()
     done = subprocess.run(
         module(*arguments), cwd=folder, env=variables(folder), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return time.monotonic() - began
 
 
 def copy_project(base, folder, seed):

@@ -51,7 +51,7 @@ class Subject:
     arguments = ("diffusion_core", "train")
     publishes = False
     # Time between two disturbances, at most, in multiples of a short stage.
-    pause = 5.0
+    pause = 4.0
 
     def __init__(self, folder, environment, log, seed):
         self.folder, self.environment, self.log, self.seed = folder, environment, log, seed
