@@ -56,8 +56,11 @@ def images(client, run):
     return Counter(name.name.split("+")[2] for name in names if name.suffix == ".png")
 
 
-def tracking_differences(address, experiment, undisturbed, publishes):
-    """Compare the only run of an experiment with the run of the undisturbed training."""
+def tracking_differences(address, experiment, undisturbed, publishes, in_order):
+    """Compare the only run of an experiment with the run of the undisturbed training.
+
+    The store sorts by time, so the order is compared only where no clock was changed.
+    """
     client, other = MlflowClient(address), MlflowClient(f"sqlite:///{undisturbed}/mlflow.db")
     wanted = other.search_runs([other.get_experiment_by_name("diffusion").experiment_id])[0].info.run_id
     there = client.get_experiment_by_name(experiment)
@@ -71,6 +74,8 @@ def tracking_differences(address, experiment, undisturbed, publishes):
         repeated = [step for step, count in Counter(step for step, _ in points).items() if count > 1]
         if repeated:
             found.append(f"{name} has the steps {repeated} more than once")
+        if in_order and points != sorted(points):
+            found.append(f"{name} is out of order: {points}")
     for name, points in right.items():
         got = sorted(values.get(name, []))
         if name == SPEED:

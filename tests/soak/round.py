@@ -1,7 +1,9 @@
 """One round: a training or a flow is disturbed until it has completed, and compared with an undisturbed one."""
 
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
@@ -85,6 +87,7 @@ class Round:
             self.server.start()
             kill_marked(self.subject.mark)
             kill_marked(undisturbed)
+            self._leave()
 
     def _completes(self):
         """Start and disturb until it has succeeded; return whether it has."""
@@ -112,6 +115,8 @@ class Round:
                 return False
 
     def _start(self):
+        while not self.subject.is_ready():
+            self._tick()
         # What lasts from before can still fail this start.
         self._excused = bool(self._later) or self._largest is not None
         self.starts += 1
@@ -206,8 +211,20 @@ class Round:
             self._violated(f"replay ended with code {code.returncode}")
         assert beside.wait() == 0, f"the undisturbed project failed: {undisturbed}/log.txt says why"
         self.violations += checks.differing_files(self.project, undisturbed, self.subject.outputs)
-        self.violations += checks.tracking_differences(self.address, self.name, undisturbed, self.subject.publishes)
+        in_order = not {*self.done} & {*CLOCK}
+        self.violations += checks.tracking_differences(
+            self.address, self.name, undisturbed, self.subject.publishes, in_order
+        )
         self.violations += checks.temporary_files(self.project)
+
+    def _leave(self):
+        """Remove all files, or keep those of a violation and of an error of the soak itself."""
+        if not self.violations and not isinstance(sys.exception(), Exception):
+            self.disk.unmount()
+            shutil.rmtree(self.folder)
+            return
+        shutil.copytree(self.disk.folder, self.folder / "kept", symlinks=True)
+        self.disk.unmount()
 
     def _violated(self, sentence):
         self.violations.append(sentence)

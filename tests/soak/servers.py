@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
 from urllib.request import urlopen
 
 from tests.registry.projects import empty_store
@@ -55,12 +54,12 @@ class Server:
     def wait(self):
         """Wait until it answers."""
         end = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self.answers():
             assert time.monotonic() < end, f"it does not answer: {self._folder}/server.log says why"
             assert self.lives(), f"it has ended: {self._folder}/server.log says why"
             time.sleep(0.2)
 
-    def _answers(self):
+    def answers(self):
         try:
             urlopen(self._health, timeout=2).close()
             return True
@@ -69,9 +68,8 @@ class Server:
 
     def send(self, number):
         """Send a signal to its process group."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
+        if self.lives():
+            os.killpg(self._process.pid, number)
 
     def kill(self):
         self.send(signal.SIGKILL)

@@ -18,7 +18,7 @@ SIGNALS = ("KILL", "TERM", "INT", "SEGV", "STOP")
 OF_ALL = ("KILL mlflow", "STOP mlflow", "slow mlflow", "full disk")
 # Prefect starts a crashed run again within a few seconds.
 SECONDS_CRASHED = 20.0
-CLOCK = {"clock back": -10, "clock ahead": 400}
+CLOCK = {"clock back": -10, "clock forward": 400}
 
 
 def is_stage(command):
@@ -51,7 +51,7 @@ class Subject:
     arguments = ("diffusion_core", "train")
     publishes = False
     # Time between two disturbances, at most, in multiples of a short stage.
-    pause = 4.0
+    pause = 3.0
 
     def __init__(self, folder, environment, log, seed):
         self.folder, self.environment, self.log, self.seed = folder, environment, log, seed
@@ -59,6 +59,10 @@ class Subject:
 
     def prepare(self):
         """Start what it needs."""
+
+    def is_ready(self):
+        """Return whether it can be started."""
+        return True
 
     def start(self, days=0, largest=None):
         """Start it, with a clock that is wrong by some days, and with a limit on the size of its files."""
@@ -115,7 +119,7 @@ class Flow(Subject):
     disturbances = (*(f"{name} {who}" for who in ("stage", "flow", "group") for name in SIGNALS), *OF_ALL, *CLOCK)
     arguments = ("flows.pipeline",)
     publishes = True
-    pause = 6.0
+    pause = 5.0
 
 
 class Deployment(Subject):
@@ -129,7 +133,7 @@ class Deployment(Subject):
         "full disk",
     )
     publishes = True
-    pause = 10.0
+    pause = 8.0
 
     def prepare(self):
         """Start a Prefect server and a worker, and deploy."""
@@ -144,17 +148,21 @@ class Deployment(Subject):
             "DIFFUSION_DVC_CACHE": str(self.folder.parent / "cache"),
             "TMPDIR": str(self.folder.parent / "tmp"),
         }
+        worker = ("diffusion_core.supervision.worker", "--pool", "machine", "--type", "process")
+        self.worker = Server(worker, self.folder, self.environment, None)
         (self.folder.parent / "tmp").mkdir()
         self.prefect.start()
         self.prefect.wait()
         with self.log.open("ab") as log:
             deploy = module("flows.deploy", "machine")
             subprocess.run(deploy, cwd=self.folder, env=self.environment, stdout=log, stderr=log, check=True)
-        worker = ("diffusion_core.supervision.worker", "--pool", "machine", "--type", "process")
-        self.worker = Server(worker, self.folder, self.environment, None)
         self.worker.start()
         self.client = httpx.Client(base_url=api, timeout=1.0)
         self.asked = 0.0
+
+    def is_ready(self):
+        """Return whether the server answers."""
+        return self.prefect.answers()
 
     def start(self, days=0, largest=None):
         """Create a run, as the schedule does."""
