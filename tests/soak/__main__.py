@@ -47,7 +47,7 @@ def main():
     try:
         server.start()
         kinds = chosen.rounds.split(",")
-        stage_seconds = write_project(folder / "project", chosen.code, with_dvc={*kinds} != {"training"})
+        write_project(folder / "project", chosen.code, with_dvc={*kinds} != {"training"})
         server.wait()
         for number, kind in zip(count(), cycle(kinds), strict=False):
             # The first round has all its disturbances, however short the soak is.
@@ -56,7 +56,7 @@ def main():
                 break
             generator = random.Random(f"{seed} {number}")
             place = folder / f"round-{number}"
-            soaked = Round(place.name, kind, number, generator, place, server, address, deadline, stage_seconds)
+            soaked = Round(place.name, kind, number, generator, place, server, address, deadline)
             rounds.append(soaked)
             soaked.run(folder / "project")
             report(soaked, seed)

@@ -49,10 +49,7 @@ def module(*arguments):
 
 
 def write_project(folder, code, with_dvc):
-    """Write the project with the code of the checkout `code`, and make what does not depend on the training's seed.
-
-    Returns the seconds that a short stage takes on this machine as busy as it is now.
-    """
+    """Write the project with the code of the checkout `code`, and make what does not depend on the training's seed."""
     command = ["git", "ls-files", *COPIED]
     names = subprocess.run(command, cwd=code, check=True, capture_output=True, text=True).stdout.splitlines()
     for name in names:
@@ -71,20 +68,25 @@ def write_project(folder, code, with_dvc):
     (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     subprocess.run(["git", "init", "--quiet", "--initial-branch", "main"], cwd=folder, check=True)
     commit(folder)
-    seconds = min(_run(folder, "diffusion_core", stage) for stage in ("ingest", "prepare"))
     if with_dvc:
         _run(folder, "dvc", "repro", "--quiet", "reference")
-    return seconds
+    else:
+        _run(folder, "diffusion_core", "ingest")
+        _run(folder, "diffusion_core", "prepare")
+
+
+def start_seconds():
+    """Return how long a process needs to import the largest libraries, on this machine as busy as it is now."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch, mlflow"], check=True)
+    return time.monotonic() - began
 
 
 def _run(folder, *arguments):
-    """Run a module in the project, and return the seconds that it took."""
-    began = time.monotonic()
     done = subprocess.run(
         module(*arguments), cwd=folder, env=variables(folder), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return time.monotonic() - began
 
 
 def copy_project(base, folder, seed):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.soak import checks
 from tests.soak.disk import Disk
-from tests.soak.project import copy_project, kill_marked, module, send, start_undisturbed, variables
+from tests.soak.project import copy_project, kill_marked, module, send, start_seconds, start_undisturbed, variables
 from tests.soak.subjects import CLOCK, SUBJECTS
 
 # Disturbances of a round, and seconds that one lasts, at most.
@@ -43,10 +43,9 @@ class Round:
         server: the MLflow server.
         address: its address.
         deadline: when to stop disturbing, as of `time.monotonic`.
-        stage_seconds: that a short stage takes on this machine.
     """
 
-    def __init__(self, name, kind, seed, random, folder, server, address, deadline, stage_seconds):
+    def __init__(self, name, kind, seed, random, folder, server, address, deadline):
         self.name, self.kind, self.seed, self.folder = name, kind, seed, folder
         self.server, self.address, self.deadline = server, address, deadline
         folder.mkdir()
@@ -55,10 +54,12 @@ class Round:
         environment = variables(folder, DIFFUSION_TRACKING_URI=address, DIFFUSION_EXPERIMENT=name)
         environment |= {"DIFFUSION_REGISTERED_MODEL": name, "PREFECT_HOME": str(folder.parent / "prefect-home")}
         self.subject = SUBJECTS[kind](self.project, environment, folder / "log.txt", seed)
+        # Disturbances reach a busy machine as far in a run as an idle one.
+        scale = start_seconds()
         self.plan = [
             Disturbance(
                 random.choice(self.subject.disturbances),
-                stage_seconds * random.uniform(0.0, self.subject.pause),
+                scale * random.uniform(0.0, self.subject.pause),
                 random.uniform(0.5, LASTING),
                 random.choice([0, random.randrange(400_000)]),
             )

@@ -50,7 +50,7 @@ class Subject:
     disturbances = (*(f"{name} stage" for name in SIGNALS), *OF_ALL, *CLOCK)
     arguments = ("diffusion_core", "train")
     publishes = False
-    # Time between two disturbances, at most, in multiples of a short stage.
+    # Time between two disturbances, at most, in multiples of `start_seconds`.
     pause = 3.0
 
     def __init__(self, folder, environment, log, seed):
