@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test test-fast coverage gpu-check lint prose docs lock audit licences serve bench stack stack-down deploy remote
+.PHONY: help setup demo test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ test-fast: setup ## Run the laws and the unit tests: no servers, no trainings
 
 coverage: setup ## Run all tests and say which lines none of them reaches
 	$(PYTEST) --cov=diffusion_core --cov=flows --cov=stack --cov-report=term-missing:skip-covered
+
+MINUTES ?= 15
+SEED ?=
+
+soak: setup ## Disturb trainings and flows at random for MINUTES=15, and compare them to the last bit (make soak SEED=1)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 

@@ -68,14 +68,27 @@ def _sweep(folder: Path) -> None:
     """Remove leftovers of killed processes that replaced `folder`, or restore the old folder."""
     for word in ("tmp", "old"):
         for stale in folder.parent.glob(f".{folder.name}.{word}-*"):
-            pid = int(stale.name.rpartition("-")[2])
-            # Processes of different containers have equal ids, so a folder with this process's id is stale too.
-            if pid != os.getpid() and psutil.pid_exists(pid):
+            if not _is_stale(stale):
                 continue
             if word == "old" and not folder.exists():
                 stale.rename(folder)
             else:
                 shutil.rmtree(stale)
+
+
+def _is_stale(path: Path) -> bool:
+    """Return whether the process that made a temporary file or folder has ended."""
+    pid = int(path.name.rpartition("-")[2])
+    # Processes of different containers have equal ids, so what has this process's id is stale too.
+    return pid == os.getpid() or not psutil.pid_exists(pid)
+
+
+def temporary_beside(file: Path) -> Path:
+    """Return a temporary name for a new version of `file`, and remove the temporary files of killed processes."""
+    for stale in file.parent.glob(f".{file.name}.tmp-*"):
+        if stale.is_file() and _is_stale(stale):
+            stale.unlink(missing_ok=True)
+    return file.with_name(f".{file.name}.tmp-{os.getpid()}")
 
 
 @contextmanager
@@ -106,7 +119,7 @@ def _move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        beside = temporary_beside(target)
         try:
             shutil.copyfile(source, beside)
             flush(beside)
@@ -139,8 +152,7 @@ def write_whole(file: Path, content: str, mode: int = 0o666) -> None:
         content: the text, written as UTF-8.
         mode: permissions of the new file from its creation, reduced by the process's umask.
     """
-    beside = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    beside.unlink(missing_ok=True)
+    beside = temporary_beside(file)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with naming(beside), os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -92,6 +92,17 @@ def test_a_file_is_written_whole_and_for_its_owner_alone_where_that_is_asked(tmp
     assert [each.name for each in tmp_path.iterdir()] == ["secret"]
 
 
+def test_what_a_killed_process_left_beside_a_file_goes_and_what_another_is_writing_stays(
+    tmp_path: Path, dead: int
+) -> None:
+    for pid in (dead, os.getpid(), os.getppid()):
+        (tmp_path / f".file.tmp-{pid}").write_text("half")
+    (tmp_path / f".other.tmp-{dead}").touch()
+    write_whole(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+    assert {each.name for each in tmp_path.iterdir()} == {"file", f".file.tmp-{os.getppid()}", f".other.tmp-{dead}"}
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.write_text("old")

@@ -9,6 +9,7 @@ from configobj import ConfigObj, ConfigObjError
 from diffusion_core.address import parse_s3
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.files import temporary_beside
 from diffusion_core.storage import open_store
 
 DVC = Path(".dvc")
@@ -118,8 +119,7 @@ def _remote(url: str, environment: Environment) -> dict[str, str]:
 
 def _write(file: Path, content: bytes) -> None:
     """Replace the file atomically by one that only its owner can read."""
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = temporary_beside(file)
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as stream:
         stream.write(content)
     temporary.replace(file)

@@ -89,6 +89,14 @@ def test_a_finished_training_whose_model_dvc_deletes_is_made_again_at_once(folde
     assert len(runs(folder)) == 1
 
 
+@pytest.mark.parametrize("rename", [1, 2, 3])
+def test_what_a_kill_before_a_rename_left_is_removed_by_the_next_training(rename, folder):
+    is_killed(folder, "train", die_at=f"pathlib:Path.replace:{rename}")
+    assert [*folder.rglob(".*.tmp-*")]
+    succeeds(folder, "train")
+    assert [*folder.rglob(".*.tmp-*")] == []
+
+
 def test_without_its_checkpoint_it_would_begin_again(folder):
     """The control."""
     succeeds(folder, "train")

@@ -1,0 +1,134 @@
+"""The soak in short, and that it finds a fault: a checkpoint whose averaged weights are not restored."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.flows.repository import CHECKOUT
+from tests.registry.projects import empty_store
+from tests.soak import checks
+from tests.soak.project import COPIED, kill_marked, marked, variables
+
+RESTORES_THE_EMA = '        self.ema.module.model.load_state_dict(tensors["ema"])\n'
+
+
+def soak(folder, *arguments):
+    """Run the soak to its end with its files below a folder; return its exit code and what it prints."""
+    command = [sys.executable, "-m", "tests.soak", *arguments]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_is_disturbed_at_random_for_three_minutes_ends_as_if_it_had_not_been(tmp_path):
+    code, output = soak(
+        tmp_path, "--minutes", "2.5", "--seed", "11", "--rounds", "flow,training", "--json", str(tmp_path / "soak.json")
+    )
+    print(output)
+    assert code == 0, output
+    summary = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))
+    assert summary["violations"] == []
+    assert summary["completed"]["flow"] >= 1
+    assert sum(summary["disturbances"].values()) >= 3
+    assert summary["starts"] > sum(summary["completed"].values())
+
+
+def test_a_checkpoint_that_restores_no_average_is_found(tmp_path):
+    """The control."""
+    for name in COPIED:
+        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
+        copy(CHECKOUT / name, tmp_path / name)
+    trainer = tmp_path / "diffusion_core/training/trainer.py"
+    code = trainer.read_text(encoding="utf-8")
+    assert RESTORES_THE_EMA in code
+    trainer.write_text(code.replace(RESTORES_THE_EMA, ""), encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
+    code, output = soak(tmp_path, "--minutes", "0.1", "--seed", "49", "--rounds", "training", "--code", str(tmp_path))
+    print(output)
+    assert code == 1, output
+    assert "model.safetensors differs" in output
+    assert "soak: seed 49, round-0:" in output
+
+
+def test_a_process_that_is_left_is_found(tmp_path):
+    """In a session of its own, as an orphan may be."""
+    program = [sys.executable, "-c", "import time; time.sleep(60)"]
+    orphan = subprocess.Popen(program, env=variables(tmp_path), start_new_session=True)
+    try:
+        (found,) = checks.processes(marked(tmp_path))
+        assert f"process {orphan.pid} is left" in found
+    finally:
+        kill_marked(tmp_path)
+        orphan.wait()
+    assert marked(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["models/.model.json.tmp-7", ".checkpoints/d/.step-000000001.trash-7/model"])
+def test_a_temporary_file_that_is_left_is_found(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True)
+    assert checks.temporary_files(tmp_path / "models") == []
+    (tmp_path / name).touch()
+    assert checks.temporary_files(tmp_path)
+
+
+def no_change(client, run):
+    pass
+
+
+def logged_twice(client, run):
+    client.log_metric(run, "train/loss", 0.5, step=32, timestamp=9)
+
+
+def lost(client, run):
+    client.delete_run(run)
+
+
+def left_running(client, run):
+    client.update_run(run, "RUNNING")
+
+
+def second_run(client, run):
+    client.create_run(client.get_run(run).info.experiment_id)
+
+
+def another_value(client, run):
+    client.log_metric(run, "train/loss", 0.25, step=96, timestamp=96)
+
+
+FAULTS = {
+    no_change: [],
+    logged_twice: ["train/loss has the steps [32] more than once", "train/loss is out of order", "train/loss is"],
+    lost: ["MLflow has 0 runs"],
+    left_running: ["is RUNNING"],
+    second_run: ["MLflow has 2 runs"],
+    another_value: ["train/loss is"],
+}
+
+
+@pytest.mark.parametrize("change", FAULTS, ids=lambda change: change.__name__)
+def test_what_mlflow_has_too_much_or_too_little_is_found(tmp_path, change):
+    stores = []
+    for name in ("disturbed", "undisturbed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mlflow.db").write_bytes(empty_store())
+        stores.append(f"sqlite:///{tmp_path}/{name}/mlflow.db")
+        client = MlflowClient(stores[-1])
+        experiment = client.create_experiment("diffusion", artifact_location=(tmp_path / name / "files").as_uri())
+        run = client.create_run(experiment).info.run_id
+        for step in (32, 64):
+            client.log_metric(run, "train/loss", 1 / step, step=step, timestamp=step)
+        client.set_terminated(run)
+        if name == "disturbed":
+            change(client, run)
+    found = checks.tracking_differences(
+        stores[0], "diffusion", tmp_path / "undisturbed", publishes=False, in_order=True
+    )
+    assert len(found) == len(FAULTS[change]), found
+    assert all(words in sentence for words, sentence in zip(FAULTS[change], found, strict=True)), found
