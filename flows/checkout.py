@@ -16,20 +16,23 @@ PARAMS = Path("params.yaml")
 
 
 @contextmanager
-def only_run() -> Iterator[None]:
+def only_run(seconds: float = 0.0) -> Iterator[None]:
     """Lock this folder against other runs during the block.
 
+    Args:
+        seconds: how long to wait for another run.
+
     Raises:
-        StageFailed: another run has the lock, or the folder is read-only.
+        StageFailed: another run has the lock all that time, or the folder is read-only.
     """
     with ExitStack() as held:
-        _hold(held)
+        _hold(held, seconds)
         yield
 
 
-def _hold(held: ExitStack) -> None:
+def _hold(held: ExitStack, seconds: float) -> None:
     try:
-        held.enter_context(exclusive_lock(LOCK))
+        held.enter_context(exclusive_lock(LOCK, seconds=seconds))
     except OSError as error:
         if (refusal := disk_refusal(error)) is None:
             raise

@@ -11,8 +11,10 @@ from flows.checkout import only_run
 def upkeep(repair: bool = True) -> None:
     """Verify data, DVC's cache, models, checkpoints and the champion; the run fails if something stays rotten.
 
+    It waits for another run in this checkout.
+
     Args:
         repair: repair what can be had elsewhere.
     """
-    with only_run():
+    with only_run(tasks.NETWORK_SECONDS):
         tasks.verify(repair)

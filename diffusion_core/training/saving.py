@@ -70,7 +70,8 @@ class Saver:
             # Only from pinned memory does a GPU copy without a detour.
             copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._copies[part, name] = copy
-        return copy.copy_(tensor, non_blocking=True)
+        # Only CUDA is waited for below.
+        return copy.copy_(tensor, non_blocking=tensor.is_cuda)
 
     def _write(self, checkpoint: Checkpoint) -> None:
         check_finite((each for named in checkpoint.tensors.values() for each in named.values()), checkpoint.step)

@@ -13,6 +13,7 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import sha256_of
 from diffusion_core.lineage.saved_model import load_model, save_model
+from diffusion_core.registry.tracking import Run
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED
 from diffusion_core.training.checkpoint import Checkpoint, load_newest
@@ -153,3 +154,21 @@ def test_a_model_that_is_not_finite_is_refused_at_every_door(tmp_path):
         next(diffusion.model.parameters())[0] = math.nan
     with pytest.raises(ValueError, match="has values that are not finite"):
         save_model(tmp_path, diffusion, {}, {}, {})
+
+
+def test_a_checkpoint_that_knows_skipped_steps_is_saved_after_their_report(project, environment, monkeypatch):
+    """A resumed training would not report them again."""
+    poison(monkeypatch, {2}, "loss")
+    told = []
+    monkeypatch.setattr(Run, "text", lambda _, content, file: told.append(file))
+    save = Saver.save
+
+    def dies(self, checkpoint):
+        save(self, checkpoint)
+        if checkpoint.state["history"]["skipped"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Saver, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(project.train, environment.model_copy(update={"checkpoint_seconds": 0.0}))
+    assert told == ["skipped/step-000000002.txt"]

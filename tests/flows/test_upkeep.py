@@ -1,14 +1,41 @@
 """The weekly flow fails if something stays rotten, and passes once it is repaired."""
 
+import threading
+
 import pytest
 import torch
 
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
+from flows.checkout import only_run
 from flows.failure import StageFailed
 from flows.upkeep import upkeep
 from tests.registry.projects import empty_store
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def test_the_weekly_run_waits_for_another_in_its_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    release = threading.Event()
+
+    def works():
+        with only_run():
+            release.wait(60)
+
+    other = threading.Thread(target=works)
+    other.start()
+    threading.Timer(1.0, release.set).start()
+    with only_run(60.0):
+        assert release.is_set()
+    other.join()
+    # The control: without patience it is refused.
+    release.clear()
+    other = threading.Thread(target=works)
+    other.start()
+    with pytest.raises(StageFailed, match="another run works in "), only_run():
+        pass
+    release.set()
+    other.join()
 
 
 def test_what_rotted_fails_the_weekly_run_until_it_is_repaired(tmp_path, monkeypatch):
