@@ -1,55 +1,37 @@
-"""Real processes of this project's command."""
+"""Real processes of this project's command.
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
-# Lets a program kill itself when it reaches a place in the code: DIE_AT="module:function:call".
-DIES = """
-import importlib, os, signal, sys
-
-def dies(place):
-    module, name, call = place.split(":")
-    owner = importlib.import_module(module)
-    *path, last = name.split(".")
-    for each in path:
-        owner = getattr(owner, each)
-    function, calls = getattr(owner, last), [0]
-
-    def counted(*arguments, **options):
-        calls[0] += 1
-        if calls[0] == int(call):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-
-    setattr(owner, last, counted)
-
-dies(sys.argv.pop(1))
-from diffusion_core.__main__ import main
-main()
+Most begin as forks of one process, because importing PyTorch and MLflow takes longer than what they do.
 """
 
+import atexit
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from functools import cache
 
-def command(*arguments, die_at=None):
-    """Return a command of this project, which kills itself at the call of a function where `die_at` names one."""
-    if die_at is None:
-        return [sys.executable, "-m", "diffusion_core", *arguments]
-    return [sys.executable, "-c", DIES, die_at, *arguments]
+from tests.faults.forks import VARIABLES, Commands, commands
+
+
+def command(*arguments):
+    """Return a command of this project, for a process that begins anew."""
+    return [sys.executable, "-m", "diffusion_core", *arguments]
+
+
+@cache
+def _forks() -> Commands:
+    """The commands of this process's tests."""
+    held = ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(commands(lambda program: program))
 
 
 def run(folder, *arguments, die_at=None, **variables):
-    """Run a command to its end in a folder."""
-    return subprocess.run(
-        command(*arguments, die_at=die_at),
-        cwd=folder,
-        env={**os.environ, "DIFFUSION_DEVICE": "cpu", "DIFFUSION_PRECISION": "float32", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    """Run a command to its end in a folder; it kills itself at the call of a function where `die_at` names one."""
+    # A test may have set any variable, or removed one, since the process of the forks began.
+    environment = {**os.environ, **VARIABLES}
+    return _forks().run(*arguments, folder=folder.absolute(), die_at=die_at, environment=environment, **variables)
 
 
 def succeeds(folder, *arguments, **options):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-# Each line of its input is a command: arguments, variables, files of output, and what to set before it runs.
+# Each line of its input is a command: where it runs, arguments, variables, files of output, what to set before it runs,
+# and where it kills itself, as "module:function:call".
 PROGRAM = '''
-import importlib, json, os, resource, sys, traceback
+import importlib, json, os, resource, signal, sys, traceback
 import psutil
-for name in ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publish"):
+for name in ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publish", "verify", "clean"):
     importlib.import_module(f"diffusion_core.stages.{name}")
 from diffusion_core.__main__ import main
 
@@ -25,18 +26,36 @@ def with_memory(function, megabytes):
         return function(*arguments, **options)
     return limited
 
-def run(folder, arguments, variables, outputs, setting):
+def dies(function, call):
+    """At the call with this number, the process kills itself."""
+    calls = [0]
+    def counted(*arguments, **options):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return counted
+
+def replace(place, change):
+    module, _, name = place.partition(":")
+    *path, last = name.split(".")
+    owner = importlib.import_module(module)
+    for each in path:
+        owner = getattr(owner, each)
+    setattr(owner, last, change(getattr(owner, last)))
+
+def run(folder, arguments, variables, outputs, setting, die_at):
     os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, file in zip((1, 2), outputs):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
     os.environ.update(variables)
     for place, expression in setting.items():
-        module, _, name = place.partition(":")
-        *path, last = name.split(".")
-        owner = importlib.import_module(module)
-        for each in path:
-            owner = getattr(owner, each)
-        setattr(owner, last, eval(expression, {**globals(), "original": getattr(owner, last)}))
+        replace(place, lambda original: eval(expression, {**globals(), "original": original}))
+    if die_at is not None:
+        place, _, call = die_at.rpartition(":")
+        replace(place, lambda original: dies(original, int(call)))
     sys.argv[1:] = arguments
     try:
         main()
@@ -57,6 +76,15 @@ for line in sys.stdin:
 '''
 
 
+VARIABLES = {
+    "DIFFUSION_DEVICE": "cpu",
+    "DIFFUSION_PRECISION": "float32",
+    "DIFFUSION_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+}
+
+
 @dataclass(frozen=True)
 class Done:
     returncode: int
@@ -67,11 +95,12 @@ class Done:
 class Commands:
     """Runs commands of this project in one folder."""
 
-    def __init__(self, process, folder):
+    def __init__(self, process, folder, environment):
         self._process = process
         self._folder = folder
+        self._environment = environment
 
-    def run(self, *arguments, folder=".", setting=None, **variables):
+    def run(self, *arguments, folder=".", setting=None, die_at=None, environment=None, **variables):
         """Run a command to its end.
 
         Args:
@@ -79,12 +108,15 @@ class Commands:
             folder: where it runs, from the folder of the project.
             setting: names to set in its process first, `module:name` to an expression, in which `original` is what the
                 name had, and `with_memory` is there.
-            **variables: of its environment.
+            die_at: where it kills itself, as "module:function:call".
+            environment: all its variables; that of the first process if None.
+            **variables: variables in addition.
         """
         outputs = [self._folder / name for name in ("out", "err")]
         for file in outputs:
             file.unlink(missing_ok=True)
-        line = json.dumps([str(folder), arguments, variables, [str(file) for file in outputs], setting or {}])
+        whole = {**(self._environment if environment is None else environment), **variables}
+        line = json.dumps([str(folder), arguments, whole, [str(file) for file in outputs], setting or {}, die_at])
         print(line, file=self._process.stdin, flush=True)
         return Done(int(self._process.stdout.readline()), *(file.read_text() for file in outputs))
 
@@ -97,14 +129,7 @@ class Commands:
 @contextmanager
 def commands(inside):
     """Yield `Commands` for the block; `inside` makes the command that runs another one in the folder of the project."""
-    variables = {
-        **os.environ,
-        "DIFFUSION_DEVICE": "cpu",
-        "DIFFUSION_PRECISION": "float32",
-        "DIFFUSION_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    variables = {**os.environ, **VARIABLES}
     with TemporaryDirectory() as folder:
         process = subprocess.Popen(
             inside([sys.executable, "-c", PROGRAM]),
@@ -115,7 +140,7 @@ def commands(inside):
         )
         try:
             assert process.stdout.readline() == "ready\n"
-            yield Commands(process, Path(folder))
+            yield Commands(process, Path(folder), variables)
         finally:
             process.stdin.close()
             process.stdout.close()
