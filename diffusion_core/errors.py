@@ -1,6 +1,6 @@
 """Errors that the user can correct."""
 
-# How PyTorch, its libraries and the dynamic linker say that memory is too small; only PyTorch has a class for it.
+# How PyTorch on a processor, its libraries and the dynamic linker say that memory is too small.
 NO_MEMORY = (
     "out of memory",
     "allocate memory",
@@ -15,9 +15,11 @@ NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of the machine or device is too small."""
-    if isinstance(error, RuntimeError | ImportError | OSError):
-        return any(words in str(error) for words in NO_MEMORY)
-    return isinstance(error, MemoryError)
+    # PyTorch's class for GPUs, which this module must not import.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    is_system = isinstance(error, RuntimeError | ImportError | OSError)
+    return is_system and any(words in str(error) for words in NO_MEMORY)
 
 
 class UserError(Exception):

@@ -114,7 +114,9 @@ def store_refusal(error: Exception, environment: Environment) -> UserError | Non
     if cause is None or getattr(cause, "sqlite_errorcode", 0) & 0xFF not in DISK_ERRORS:
         return None
     shown = without_userinfo(tracking_uri(environment))
-    return UserError(f"the disk refuses the tracking store {shown} ({cause}): make room or correct its rights")
+    return UserError(
+        f"the disk refuses the tracking store {shown} ({cause}): correct {VARIABLES}, make room or correct its rights"
+    )
 
 
 def is_transient(error: MlflowException | OSError) -> bool:

@@ -85,7 +85,7 @@ def refused(disk, *arguments, **options):
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert sentence.endswith(": make room or correct its rights")
+    assert sentence.endswith("make room or correct its rights")
     assert outputs(folder) == before
     assert leftovers(disk) == []
     return sentence
