@@ -4,6 +4,7 @@ import errno
 import hashlib
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -207,3 +208,17 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def leftovers(path: Path) -> Iterator[Path]:
+    """Yield what killed processes have left beside `path` while they replaced or discarded it.
+
+    While `path` is missing, its old folder is the only copy, which the next process that replaces `path` restores.
+    """
+    # No id of a process has eight digits, as a date has.
+    word = r"\.(?:tmp|old|trash)-\d{1,7}"
+    name = re.compile(rf"\.+{re.escape(path.name)}(?:{word})*\.(?P<word>tmp|old|trash)-(?P<process>\d{{1,7}})")
+    for each in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
+        found = name.fullmatch(each.name)
+        if found and not psutil.pid_exists(int(found["process"])) and (found["word"] != "old" or path.exists()):
+            yield each

@@ -4,11 +4,12 @@ DVC itself trusts a file of its cache that is not writable, and a file whose tim
 """
 
 import hashlib
-import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dvc.exceptions import DvcException, NotDvcRepoError
@@ -17,15 +18,42 @@ from dvc.scm import NoSCMError, RevError, SCMError
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
+from scmrepo.exceptions import SCMError as GitError
 
 from diffusion_core.errors import UserError
-from diffusion_core.files import flush
+from diffusion_core.files import flush, temporary_beside
 from diffusion_core.parallel import in_parallel
 
 HASHING_THREADS = 4
 FOLDER = ".dir"
-# Mode of a file in the cache, as DVC has it.
+# Modes of a file in the cache, as DVC has it, and in the checkout.
 MODE = 0o444
+CHECKED_OUT = 0o644
+
+
+class NoProject(UserError):
+    """This folder is not that of a project."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The entries that are needed, and why others may be needed too.
+
+    Attributes:
+        entries: the hashes of all files that something names.
+        unread: what could not be read, such as a branch, and why.
+        unlisted: outputs whose list of files is missing or has rotted, and which of the two.
+    """
+
+    entries: set[str]
+    unread: Mapping[str, str]
+    unlisted: Mapping[str, str]
+
+    @property
+    def unknown(self) -> list[str]:
+        """Say why entries that are not in `entries` may be needed; nothing if they are not."""
+        lists = [f"the list of files of the output {output} {why}" for output, why in self.unlisted.items()]
+        return [f"{what} cannot be read ({why})" for what, why in self.unread.items()] + lists
 
 
 class Cache:
@@ -33,31 +61,56 @@ class Cache:
 
     Attributes:
         folder: the cache's folder of objects, which may be missing.
+        is_shared: whether it lies outside the project, so that other checkouts may use it.
     """
 
     def __init__(self, repo: Repo) -> None:
         self._repo = repo
         self._store = repo.cache.local
         self.folder = Path(self._store.path)
+        self.is_shared = not self.folder.resolve().is_relative_to(Path(repo.dvc_dir).resolve())
 
-    def needed(self, outputs: Iterable[str], commits: Iterable[str]) -> set[str]:
+    def needed(self, outputs: Iterable[str] = (), commits: Iterable[str] = (), only: Iterable[str] = ()) -> Needed:
         """Return the hashes of all files that the checkout, all branches and tags, commits and outputs name.
 
         Args:
             outputs: hashes of outputs, as in dvc.lock.
             commits: hashes of commits; those that this clone does not have are ignored.
+            only: hashes of commits that must be in this clone to know what they name.
         """
-        needed = set(outputs)
+        unread: dict[str, str] = {}
+        found = set(outputs)
         try:
-            found = [self._repo.used_objs(all_branches=True, all_tags=True, skip_failed=True)]
+            found |= self._named(unread, all_branches=True, all_tags=True)
         except NoSCMError:
             # Without Git there are no branches, and the checkout is all.
-            found = [self._repo.used_objs(skip_failed=True)]
-        for commit in {*commits, *_heads_of_remotes()}:
-            with suppress(RevError):
-                found.append(self._repo.used_objs(revs=[commit], skip_failed=True))
-        needed |= {entry.value for each in found for entries in each.values() for entry in entries}
-        return needed | {each for output in needed for each in self._files(output).values()}
+            found |= self._named(unread)
+        for commit in {*commits, *only, *_other_heads()}:
+            try:
+                found |= self._named(unread, revs=[commit], workspace=False)
+            except (RevError, NoSCMError, GitError):
+                if commit in only:
+                    unread[f"the commit {commit} of a registered version"] = "this clone does not have it"
+        unlisted: dict[str, str] = {}
+        for output in sorted(each for each in found if each.endswith(FOLDER)):
+            files = self._files(output)
+            if files is None:
+                unlisted[output] = "has rotted" if self.path(output).exists() else "is missing"
+            else:
+                found |= {*files.values()}
+        return Needed(found, unread, unlisted)
+
+    def _named(self, unread: dict[str, str], **revisions: object) -> set[str]:
+        """Return the hashes of the outputs that revisions name; add the revisions that cannot be read to `unread`."""
+        found = set()
+        for revision in self._repo.brancher(**revisions):
+            try:
+                outs = self._repo.index.outs
+            except DvcException as error:
+                unread["the checkout" if revision in ("", "workspace") else revision] = _words(error)
+            else:
+                found |= {out.hash_info.value for out in outs if out.use_cache and out.hash_info}
+        return found
 
     def entries(self) -> Iterator[tuple[str, Path]]:
         """Yield the hash and the file of each entry."""
@@ -66,11 +119,13 @@ class Cache:
                 if not file.name.startswith("."):
                     yield folder.name + file.name, file
 
-    def rotten(self, needed: Iterable[str]) -> list[str]:
+    def leftovers(self) -> list[Path]:
+        """Return the temporary files of processes that were killed, or that restore an entry."""
+        return sorted(self.folder.glob("??/.*.tmp-*"))
+
+    def rotten(self, entries: Iterable[str]) -> list[str]:
         """Return those hashes whose files are in the cache with other bytes; reads all of them."""
-        there = sorted(each for each in needed if self.path(each).exists())
-        sound = in_parallel(lambda each: is_sound(self.path(each), each), there, HASHING_THREADS)
-        return [each for each, is_right in zip(there, sound, strict=True) if not is_right]
+        return [entry for entry, _ in _rotten((each, self.path(each)) for each in sorted(entries))]
 
     def path(self, entry: str) -> Path:
         """Return the path of an entry's file."""
@@ -85,77 +140,73 @@ class Cache:
         wanted = set(entries)
         if not wanted or not self._repo.config["core"].get("remote"):
             return set()
-        with told():
+        with _answering():
             return set(self._repo.cloud.get_remote_odb().list_oids_exists(wanted))
 
-    def restore(self, entry: str, from_remote: bool) -> bool:
-        """Replace a rotten entry from the remote or from the checkout; return whether it is sound now.
+    def restore(self, entry: str) -> bool:
+        """Replace a rotten or missing entry from the checkout or else from the remote; return whether it is sound now.
 
         An entry that can be had from neither stays as it is.
+
+        Raises:
+            UserError: the checkout does not have it, and the remote cannot be asked.
         """
         path = self.path(entry)
-        aside = path.rename(path.with_name(f".{path.name}.rotten"))
-        try:
-            if from_remote:
-                with told():
-                    self._repo.cloud.pull([HashInfo("md5", entry)])
-            else:
-                self._restore_from_checkout(entry, path)
-            return path.exists() and is_sound(path, entry)
-        finally:
-            if path.exists():
-                aside.unlink()
-            else:
-                aside.rename(path)
+        found = next((file for file, name in self._in_checkout() if name == entry and _is_whole(file, entry)), None)
+        if found is not None:
+            return _replace(path, entry, MODE, partial(shutil.copyfile, found))
+        if entry not in self.remote_has([entry]):
+            return False
+        with _answering():
+            remote = self._repo.cloud.get_remote_odb()
+            return _replace(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
 
-    def _restore_from_checkout(self, entry: str, path: Path) -> None:
-        for file, name in self.checked_out().items():
-            if name == entry and is_sound(file, entry):
-                _copy(file, path, MODE)
-                return
-
-    def checked_out(self) -> dict[Path, str]:
-        """Return the hash that each file of the checkout's outputs should have, if DVC takes it as unchanged."""
-        found = {}
+    def _in_checkout(self) -> Iterator[tuple[Path, str]]:
+        """Yield the path of each file of the checkout's outputs, and the hash that DVC has recorded."""
         for out in self._repo.index.outs:
-            if out.hash_info is None or not out.hash_info.value:
+            if not out.hash_info:
                 continue
             root = Path(out.fs_path)
-            names = self._files(out.hash_info.value) if out.hash_info.isdir else {"": out.hash_info.value}
-            for name, entry in names.items():
-                file = root / name if name else root
-                if file.is_file() and self._seems_unchanged(file, entry):
-                    found[file] = entry
-        return found
+            if out.hash_info.isdir:
+                for name, entry in (self._files(out.hash_info.value) or {}).items():
+                    yield root / name, entry
+            else:
+                yield root, out.hash_info.value
 
-    def rotten_files(self) -> list[tuple[Path, str]]:
-        """Return the files of the checkout that have rotted, and the hash that each should have."""
-        files = list(self.checked_out().items())
-        sound = in_parallel(lambda each: is_sound(*each), files, HASHING_THREADS)
-        return [each for each, is_right in zip(files, sound, strict=True) if not is_right]
+    def rotten_files(self) -> list[tuple[str, Path]]:
+        """Return the hash that each file of the checkout should have that has rotted, and the file.
+
+        A file has rotted if its bytes changed and its time did not: what a stage has made since has another time.
+        """
+        unchanged = [(entry, file) for file, entry in self._in_checkout() if self._seems_unchanged(file, entry)]
+        # Hashing takes minutes, in which a stage may have written or removed a file.
+        return [(entry, file) for entry, file in _rotten(unchanged) if self._seems_unchanged(file, entry)]
 
     def check_out(self, file: Path, entry: str) -> bool:
         """Replace a rotten file of the checkout by its entry; return whether it is sound now."""
         source = self.path(entry)
-        if not source.exists() or not is_sound(source, entry):
-            return False
-        _copy(source, file, 0o644)
-        return is_sound(file, entry)
+        return _is_whole(source, entry) and _replace(
+            file,
+            entry,
+            CHECKED_OUT,
+            partial(shutil.copyfile, source),
+            may=lambda: self._seems_unchanged(file, entry),
+        )
 
     def _seems_unchanged(self, file: Path, entry: str) -> bool:
+        """Return whether DVC takes a file as unchanged; false for one that is missing."""
         _, known = self._repo.state.get(str(file), self._repo.fs)
-        # What a stage has made since without DVC has another time, and is not rotten.
         return known is not None and known.value == entry
 
-    def _files(self, output: str) -> Mapping[str, str]:
-        """Return the hash of each file of an output that is a folder and whose list is in the cache, by path."""
-        if not output.endswith(FOLDER):
-            return {}
+    def _files(self, output: str) -> Mapping[str, str] | None:
+        """Return the hash of each file of an output that is a folder, by path, or None if its list is not whole."""
+        path = self.path(output)
         try:
+            if not is_sound(path, output):
+                return None
             tree = Tree.load(self._store, HashInfo("md5", output))
-        except (ObjectFormatError, OSError, ValueError, KeyError, TypeError):
-            # Missing or rotten, which `rotten` says.
-            return {}
+        except (ObjectFormatError, OSError):
+            return None
         return {"/".join(key): entry.value for key, _, entry in tree}
 
 
@@ -164,34 +215,56 @@ def dvc_cache() -> Iterator[Cache]:
     """Yield the cache of the project in this folder, locked against DVC's commands.
 
     Raises:
-        UserError: this is not a project of DVC, or a DVC command runs.
+        NoProject: this is not a project of DVC.
+        UserError: a DVC command runs.
     """
-    with told():
+    with translate_errors():
         repo = Repo(".")
     try:
-        with told(), repo.lock:
+        with translate_errors(), repo.lock:
             yield Cache(repo)
     finally:
         repo.close()
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Raise DVC's errors in the block as `UserError`."""
     try:
         yield
     except NotDvcRepoError:
-        raise UserError(".dvc is missing: run the command from the project's folder") from None
-    except (DvcException, SCMError) as error:
-        raise UserError(f"DVC refuses: {' '.join(str(error).split())}") from None
+        raise NoProject(".dvc is missing: run the command from the project's folder") from None
+    except (DvcException, SCMError, GitError) as error:
+        raise UserError(f"DVC refuses: {_words(error)}") from None
 
 
-def _heads_of_remotes() -> list[str]:
-    """Return the commits of branches that this clone knows from its remotes."""
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Raise the errors of a remote in the block as `UserError`; each kind of remote has a library with its own."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"DVC's remote cannot be used ({_words(error)}): start it, or correct it with `diffusion remote`"
+        ) from None
+
+
+def _words(error: Exception) -> str:
+    cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ is not None else ""
+    return " ".join(str(error).split()) + cause
+
+
+def _other_heads() -> list[str]:
+    """Return the commits that this clone knows from its remotes, and those of stashes and of DVC's experiments."""
+    places = ("refs/remotes", "refs/stash", "refs/exps")
     git = subprocess.run(
-        ["git", "for-each-ref", "--format=%(objectname)", "refs/remotes"], capture_output=True, text=True, check=False
+        ["git", "for-each-ref", "--format=%(objecttype) %(objectname)", *places],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return git.stdout.split()
+    found = (line.split() for line in git.stdout.splitlines())
+    return [name for kind, name in found if kind == "commit"]
 
 
 def is_sound(file: Path, entry: str) -> bool:
@@ -201,10 +274,42 @@ def is_sound(file: Path, entry: str) -> bool:
     return digest.hexdigest() == entry.removesuffix(FOLDER)
 
 
-def _copy(source: Path, target: Path, mode: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.copyfile(source, beside)
-    beside.chmod(mode)
-    flush(beside)
-    beside.replace(target)
+def _rotten(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """Return those hashes and files whose bytes are others or cannot be read; a file that is missing is not rotten."""
+
+    def has_rotted(each: tuple[str, Path]) -> bool:
+        try:
+            return not is_sound(each[1], each[0])
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    listed = list(files)
+    rotten = in_parallel(has_rotted, listed, HASHING_THREADS)
+    return [each for each, it_has in zip(listed, rotten, strict=True) if it_has]
+
+
+def _is_whole(file: Path, entry: str) -> bool:
+    return file.is_file() and not _rotten([(entry, file)])
+
+
+def _replace(
+    path: Path, entry: str, mode: int, write: Callable[[Path], object], may: Callable[[], bool] = lambda: True
+) -> bool:
+    """Write a file beside `path`, and rename it to `path` if it is sound and if it may; return whether it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = temporary_beside(path)
+    try:
+        write(new)
+        if not is_sound(new, entry):
+            return False
+        new.chmod(mode)
+        flush(new)
+        if not may():
+            return False
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    flush(path.parent)
+    return True

@@ -44,6 +44,10 @@ TRY_AGAIN = (401, 403, 408, 429)
 VARIABLES = "DIFFUSION_TRACKING_URI (or MLFLOW_TRACKING_URI)"
 
 
+class NoStore(UserError):
+    """There is no tracking store yet."""
+
+
 def tracking_uri(environment: Environment) -> str:
     """Return the tracking URI: DIFFUSION_TRACKING_URI, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
@@ -51,12 +55,13 @@ def tracking_uri(environment: Environment) -> str:
     return own or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(DEFAULT_STORE.absolute())
 
 
-def connect(environment: Environment) -> MlflowClient:
+def connect(environment: Environment, *, may_create: bool = True) -> MlflowClient:
     """Set MLflow's tracking store to that of this environment, and return its client.
 
-    Creates a new SQLite store if needed, which takes a few seconds.
+    Creates a new SQLite store if needed and permitted, which takes a few seconds.
 
     Raises:
+        NoStore: the database does not exist or is empty, and `may_create` is false.
         Unavailable: the store does not answer within about ten seconds; the message names the variables.
         UserError: the store refuses the request, or the address is invalid.
     """
@@ -68,7 +73,7 @@ def connect(environment: Environment) -> MlflowClient:
             uri = shown
             _check_server(uri)
         else:
-            _check_database(uri)
+            _check_database(uri, may_create)
         mlflow.set_tracking_uri(uri)
         client = MlflowClient()
         client.search_experiments(max_results=1)
@@ -238,14 +243,19 @@ def _create_database(file: Path) -> None:
                 MlflowClient(_sqlite_uri(folder.absolute() / file.name)).search_experiments(max_results=1)
 
 
-def _check_database(uri: str) -> None:
+def _check_database(uri: str, may_create: bool) -> None:
     """Connect once, because MLflow waits minutes for a database that does not exist."""
     file, url = _sqlite_file(uri), sqlalchemy.make_url(uri)
+    missing = NoStore(f"the tracking store {without_userinfo(uri)} does not exist: name yours in {VARIABLES}")
     if file is not None and file.parent.is_dir() and not file.exists():
+        if not may_create:
+            raise missing
         _create_database(file)
     limit = {"connect_timeout": SECONDS_TO_ANSWER} if url.get_backend_name() in ("postgresql", "mysql") else {}
     engine = sqlalchemy.create_engine(url, connect_args=limit)
     try:
-        sqlalchemy.inspect(engine).get_table_names()
+        tables = sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
+    if not (tables or may_create):
+        raise missing

@@ -3,9 +3,11 @@
 Everything is stored in the tags of the versions, so that it is available on every machine.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -23,12 +25,30 @@ CHAMPION = "champion"
 MODEL_DIGEST = "model_digest"
 EVALUATION_KEY = "evaluation_key"
 METRIC = "metric."
+# Tags that `publish` writes: the commit, and the hash of each output in dvc.lock.
+COMMIT = "git_commit"
+OUTPUT = "dvc."
 # Folder of a pyfunc's files among its artifacts.
 ARTIFACTS = "artifacts"
 
 
 class Changed(UserError):
     """The files of a version are not those that were registered."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What registered versions name.
+
+    Attributes:
+        outputs: hashes of outputs, as in dvc.lock.
+        commits: commits of versions that name their outputs too, so that these commits may be gone.
+        only_commits: commits of versions that name no output.
+    """
+
+    outputs: set[str]
+    commits: set[str]
+    only_commits: set[str]
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -42,12 +62,25 @@ def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     return _found(client.get_model_version_by_alias, name, CHAMPION)
 
 
-def all_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """Return all versions of the registered model `name`."""
+def named_by_versions(client: MlflowClient) -> Named | None:
+    """Return what the versions of all registered models name, or None if there is no version."""
+    tags = [dict(version.tags) for version in _all_versions(client)]
+    if not tags:
+        return None
+    named = Named(set(), set(), set())
+    for each in tags:
+        outputs = {value for name, value in each.items() if name.startswith(OUTPUT)}
+        named.outputs.update(outputs)
+        if COMMIT in each:
+            (named.commits if outputs else named.only_commits).add(each[COMMIT])
+    return named
+
+
+def _all_versions(client: MlflowClient) -> list[ModelVersion]:
     found: list[ModelVersion] = []
     token: str | None = None
     while token != "":
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        page = client.search_model_versions(page_token=token)
         found += page
         token = page.token or ""
     return found
@@ -106,14 +139,23 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
 
 
 def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
-    """Upload a version's two files again from `folder`; return False if these are not the registered ones."""
-    if model_digest(folder) != version.tags.get(MODEL_DIGEST):
+    """Upload a version's two files again from `folder`; return whether the store has the registered files now."""
+    with tempfile.TemporaryDirectory() as temporary:
+        # A stage may write `folder` meanwhile.
+        copy = Path(temporary)
+        for name in (WEIGHTS, DESCRIPTION):
+            shutil.copyfile(folder / name, copy / name)
+        if model_digest(copy) != version.tags.get(MODEL_DIGEST):
+            return False
+        model = str(version.source).removeprefix("models:/")
+        places = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
+        for name in (WEIGHTS, DESCRIPTION):
+            client.log_model_artifact(model, str(copy / name), places[0] if places else f"{ARTIFACTS}/models")
+    try:
+        with downloaded(version):
+            return True
+    except Changed:
         return False
-    model = str(version.source).removeprefix("models:/")
-    places = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
-    for name in (WEIGHTS, DESCRIPTION):
-        client.log_model_artifact(model, str(folder / name), places[0] if places else f"{ARTIFACTS}/models")
-    return True
 
 
 def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> TrainedModel:

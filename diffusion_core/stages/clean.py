@@ -4,31 +4,44 @@ What a registered version names is needed, and what a branch or the checkout nam
 that has not ended may need it.
 """
 
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import psutil
-
+from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock
-from diffusion_core.lineage.checkpoints import FINISHED, LOCK, damaged
-from diffusion_core.lineage.dvc_cache import dvc_cache
+from diffusion_core.files import Locked, discard, exclusive_lock, leftovers
+from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
+from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
+from diffusion_core.lineage.identity import FILE
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
-from diffusion_core.stages.paths import METRICS, MODELS, PLOTS, PREPARED, RAW, REFERENCE, SAMPLES
-from diffusion_core.stages.verify import named_by_versions
+from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
+from diffusion_core.registry.connection import DEFAULT_STORE, answering, connect, tracking_uri
+from diffusion_core.registry.versions import Named, named_by_versions
+from diffusion_core.stages.paths import (
+    LOSS,
+    METRICS,
+    METRICS_ORIGIN,
+    MODELS,
+    PLOTS,
+    PREPARED,
+    PROMOTION,
+    PUBLICATION,
+    RAW,
+    REFERENCE,
+    RUN_INFO,
+    SAMPLES,
+)
 
 DAY = 24 * 3600
-# What processes leave beside the files and folders that they replace; the number is the process's.
-LEFTOVER = re.compile(r"\..*\.(tmp|old|trash)-(?P<process>\d+)|step-\d+\.tmp-(?P<saving>\d+)")
-# Folders of a file's parents that replaced files lie in.
-PLACES = sorted(
-    {each.parent for each in (RAW, PREPARED, REFERENCE, MODELS / "x", PLOTS / "x", METRICS, SAMPLES / "x", SAMPLES)}
+# What processes replace; the first file of several stands for all.
+REPLACED = (
+    *(RAW, PREPARED, REFERENCE, MODELS, MODELS / WEIGHTS, MODELS / DESCRIPTION, RUN_INFO, SAMPLES, PLOTS, LOSS),
+    *(METRICS, METRICS_ORIGIN, PUBLICATION, PROMOTION, DEFAULT_STORE),
 )
 
 
@@ -53,11 +66,15 @@ def run(environment: Environment, days: int, remove: bool) -> None:
     Raises:
         UserError: this is not a project of DVC, or a DVC command runs.
     """
-    before = time.time() - days * DAY
+    now = time.time()
+    before = now - days * DAY
     total = 0
-    for each in (*_checkpoints(environment, before), *_downloads(environment, before), *_leftovers(environment)):
-        if remove and not _removed(each.path):
-            continue
+    # Each generator holds the lock of what it yields.
+    looks = (_checkpoints(environment, before), _downloads(environment, before))
+    # A process of another container, whose id is unknown here, may still write what is younger than a day.
+    for each in chain(*looks, _leftovers(environment, min(before, now - DAY))):
+        if remove:
+            _remove(each.path)
         total += each.size
         print(f"clean: {each.path}, {each.size / 1e6:,.1f} MB: {each.why}")
     total += _cache(environment, before, remove)
@@ -65,8 +82,11 @@ def run(environment: Environment, days: int, remove: bool) -> None:
 
 
 def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
-    """Yield the folders of trainings that ended or were given up, and checkpoints that were set aside."""
-    for folder in sorted(path for path in environment.checkpoints.glob("*") if path.is_dir()):
+    """Yield the folders of trainings that ended or were given up, damaged checkpoints, and what killed trainings left.
+
+    While a training's folder is locked here, no process writes a checkpoint in it.
+    """
+    for folder in sorted(path for path in environment.checkpoints.glob("[!.]*") if _is_training(path)):
         with suppress(Locked), exclusive_lock(folder / LOCK):
             if (folder / OUTBOX).exists() and not Outbox(folder / OUTBOX).is_empty():
                 print(f"clean: {folder} stays: entries wait in it for the tracking store; say `diffusion replay`")
@@ -74,69 +94,101 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
                 why = "checkpoints of a finished training" if (folder / FINISHED).exists() else "a training given up"
                 yield Unneeded(folder, why, _size(folder))
             else:
-                for path in damaged(folder):
+                left = dict.fromkeys(damaged(folder), "a damaged checkpoint")
+                left |= dict.fromkeys(folder.glob("step-*.tmp-*"), "left by a training that was killed")
+                left |= dict.fromkeys(folder.glob(".step-*.trash-*"), "left by a training that was killed")
+                for path, why in sorted(left.items()):
                     if _changed(path) < before:
-                        yield Unneeded(path, "a damaged checkpoint", _size(path))
+                        yield Unneeded(path, why, _size(path))
+
+
+def _is_training(folder: Path) -> bool:
+    """Return whether a folder is a training's: the user may have others beside it."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return bool(checkpoints(folder)) or any((folder / name).exists() for name in (FILE, FINISHED, OUTBOX))
 
 
 def _downloads(environment: Environment, before: float) -> Iterator[Unneeded]:
     """Yield downloads that no ingest has touched; a later ingest would fetch them again."""
     if environment.downloads is not None:
-        for place in sorted(path for path in environment.downloads.expanduser().glob("*") if path.is_dir()):
+        for lock in sorted(environment.downloads.expanduser().glob(f"[!.]*/{LOCK}")):
+            place = lock.parent
             # An ingest that found all of it takes the lock, and changes nothing else.
-            if max([_changed(place), *(lock.stat().st_mtime for lock in place.glob(LOCK))]) < before:
-                yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
+            if not place.is_symlink() and max(_changed(place), lock.stat().st_mtime) < before:
+                with suppress(Locked), exclusive_lock(lock):
+                    yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
 
 
-def _leftovers(environment: Environment) -> Iterator[Unneeded]:
-    """Yield what killed processes have left."""
-    for place in (*PLACES, environment.checkpoints, *environment.checkpoints.glob("*")):
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            found = LEFTOVER.fullmatch(path.name)
-            if found and not psutil.pid_exists(int(found["process"] or found["saving"])):
-                yield Unneeded(path, "left by a process that was killed", _size(path))
+def _leftovers(environment: Environment, before: float) -> Iterator[Unneeded]:
+    """Yield what killed processes have left beside what they replaced, or discarded."""
+    found = {path for each in (*REPLACED, *PLOTS.glob("[!.]*")) for path in leftovers(each)}
+    for path in sorted(found | {*environment.checkpoints.glob(".*.trash-*")}):
+        if _changed(path) < before:
+            yield Unneeded(path, "left by a process that was killed", _size(path))
 
 
 def _cache(environment: Environment, before: float, remove: bool) -> int:
     """Print, and remove on demand, the entries of DVC's cache that are not needed; return their bytes."""
+    store = without_userinfo(tracking_uri(environment))
     try:
-        outputs, commits = named_by_versions(environment)
+        client = connect(environment, may_create=False)
+        with answering(environment):
+            named = named_by_versions(client)
     except UserError as error:
         print(f"clean: DVC's cache stays, because the registered versions are not known ({error})")
         return 0
+    if named is None:
+        print(
+            f"clean: DVC's cache stays, because {store} has no registered version: if yours are in another store, name"
+            " it in DIFFUSION_TRACKING_URI"
+        )
+        return 0
     with dvc_cache() as cache:
-        needed = cache.needed(outputs, commits)
-        unneeded = {entry: file for entry, file in cache.entries() if entry not in needed and _changed(file) < before}
-        if environment.dvc_cache is not None:
-            # Other checkouts may share it. What the remote has can be pulled again.
-            there = cache.remote_has(unneeded)
-            print(
-                f"clean: {len(unneeded) - len(there):,} entries of {cache.folder} stay, because the remote lacks them"
-            )
-            unneeded = {entry: unneeded[entry] for entry in there}
-        size = sum(file.stat().st_size for file in unneeded.values())
+        try:
+            unneeded = _unneeded(cache, named, before, environment.dvc_cache is not None)
+        except UserError as error:
+            print(f"clean: DVC's cache stays: {error}")
+            return 0
+        size = sum(file.stat().st_size for file in unneeded)
         if remove:
-            for file in unneeded.values():
-                file.unlink()
+            for file in unneeded:
+                file.unlink(missing_ok=True)
     if unneeded:
-        why = "no branch, tag or registered version names them"
+        why = f"no branch, tag or version registered in {store} names them"
         print(f"clean: {len(unneeded):,} entries of {cache.folder}, {size / 1e6:,.1f} MB: {why}")
     return size
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file or a folder that no training uses; return whether it was."""
-    if not path.is_dir():
-        path.unlink()
-    elif (path / LOCK).exists():
-        try:
-            with exclusive_lock(path / LOCK):
-                discard(path)
-        except Locked:
-            return False
-    else:
-        shutil.rmtree(path)
-    return True
+def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> list[Path]:
+    """Return the old entries of DVC's cache that are not needed, and old leftovers in it.
+
+    Raises:
+        UserError: what is needed is not known, or the remote of a shared cache cannot be asked.
+    """
+    needed = cache.needed(named.outputs, named.commits, named.only_commits)
+    if [each for each in needed.unlisted if not cache.path(each).exists() and cache.restore(each)]:
+        needed = cache.needed(named.outputs, named.commits, named.only_commits)
+    if needed.unknown:
+        raise UserError(f"what is needed is not known, because {needed.unknown[0]}: correct it, or `dvc fetch` it")
+    unneeded = {
+        entry: file for entry, file in cache.entries() if entry not in needed.entries and _changed(file) < before
+    }
+    if is_shared or cache.is_shared:
+        # Other checkouts may use it. What the remote has can be pulled again.
+        there = cache.remote_has(unneeded)
+        print(f"clean: {len(unneeded) - len(there):,} entries of {cache.folder} stay, because the remote lacks them")
+        unneeded = {entry: unneeded[entry] for entry in there}
+    return [*unneeded.values(), *(file for file in cache.leftovers() if _changed(file) < before)]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, which another process may have removed meanwhile."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            discard(path)
+        else:
+            path.unlink()
 
 
 def _changed(path: Path) -> float:

@@ -1,6 +1,7 @@
 """Hash what is kept again: data, models, DVC's cache, checkpoints and the champion; say what rotted, and repair it."""
 
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -13,16 +14,17 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, exclusive_lock
-from diffusion_core.lineage.checkpoints import LOCK, checkpoints, problem, set_aside
-from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
+from diffusion_core.lineage.checkpoints import LOCK, checkpoints, damaged, problem, set_aside
+from diffusion_core.lineage.dvc_cache import Cache, NoProject, dvc_cache
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model
-from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import Changed, all_versions, downloaded, find_champion, restore
+from diffusion_core.registry.connection import NoStore, answering, connect
+from diffusion_core.registry.versions import OUTPUT, Changed, downloaded, find_champion, named_by_versions, restore
 from diffusion_core.stages.copies import Copies
 from diffusion_core.stages.paths import MODELS, PREPARED
 
-COMMIT = "git_commit"
-OUTPUT = "dvc."
+logger = logging.getLogger(__name__)
+
+AGAIN = "say `diffusion verify --repair`, or make it again with `dvc repro --force` of its stage"
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,18 @@ def run(environment: Environment, repair: bool, as_json: bool) -> None:
     """Print what has rotted, as lines or as JSON; with `repair`, repair what can be had elsewhere.
 
     Raises:
-        UserError: this is not a project of DVC, or a DVC command runs.
+        NoProject: this is not a project of DVC.
         SystemExit: with exit code 1 if something is rotten or could not be looked at.
     """
     findings: list[Finding] = []
-    looks = (_cache(environment, repair), _folders(), _checkpoints(environment, repair), _champion(environment, repair))
+    looks = (
+        _looked("DVC's cache", _cache(environment, repair)),
+        _looked("the data and the model", _folders()),
+        # Before the next look, which sets more of them aside.
+        _looked("checkpoints that were set aside", _lost(environment)),
+        _looked("the checkpoints", _checkpoints(environment, repair)),
+        _looked(f"the champion of {environment.registered_model}", _champion(environment, repair)),
+    )
     for finding in chain(*looks):
         findings.append(finding)
         if not as_json:
@@ -67,51 +76,75 @@ def run(environment: Environment, repair: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-def named_by_versions(environment: Environment) -> tuple[set[str], set[str]]:
-    """Return the hashes of outputs and the commits that registered versions name.
+def _looked(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield what a look finds and, if it cannot be finished, a finding about that; the other looks continue."""
+    try:
+        yield from look
+    except NoProject:
+        raise
+    except (UserError, OSError) as error:
+        problem, remedy = _parts(error)
+        yield Finding(what, f"it could not be looked at ({problem})", remedy)
 
-    Raises:
-        UserError: the tracking store cannot be used.
-    """
-    client = connect(environment)
-    with answering(environment):
-        versions = all_versions(client, environment.registered_model)
-    tags = [dict(version.tags) for version in versions]
-    outputs = {value for each in tags for name, value in each.items() if name.startswith(OUTPUT)}
-    return outputs, {each[COMMIT] for each in tags if COMMIT in each}
+
+def _parts(error: UserError | OSError) -> tuple[str, str]:
+    """Return the problem that an error's sentence names, and the remedy behind its last colon."""
+    problem, _, remedy = str(error).rpartition(": ")
+    if isinstance(error, OSError) or not problem:
+        return str(error), "correct that, and run this again"
+    return problem, remedy
+
+
+def _named(environment: Environment) -> tuple[set[str], set[str]]:
+    """Return the outputs and the commits that registered versions name, as far as the store answers."""
+    try:
+        client = connect(environment, may_create=False)
+        with answering(environment):
+            named = named_by_versions(client)
+    except UserError:
+        # `_champion` says so. What the checkout and the branches name can be looked at without it.
+        return set(), set()
+    return (named.outputs, named.commits | named.only_commits) if named else (set(), set())
 
 
 def _cache(environment: Environment, repair: bool) -> Iterator[Finding]:
     """Look at the entries of DVC's cache that are needed, and at the files of the checkout's outputs."""
-    try:
-        outputs, commits = named_by_versions(environment)
-    except UserError:
-        # `_champion` says so. What the checkout and the branches name can be looked at without it.
-        outputs, commits = set(), set()
+    outputs, commits = _named(environment)
     with dvc_cache() as cache:
         needed = cache.needed(outputs, commits)
-        rotten = cache.rotten(needed)
-        there = cache.remote_has(rotten)
-        for entry in rotten:
-            path = cache.path(entry)
-            source = "the remote has it" if entry in there else "the remote does not have it"
+        # Only a whole list says which entries its output needs.
+        lists = list(_entries(cache, cache.rotten(needed.unlisted), repair))
+        yield from lists
+        if any(finding.is_repaired for finding in lists):
+            needed = cache.needed(outputs, commits)
+        for what, why in needed.unread.items():
+            yield Finding(what, f"it cannot be read ({why}), so nothing that it names was looked at", "correct it")
+        yield from _entries(cache, cache.rotten(needed.entries - {*needed.unlisted}), repair)
+        for entry, file in cache.rotten_files():
             found = Finding(
-                str(path),
-                f"its bytes are not those of its name, and {source}",
-                "say `diffusion verify --repair`, or make it again with `dvc repro --force` of its stage",
+                str(file.relative_to(Path.cwd())),
+                "its bytes changed without its time, so DVC takes it as unchanged",
+                AGAIN,
             )
-            yield replace(found, is_repaired=repair and cache.restore(entry, entry in there))
-        yield from _checked_out(cache, repair)
+            yield replace(found, is_repaired=repair and cache.check_out(file, entry))
 
 
-def _checked_out(cache: Cache, repair: bool) -> Iterator[Finding]:
-    for file, entry in cache.rotten_files():
-        found = Finding(
-            str(file.relative_to(Path.cwd())),
-            "its bytes changed without its time, so DVC takes it as unchanged",
-            "say `diffusion verify --repair`, or make it again with `dvc repro --force` of its stage",
-        )
-        yield replace(found, is_repaired=repair and cache.check_out(file, entry))
+def _entries(cache: Cache, rotten: list[str], repair: bool) -> Iterator[Finding]:
+    """Yield a finding for each rotten entry of DVC's cache."""
+    try:
+        there, missing = cache.remote_has(rotten), "the remote does not have it"
+    except UserError as error:
+        there, missing = set(), str(error)
+    for entry in rotten:
+        source = "the remote has it" if entry in there else missing
+        problem = f"its bytes are not those of its name, and {source}"
+        is_repaired = False
+        if repair:
+            try:
+                is_repaired = cache.restore(entry)
+            except UserError as error:
+                problem = f"its bytes are not those of its name, the checkout does not have it, and {error}"
+        yield Finding(str(cache.path(entry)), problem, AGAIN, is_repaired)
 
 
 def _folders() -> Iterator[Finding]:
@@ -125,7 +158,19 @@ def _folders() -> Iterator[Finding]:
             try:
                 look(folder)
             except UserError as error:
-                yield Finding(str(folder), str(error), "see this sentence's end")
+                yield Finding(str(folder), *_parts(error))
+
+
+def _lost(environment: Environment) -> Iterator[Finding]:
+    """Look for damaged checkpoints that were set aside, and that nothing has brought back."""
+    for folder in sorted(path for path in environment.checkpoints.glob("*") if path.is_dir()):
+        for path in sorted(damaged(folder)):
+            if not path.with_name(path.name.partition(".")[0]).exists():
+                yield Finding(
+                    str(path),
+                    "it was damaged and set aside, and is lost",
+                    "remove it once you need it no longer; `diffusion clean --remove` does when it is old",
+                )
 
 
 def _checkpoints(environment: Environment, repair: bool) -> Iterator[Finding]:
@@ -156,20 +201,26 @@ def _champion(environment: Environment, repair: bool) -> Iterator[Finding]:
     """Compare the files of the champion with the hash that was registered."""
     name = environment.registered_model
     try:
-        client = connect(environment)
-        with answering(environment):
-            champion = find_champion(client, name)
-            if champion is None:
+        client = connect(environment, may_create=False)
+    except NoStore as error:
+        logger.warning("no champion was looked at, because %s", error)
+        return
+    with answering(environment):
+        champion = find_champion(client, name)
+        if champion is None:
+            return
+        try:
+            with downloaded(champion):
                 return
+        except Changed as error:
+            problem, remedy = _parts(error)
+        is_repaired = False
+        if repair:
             try:
-                with downloaded(champion):
-                    return
-            except Changed as error:
-                found = Finding(f"version {champion.version} of {name}", str(error), "see this sentence's end")
-                repaired = repair and any(restore(client, champion, folder) for folder in _models(champion.tags))
-                yield replace(found, is_repaired=repaired)
-    except UserError as error:
-        yield Finding(f"the champion of {name}", f"it could not be looked at ({error})", "start the store")
+                is_repaired = any(restore(client, champion, folder) for folder in _models(champion.tags))
+            except UserError as error:
+                problem += f", and it could not be repaired ({error})"
+    yield Finding(f"version {champion.version} of {name}", problem, remedy, is_repaired)
 
 
 def _models(tags: Mapping[str, str]) -> Iterator[Path]:

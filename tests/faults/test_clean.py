@@ -13,12 +13,11 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.files import exclusive_lock
 from diffusion_core.lineage.checkpoints import LOCK, mark_finished
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
-from diffusion_core.registry.connection import connect, experiment_id
-from diffusion_core.registry.publication import register
+from diffusion_core.registry.connection import connect
 from diffusion_core.stages import clean
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
 from tests.faults.commands import run
-from tests.registry.projects import empty_store, write_model
+from tests.registry.projects import empty_store
 
 DVC = [sys.executable, "-m", "dvc"]
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@localhost"]
@@ -36,12 +35,28 @@ def age(path):
         os.utime(file, (LONG_AGO, LONG_AGO))
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The bytes of a store with a version of another model, which names nothing of these projects."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    file.write_bytes(empty_store())
+    add_version(connect(Environment(tracking_uri=f"sqlite:///{file}")), "other", {})
+    return file.read_bytes()
+
+
+def add_version(client, name, tags):
+    """Register a version of a model without files, and return its number."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return client.create_model_version(name, "file:///nowhere", tags=tags).version
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch, store):
     monkeypatch.chdir(tmp_path)
     say("git", "init", "-q", "-b", "main")
     say(*DVC, "init", "-q")
-    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    (tmp_path / "mlflow.db").write_bytes(store)
     return tmp_path
 
 
@@ -89,19 +104,67 @@ def test_trainings_that_are_old_go_and_others_stay(project, capsys):
 
 def test_damaged_checkpoints_and_leftovers_of_dead_processes_go(project, capsys):
     folder = training(project, "a", old=False)
-    (folder / "step-000000001").rename(folder / "step-000000001.damaged-0")
-    age(folder / "step-000000001.damaged-0")
-    (project / "data").mkdir()
-    dead, alive = project / f"data/.prepared.tmp-{DEAD}", project / f"data/.prepared.tmp-{os.getpid()}"
-    for place in (dead, alive):
-        place.mkdir()
-    saving = folder / f"step-000000003.tmp-{DEAD}"
+    damaged, saving = folder / "step-000000001.damaged-0", folder / f"step-000000003.tmp-{DEAD}"
+    (folder / "step-000000001").rename(damaged)
     saving.mkdir()
+    (project / "data/prepared").mkdir(parents=True)
+    (project / "models").mkdir()
+    dead, alive = project / f"data/.prepared.tmp-{DEAD}", project / f"data/.prepared.tmp-{os.getpid()}"
+    replaced, young = project / f"data/.prepared.old-{DEAD}", project / f"data/.prepared.tmp-{DEAD + 1}"
+    for place in (dead, alive, replaced, young):
+        place.mkdir()
+    weights = project / f"models/.model.safetensors.tmp-{DEAD}"
+    weights.touch()
+    for path in (damaged, saving, dead, alive, replaced, weights):
+        age(path)
+    with exclusive_lock(folder / LOCK):
+        cleaned(project, capsys)
+    # A training of another container, whose processes have other ids, may write it.
+    assert saving.exists()
+    saving.touch()
     cleaned(project, capsys)
-    assert not dead.exists()
-    assert not saving.exists()
-    assert alive.exists()
+    assert saving.exists()
+    age(saving)
+    cleaned(project, capsys)
+    assert [path.exists() for path in (dead, replaced, weights, saving)] == [False] * 4
+    assert [path.exists() for path in (alive, young)] == [True, True]
     assert [path.name for path in folder.glob("step*")] == ["step-000000002"]
+
+
+def test_the_last_copy_of_a_folder_and_what_is_not_the_projects_stay(project, capsys):
+    only = project / f"data/.raw.old-{DEAD}"
+    own = [project / name for name in (".env.old-20240101", ".env.old-20240101123000", f".env.old-{DEAD}")]
+    for path in (only, *own, project / "data/.raw.old-20240101", project / ".checkpoints/notes"):
+        path.mkdir(parents=True)
+        (path / "x").write_bytes(b"the only copy")
+        age(path)
+    cleaned(project, capsys)
+    assert all(path.exists() for path in (only, *own, project / ".checkpoints/notes"))
+    # The control: once its folder is there again, it is a leftover. A date is never one.
+    (project / "data/raw").mkdir()
+    cleaned(project, capsys)
+    assert not only.exists()
+    assert (project / "data/.raw.old-20240101").exists()
+    # The control: a training's folder would go.
+    (project / ".checkpoints/notes/finished").touch()
+    age(project / ".checkpoints/notes")
+    cleaned(project, capsys)
+    assert not (project / ".checkpoints/notes").exists()
+
+
+def test_what_a_killed_training_or_removal_left_goes_with_its_folder_at_once(project, capsys):
+    """It is listed once, and the cache is looked at too."""
+    folder, trash = training(project, "a"), project / f".checkpoints/.{'b' * 16}.trash-{DEAD}"
+    (folder / f"step-000000003.tmp-{DEAD}").mkdir()
+    (trash / "step-000000001").mkdir(parents=True)
+    age(folder)
+    age(trash)
+    entry = output(project, b"one")
+    output(project, b"two")
+    printed = cleaned(project, capsys)
+    assert printed.count("a" * 16) == 1
+    assert printed.count("b" * 16) == 1
+    assert not any(path.exists() for path in (folder, trash, entry))
 
 
 def test_downloads_that_no_ingest_uses_go(project, capsys):
@@ -154,24 +217,116 @@ def test_entries_of_the_cache_that_nothing_names_go_and_those_of_a_champion_stay
     say(*DVC, "add", "-q", "out.bin")
     age(of_checkout)
 
-    environment = Environment(tracking_uri=f"sqlite:///{project}/mlflow.db")
-    client = connect(environment)
-    write_model(project / "models")
-    run_of_training = client.create_run(experiment_id(client, environment))
+    client = connect(Environment(tracking_uri=f"sqlite:///{project}/mlflow.db"))
     tags = {"git_commit": made, "dvc.out.bin": tagged.parent.name + tagged.name}
-    register(client, run_of_training, environment.registered_model, project / "models", tags)
+    number = add_version(client, "diffusion", tags)
 
     shown = cleaned(project, capsys, remove=False)
     assert "1 entries of " in shown
     assert of_nothing.exists()
-    cleaned(project, capsys)
+    # The versions of all registered models count, whatever is the name of this environment's.
+    cleaned(project, capsys, registered_model="dogs")
     kept = (of_branch, of_tag, of_version, tagged, of_checkout, young)
     assert [path.exists() for path in kept] == [True] * 6
     assert not of_nothing.exists()
     # The control: without the version, what it names would have gone.
-    client.delete_model_version(environment.registered_model, "1")
+    client.delete_model_version("diffusion", number)
     cleaned(project, capsys)
     assert [path.exists() for path in kept] == [True, True, False, False, True, True]
+
+
+def test_a_store_that_is_new_or_empty_says_nothing_about_the_cache(project, capsys, store):
+    """As in a shell without DIFFUSION_TRACKING_URI: it would be a new ./mlflow.db."""
+    entry = output(project, b"one")
+    output(project, b"two")
+    database = project / "mlflow.db"
+    database.unlink()
+    assert "DVC's cache stays, because the registered versions are not known (" in cleaned(project, capsys)
+    assert not database.exists()
+    database.touch()
+    assert "does not exist: name yours in DIFFUSION_TRACKING_URI" in cleaned(project, capsys)
+    assert database.read_bytes() == b""
+    database.write_bytes(empty_store())
+    assert "has no registered version: if yours are in another store" in cleaned(project, capsys)
+    assert entry.exists()
+    database.write_bytes(store)
+    cleaned(project, capsys)
+    assert not entry.exists()
+
+
+@pytest.mark.parametrize("where", ["a branch", "the checkout"])
+def test_while_dvc_cannot_read_what_is_named_the_cache_stays(project, capsys, where):
+    first = output(project, b"one")
+    commit("one")
+    if where == "a branch":
+        say("git", "checkout", "-q", "-b", "other")
+    named = output(project, b"named in the same place as the conflict")
+    commit("two")
+    conflict = project / "dvc.yaml"
+    conflict.write_text("<<<<<<< HEAD\nstages:\n")
+    if where == "a branch":
+        say("git", "add", "dvc.yaml")
+        say(*GIT, "commit", "-q", "-m", "conflict")
+        say("git", "checkout", "-q", "main")
+        say(*DVC, "checkout", "-q")
+    unneeded = project / ".dvc/cache/files/md5/00" / ("0" * 30)
+    unneeded.parent.mkdir()
+    unneeded.touch()
+    age(unneeded)
+    assert "DVC's cache stays: what is needed is not known, because " in cleaned(project, capsys)
+    assert all(path.exists() for path in (first, named, unneeded))
+    # The control: what nothing names goes once all can be read.
+    if where == "a branch":
+        say("git", "branch", "-q", "-D", "other")
+    else:
+        conflict.unlink()
+    cleaned(project, capsys)
+    assert not unneeded.exists()
+    assert (first if where == "a branch" else named).exists()
+
+
+def test_a_commit_that_alone_says_what_a_version_needs_must_be_there(project, capsys):
+    entry = output(project, b"one")
+    output(project, b"two")
+    client = connect(Environment(tracking_uri=f"sqlite:///{project}/mlflow.db"))
+    number = add_version(client, "diffusion", {"git_commit": "c" * 40})
+    assert "this clone does not have it" in cleaned(project, capsys)
+    assert entry.exists()
+    # The control: a version that names its outputs needs no commit.
+    client.set_model_version_tag("diffusion", number, "dvc.models", "0" * 32)
+    cleaned(project, capsys)
+    assert not entry.exists()
+
+
+@pytest.mark.parametrize("how", ["rotten", "missing", "missing, and in the remote"])
+def test_a_list_of_files_that_cannot_be_trusted_keeps_the_cache(project, capsys, how):
+    (project / "pictures").mkdir()
+    for number in range(2):
+        (project / f"pictures/{number}.bin").write_bytes(bytes([number]) * 9)
+    say(*DVC, "add", "-q", "pictures")
+    if "remote" in how:
+        say(*DVC, "remote", "add", "-d", "store", str(project.parent / f"{project.name}-remote"))
+        say(*DVC, "push", "-q")
+    entries = [*project.glob(".dvc/cache/files/md5/*/*")]
+    (listed,) = (path for path in entries if path.suffix == ".dir")
+    content = listed.read_bytes()
+    listed.chmod(0o644)
+    # Still JSON: the hash of one file is another.
+    listed.write_bytes(content.replace(content[9:14], b"00000", 1)) if how == "rotten" else listed.unlink()
+    unneeded = project / ".dvc/cache/files/md5/00" / ("0" * 30)
+    unneeded.parent.mkdir(exist_ok=True)
+    unneeded.touch()
+    for path in project.glob(".dvc/cache/files/md5/*/*"):
+        age(path)
+    printed = cleaned(project, capsys)
+    is_had = "remote" in how
+    assert ("the list of files of the output " in printed) is not is_had
+    assert unneeded.exists() is not is_had
+    # The control: with the list, what nothing names goes and what it names stays.
+    listed.write_bytes(content)
+    cleaned(project, capsys)
+    assert not unneeded.exists()
+    assert all(path.exists() for path in entries)
 
 
 def test_branches_of_the_remote_are_branches(project, capsys):
@@ -209,7 +364,13 @@ def test_of_a_shared_cache_goes_what_can_be_pulled_again(project, capsys):
     say(*DVC, "push", "-q")
     kept = output(project, b"not pushed")
     output(project, b"now")
-    shared = cleaned(project, capsys, dvc_cache=project / ".dvc/cache")
+    # Not DIFFUSION_DVC_CACHE says that it is shared, but its place.
+    say(*DVC, "cache", "dir", "--local", str(project.parent / f"{project.name}-cache"))
+    shutil.move(project / ".dvc/cache", project.parent / f"{project.name}-cache")
+    pushed, kept = (
+        project.parent / f"{project.name}-cache" / path.relative_to(project / ".dvc/cache") for path in (pushed, kept)
+    )
+    shared = cleaned(project, capsys)
     assert "1 entries of " in shared
     assert "stay, because the remote lacks them" in shared
     assert [pushed.exists(), kept.exists()] == [False, True]
