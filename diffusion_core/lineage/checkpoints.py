@@ -4,8 +4,8 @@ A training's folder has a folder `step-N` for each checkpoint, whose `manifest.j
 file. Folders are renamed before they are removed, so that no kill leaves one that looks damaged.
 
 The checkpoints of a finished training stay, because DVC records a model after the stage, and deletes one that it has
-not recorded. The next training of something else removes them, but for milestones. A training that begins again does not
-count as finished.
+not recorded. The next training of something else removes them, but for milestones. A training that begins again does
+not count as finished.
 """
 
 import json

@@ -103,8 +103,8 @@ def main() -> None:
         patience.daemon = True
         patience.start()
         ended.set()
-        # Or in a long one: that the training is finished is sent first, so that the next one may remove these copies. The
-        # other thread repeats this, and reports an error.
+        # Or in a long one. What says that the training is finished is sent first, so that the next one may remove these
+        # copies. The other thread repeats this, and reports an error.
         with suppress(UserError, OSError):
             copies.send_end()
 
