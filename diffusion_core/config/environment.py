@@ -71,7 +71,9 @@ class Environment(BaseSettings):
     checkpoints: Path = Field(
         default=Path(".checkpoints"), description="a folder that outlives the checkout, where each run has a new one"
     )
-    keep_checkpoints: PositiveInt = Field(default=2, description="number of the newest checkpoints to keep")
+    keep_checkpoints: int = Field(
+        default=2, ge=2, description="number of the newest checkpoints to keep; one alone could be damaged"
+    )
     keep_every_images: PositiveInt | None = Field(
         default=None, description="a checkpoint to keep for good, each time that this number of images was trained on"
     )

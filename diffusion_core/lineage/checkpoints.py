@@ -4,11 +4,12 @@ A training's folder has a folder `step-N` for each checkpoint, whose `manifest.j
 file. Folders are renamed before they are removed, so that no kill leaves one that looks damaged.
 
 The checkpoints of a finished training stay, because DVC records a model after the stage, and deletes one that it has
-not recorded. The next training of something else removes them, but for milestones.
+not recorded. The next training of something else removes them, but for milestones. A training that begins again does
+not count as finished.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,22 @@ def newest_step(folder: Path) -> int | None:
     return next(map(step_of, checkpoints(folder)), None)
 
 
-def problem(path: Path) -> str | None:
-    """Return why a checkpoint is damaged, or None if it is whole."""
+def newest_whole_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint in a training's folder that is not damaged, or 0 if there is none."""
+    return next((step_of(path) for path in checkpoints(folder) if problem(path) is None), 0)
+
+
+def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
+    """Return why a checkpoint is damaged, or None if it is whole.
+
+    Args:
+        path: its folder.
+        known: the sha256 by name of files that were hashed while they were written.
+    """
     try:
         files = read_json(path / MANIFEST)["files"]
         for name, expected in files.items():
-            if fingerprint(path / name) != expected:
+            if fingerprint(path / name, (known or {}).get(name)) != expected:
                 return f"{name} differs from its manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
@@ -96,6 +107,12 @@ def mark_finished(folder: Path) -> None:
     write_whole(folder / FINISHED, "")
 
 
+def mark_unfinished(folder: Path) -> None:
+    """Note in a training's folder that it trains again, so that the next one may not remove it."""
+    (folder / FINISHED).unlink(missing_ok=True)
+    flush(folder)
+
+
 def finished_folders(root: Path) -> set[Path]:
     """Return the folders of finished trainings in `root`."""
     sweep_discarded(root)
@@ -111,9 +128,9 @@ def remove_finished(folder: Path) -> None:
             discard(folder)
 
 
-def fingerprint(file: Path) -> dict[str, Any]:
-    """Return the size and sha256 of a file, as a manifest has them."""
-    return {"size": file.stat().st_size, "sha256": sha256_of(file)}
+def fingerprint(file: Path, sha256: str | None = None) -> dict[str, Any]:
+    """Return the size and sha256 of a file, as a manifest has them; a known `sha256` is not computed again."""
+    return {"size": file.stat().st_size, "sha256": sha256 or sha256_of(file)}
 
 
 def write_json(file: Path, content: dict[str, Any]) -> dict[str, Any]:

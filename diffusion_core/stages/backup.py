@@ -1,7 +1,7 @@
 """A process that copies a training's checkpoints to a bucket, for machines whose disks do not outlive them.
 
 It is a process of its own, so that no bucket can delay a training. Its standard input ends with the training's process,
-however that has ended. Then it makes the last copy and ends, soon in any case.
+however that has ended. Then it makes the last copy and ends, soon in any case. If it dies before, it is started again.
 """
 
 import logging
@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_core.config.environment import Environment, load_environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.checkpoints import FINISHED, checkpoints
 from diffusion_core.stages.copies import Copies
+from diffusion_core.stages.fetching import fetch_newest
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10.0
 # Seconds between two looks at the folder.
 PAUSE = 1.0
+# Seconds between two looks at the process.
+LOOK = 10.0
+# Signals to the whole group. They end the training, which then saves a checkpoint that is to be copied.
+ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
@@ -37,57 +43,94 @@ def backup(environment: Environment, folder: Path) -> Iterator[None]:
 
     Raises:
         UserError: the bucket cannot be used.
+        Unavailable: the bucket does not answer, so it is not known whether it has newer checkpoints.
     """
     copies = Copies.of(environment, folder)
     if copies is None:
         yield
         return
-    copies.check()
-    copies.fetch()
-    command = [sys.executable, "-m", "diffusion_core.stages.backup", str(folder)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    fetch_newest(copies)
+    ended = threading.Event()
+    with ThreadPoolExecutor(1, "backup") as pool:
+        is_copied = pool.submit(_copied, copies, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+            if is_copied.exception() or not is_copied.result():
+                logger.warning("the last checkpoint is not in %s, but only in %s", copies.address, folder)
+
+
+def _copied(copies: Copies, ended: threading.Event) -> bool:
+    """Run the process until `ended`, again each time that it dies, and return whether the last copy is made."""
+    process = _started(copies.folder)
+    is_over = False
+    while not is_over:
+        is_over = ended.wait(LOOK)
+        if process.poll() is not None:
+            logger.warning(
+                "the process that copies checkpoints to %s ended with %d: it is started again",
+                copies.address,
+                process.returncode,
+            )
+            process = _started(copies.folder)
+    assert process.stdin is not None
+    process.stdin.close()
+    return process.wait() == 0
+
+
+def _started(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process with the endings blocked, as it inherits: none reaches it, from its first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
     try:
-        yield
+        command = [sys.executable, "-m", "diffusion_core.stages.backup", str(folder)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE)
     finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        if process.wait():
-            logger.warning("the last checkpoint is not in %s, but only in %s", copies.address, folder)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def main() -> None:
     """Copy the checkpoints in the folder of the first argument until standard input ends."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    for each in (signal.SIGTERM, signal.SIGINT):
-        # A signal to the whole group ends the training, which saves a checkpoint: it is to be copied.
-        signal.signal(each, signal.SIG_IGN)
     copies = Copies.of(load_environment(), Path(sys.argv[1]))
     assert copies is not None, "the training's process has the same environment"
     ended = threading.Event()
 
     def notice_the_end() -> None:
         sys.stdin.buffer.read()
-        ended.set()
         # The other thread may be in a transfer that hangs.
-        time.sleep(PATIENCE)
-        os._exit(1)
+        patience = threading.Timer(PATIENCE, os._exit, (1,))
+        patience.daemon = True
+        patience.start()
+        ended.set()
+        # Or in a long one. What says that the training is finished is sent first, so that the next one may remove these
+        # copies. The other thread repeats this, and reports an error.
+        with suppress(UserError, OSError):
+            copies.send_end()
 
     threading.Thread(target=notice_the_end, daemon=True).start()
-    told, is_last, is_sent = False, False, False
+    told, is_last, are_removed, sent = False, False, False, None
     while not is_last:
         is_last = ended.wait(PAUSE)
         try:
-            if not is_sent:
-                copies.remove_finished()
-            copies.send()
-            is_sent, told = True, False
+            state = _state(copies.folder)
+            if state != sent:
+                copies.send()
+                if not are_removed:
+                    copies.remove_finished()
+                are_removed, sent, told = True, state, False
         except (UserError, OSError) as error:
-            is_sent = False
+            sent = None
             if not told:
                 logger.warning("checkpoints are not copied now (%s); this is tried again", error)
             told = True
     # Threads of a transfer that hangs are not waited for.
-    os._exit(0 if is_sent else 1)
+    os._exit(1 if sent is None else 0)
+
+
+def _state(folder: Path) -> tuple[object, ...]:
+    """Return what changes with each checkpoint and at the end: without a change, the bucket is not asked."""
+    return (folder / FINISHED).exists(), *((path.name, path.stat().st_mtime_ns) for path in checkpoints(folder))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import UserError
-from diffusion_core.lineage.checkpoints import FINISHED, MANIFEST, MILESTONE, checkpoints, newest_step, problem
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage.checkpoints import FINISHED, MANIFEST, MILESTONE, checkpoints, problem, set_aside
 from diffusion_core.storage import Object, Store, delete, download_all, open_store, upload
 
 logger = logging.getLogger(__name__)
@@ -62,47 +62,87 @@ class Copies:
                 " unset the variable"
             )
 
-    def fetch(self) -> None:
-        """Download the newest whole copy, if it is newer than the checkpoints in the folder."""
-        found = self._listed(self.folder.name)
-        for name in sorted(found.keys() - {""}, reverse=True):
-            if int(name[5:]) <= (newest_step(self.folder) or 0):
-                return
-            if MANIFEST in found[name]:
-                self._fetch(name, found[name])
+    def fetch(self, newer_than: int) -> str | None:
+        """Download the newest whole copy whose step is larger than `newer_than`, and return its name, or None.
 
-    def _fetch(self, name: str, objects: dict[str, Object]) -> None:
+        Damaged ones are passed over with a warning.
+        """
+        passed: set[str] = set()
+        # Listed again after each that was passed over, because another machine may have replaced it by a newer one.
+        while names := [each for each in self._whole() if each not in passed and int(each[5:]) > newer_than]:
+            name = max(names)
+            if self.fetch_one(name):
+                return name
+            passed.add(name)
+        return None
+
+    def fetch_one(self, name: str) -> bool:
+        """Download the copy of one checkpoint, in place of a damaged one, and return whether it is whole.
+
+        Raises:
+            Unavailable: the store does not answer.
+            OSError: the disk is full or refuses.
+        """
+        objects = self._listed(self.folder.name).get(name, {})
+        if MANIFEST not in objects:
+            return False
         temporary = self.folder / f"{name}.tmp-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            for _ in download_all(
-                self.store, self.address.bucket, [(each, temporary / file) for file, each in objects.items()]
-            ):
-                pass
-            damage = problem(temporary)
-            if damage is None:
-                temporary.rename(self.folder / name)
-                print(f"train: fetched the checkpoint {name} from {self.address}", flush=True)
-            else:
+            damage = self._downloaded(objects, temporary)
+            if damage is not None:
                 logger.warning("the copy of %s in %s is damaged (%s): it is not used", name, self.address, damage)
+                return False
+            target = self.folder / name
+            if target.exists():
+                set_aside(target)
+            temporary.rename(target)
+            return True
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def _downloaded(self, objects: dict[str, Object], folder: Path) -> str | None:
+        """Download a copy to `folder`, and return why it is damaged, or None if it is whole."""
+        wanted = [(each, folder / file) for file, each in objects.items()]
+        try:
+            hashes = {file.name: sha256 for _, file, sha256 in download_all(self.store, self.address.bucket, wanted)}
+        except Unavailable:
+            raise
+        except UserError as error:
+            return str(error)
+        return problem(folder, hashes)
+
     def send(self) -> None:
-        """Send what the bucket lacks, newest first, and remove copies of checkpoints that are no longer kept."""
+        """Send what the bucket lacks, newest first, and remove copies that are older than what the folder keeps.
+
+        Newer ones stay: another machine that is further may have made them.
+        """
         found = self._listed(self.folder.name)
+        self._send_end(found)
         kept = checkpoints(self.folder)
         for path in kept:
-            if MANIFEST not in found.get(path.name, {}):
-                files = sorted(path.iterdir(), key=lambda file: file.name == MANIFEST)
-                for file in files:
-                    self._upload(file, f"{path.name}/{file.name}")
-        if (self.folder / FINISHED).exists() and FINISHED not in found.get("", {}):
-            self._upload(self.folder / FINISHED, FINISHED)
+            there = found.get(path.name, {})
+            if MANIFEST not in there:
+                for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
+                    self._upload(file, f"{path.name}/{file.name}", there.get(file.name))
         if kept:
-            names = {path.name for path in kept}
-            self._delete([each for name, each in found.items() if name not in {*names, ""} and MILESTONE not in each])
+            oldest = min((path.name for path in kept if not (path / MILESTONE).exists()), default=kept[0].name)
+            for name, objects in found.items():
+                if name and name < oldest and MILESTONE not in objects and not (self.folder / name).exists():
+                    self._delete(objects)
+
+    def send_end(self) -> None:
+        """Let the bucket say that the training is finished, if the folder does, before anything else is sent."""
+        self._send_end(self._listed(self.folder.name))
+
+    def _send_end(self, found: dict[str, dict[str, Object]]) -> None:
+        marker = found.get("", {}).get(FINISHED)
+        if (self.folder / FINISHED).exists():
+            if marker is None:
+                self._upload(self.folder / FINISHED, FINISHED)
+        elif marker is not None:
+            delete(self.store, self.address.bucket, marker.key)
 
     def remove_finished(self) -> None:
         """Remove the copies of other trainings that are finished, but for milestones."""
@@ -110,8 +150,16 @@ class Copies:
         trainings = {each.key.removeprefix(self.address.prefix).partition("/")[0] for each in listed}
         for training in trainings - {self.folder.name}:
             found = self._listed(training)
-            if FINISHED in found.get("", {}):
-                self._delete([each for each in found.values() if MILESTONE not in each])
+            marker = found.pop("", {}).get(FINISHED)
+            if marker is not None:
+                for objects in found.values():
+                    if MILESTONE not in objects:
+                        self._delete(objects)
+                # Last: what a kill leaves is removed by the next training.
+                delete(self.store, self.address.bucket, marker.key)
+
+    def _whole(self) -> list[str]:
+        return [name for name, objects in self._listed(self.folder.name).items() if MANIFEST in objects and name]
 
     def _listed(self, training: str) -> dict[str, dict[str, Object]]:
         """Return the objects of a training's copies by checkpoint, "" for those of none, and by file name."""
@@ -123,12 +171,11 @@ class Copies:
                 found.setdefault(parts["checkpoint"] or "", {})[parts["file"]] = each
         return found
 
-    def _upload(self, file: Path, name: str) -> None:
-        upload(self.store, self.address.bucket, file, f"{self.address.prefix}{self.folder.name}/{name}")
+    def _upload(self, file: Path, name: str, listed: Object | None = None) -> None:
+        key = f"{self.address.prefix}{self.folder.name}/{name}"
+        upload(self.store, self.address.bucket, file, key, listed)
 
-    def _delete(self, copies: list[dict[str, Object]]) -> None:
-        for objects in copies:
-            # The manifest first: a copy that is partly removed is not whole.
-            keys = sorted((each.key for each in objects.values()), key=lambda key: not key.endswith(MANIFEST))
-            for key in keys:
-                delete(self.store, self.address.bucket, key)
+    def _delete(self, objects: dict[str, Object]) -> None:
+        """Delete a copy, its manifest first: a copy that is partly removed is not whole."""
+        for key in sorted((each.key for each in objects.values()), key=lambda key: not key.endswith(MANIFEST)):
+            delete(self.store, self.address.bucket, key)

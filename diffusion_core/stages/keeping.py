@@ -11,6 +11,7 @@ from diffusion_core.files import Locked, exclusive_lock
 from diffusion_core.lineage.checkpoints import (
     checkpoints,
     finished_folders,
+    mark_unfinished,
     newest_step,
     only_training,
     remove_finished,
@@ -43,6 +44,7 @@ def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[
                     remove_finished(folder)
             _check_room(plan.folder, trainer, environment)
             with backup(environment, plan.folder):
+                mark_unfinished(plan.folder)
                 yield
     except Locked:
         raise UserError(

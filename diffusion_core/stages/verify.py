@@ -181,20 +181,31 @@ def _checkpoints(environment: Environment, repair: bool) -> Iterator[Finding]:
             # A training that runs may have removed it meanwhile.
             if damage is not None and path.exists():
                 found = Finding(str(path), damage, "the training resumes from the checkpoint before it")
-                yield replace(found, is_repaired=repair and _restored(environment, path))
+                try:
+                    found = replace(found, is_repaired=repair and _restored(environment, path))
+                except UserError as error:
+                    found = replace(found, problem=f"{damage}, and its copy cannot be fetched ({error})")
+                yield found
 
 
 def _restored(environment: Environment, path: Path) -> bool:
-    """Set a damaged checkpoint aside and fetch its copy; return whether it is whole. Not while its training runs."""
+    """Fetch the copy of a damaged checkpoint, or set it aside; return whether it is whole. Not while its training runs.
+
+    Raises:
+        UserError: the bucket for copies cannot be used; the checkpoint stays for the next time.
+    """
     try:
         with exclusive_lock(path.parent / LOCK):
-            set_aside(path)
+            # A training may have replaced or removed it meanwhile.
+            if not path.exists() or problem(path) is None:
+                return True
             copies = Copies.of(environment, path.parent)
-            if copies is not None:
-                copies.fetch()
+            if copies is not None and copies.fetch_one(path.name):
+                return True
+            set_aside(path)
     except Locked:
-        return False
-    return path.exists()
+        pass
+    return False
 
 
 def _champion(environment: Environment, repair: bool) -> Iterator[Finding]:

@@ -169,6 +169,12 @@ def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes, wa
         load_environment()
 
 
+def test_one_checkpoint_is_not_enough(monkeypatch):
+    monkeypatch.setenv("DIFFUSION_KEEP_CHECKPOINTS", "1")
+    with pytest.raises(UserError, match="^DIFFUSION_KEEP_CHECKPOINTS is '1': it must be greater than or equal to 2$"):
+        load_environment()
+
+
 def test_a_misspelt_variable_is_refused_wherever_it_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("DIFFUSION_THREAD=1\n", encoding="utf-8")

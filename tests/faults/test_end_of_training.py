@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.checkpoints import checkpoints, finished_folders
 from diffusion_core.training import checkpoint
 from tests.faults.commands import command, is_killed, run, succeeds, wait_for
 
@@ -114,6 +115,15 @@ def test_the_next_training_of_something_else_removes_what_is_finished(folder):
     succeeds(folder, "train")
     (second,) = (folder / ".checkpoints").iterdir()
     assert first != second
+
+
+def test_a_finished_training_that_trains_again_is_not_removed(folder):
+    """DVC makes its model again with `--force`, and that is interrupted."""
+    succeeds(folder, "train")
+    (first,) = finished_folders(folder / ".checkpoints")
+    is_killed(folder, "train", die_at="diffusion_core.stages.train:load_newest:1")
+    assert finished_folders(folder / ".checkpoints") == set()
+    assert checkpoints(first)
 
 
 @pytest.mark.parametrize("operation", ["rename", "rmtree"])
