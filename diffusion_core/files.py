@@ -61,8 +61,7 @@ def replaced(folder: Path) -> Iterator[Path]:
         folder.rename(old)
     new.rename(folder)
     flush(folder.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    _remove(old)
 
 
 def _sweep(folder: Path) -> None:
@@ -74,7 +73,7 @@ def _sweep(folder: Path) -> None:
             if word == "old" and not folder.exists():
                 stale.rename(folder)
             else:
-                shutil.rmtree(stale)
+                _remove(stale)
 
 
 def _is_stale(path: Path) -> bool:
@@ -134,15 +133,21 @@ def _move(source: Path, target: Path) -> None:
 def discard(folder: Path) -> None:
     """Remove a folder; a kill at any moment leaves it whole, or a leftover for `sweep_discarded`."""
     trash = folder.with_name(f".{folder.name}.trash-{os.getpid()}")
+    _remove(trash)
     folder.rename(trash)
     flush(folder.parent)
-    shutil.rmtree(trash)
+    _remove(trash)
 
 
 def sweep_discarded(parent: Path) -> None:
     """Remove what killed processes left in `parent` while discarding folders."""
     for trash in parent.glob(".*.trash-*"):
-        shutil.rmtree(trash, ignore_errors=True)
+        _remove(trash)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that nothing needs; another process may do so too, and NFS may keep open files of it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_whole(file: Path, content: str, mode: int = 0o666) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.files import Locked, exclusive_lock, replaced, replaced_files, sha256_of, write_whole
+from diffusion_core.files import (
+    Locked,
+    discard,
+    exclusive_lock,
+    replaced,
+    replaced_files,
+    sha256_of,
+    sweep_discarded,
+    write_whole,
+)
 
 
 def test_the_new_folder_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -115,6 +124,41 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
         write_whole(file, "new")
     assert file.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+SWEEPER = """
+import sys
+from pathlib import Path
+from diffusion_core.files import sweep_discarded
+print("sweeps", flush=True)
+while True:
+    sweep_discarded(Path(sys.argv[1]))
+"""
+
+
+def test_two_processes_may_remove_what_was_discarded(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", SWEEPER, str(tmp_path)], stdout=subprocess.PIPE) as sweeper:
+        assert sweeper.stdout is not None
+        sweeper.stdout.readline()
+        try:
+            for number in range(10):
+                folder = tmp_path / str(number)
+                folder.mkdir()
+                for name in range(300):
+                    (folder / str(name)).touch()
+                discard(folder)
+        finally:
+            sweeper.kill()
+    sweep_discarded(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_leftover_of_an_earlier_process_with_this_id_stops_no_removal(tmp_path: Path) -> None:
+    for name in (".x.trash-" + str(os.getpid()), "x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    discard(tmp_path / "x")
+    assert not [*tmp_path.iterdir()]
 
 
 HOLDER = """

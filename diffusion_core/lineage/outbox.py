@@ -1,7 +1,7 @@
 """A queue on disk of what a tracking store is to be sent, so that no store can delay or lose it.
 
 An entry is a line of JSON in `entries.jsonl`, flushed to disk before `append` returns. `sent` has the number of bytes
-that the store has acknowledged. Images are files beside it.
+that the store has acknowledged. Images are files beside it. `store` names the only store that gets the entries.
 """
 
 import json
@@ -14,77 +14,34 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import TypeAdapter, ValidationError
 
 from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
 from diffusion_core.lineage.checkpoints import LOCK
+from diffusion_core.lineage.entries import Entry, parse
 
 # Its name in the folder of a training's checkpoints.
 OUTBOX = "outbox"
 ENTRIES, SENT, KEY, RUN, IMAGES, SENDING = "entries.jsonl", "sent", "key", "run", "images", ".sending"
+STORE, STEPS = "store", "steps"
 
 # Seconds after which a process that sends has noticed that there is nothing left.
 LONGEST_CALL = 10.0
 
-Entry = dict[str, Any]
+_STEPS = TypeAdapter(dict[str, int])
 
 
-class _Start(TypedDict):
-    kind: Literal["start"]
-    params: dict[str, str]
-    dataset: dict[str, str | None]
-    tags: dict[str, str]
-    time: int
+class QueueError(UserError):
+    """A queue cannot be sent, now or later. Other queues can."""
 
 
-class _Metrics(TypedDict):
-    kind: Literal["metrics"]
-    values: dict[str, float]
-    step: int
-    time: int
-
-
-class _Tag(TypedDict):
-    kind: Literal["tag"]
-    key: str
-    value: str
-
-
-class _Text(TypedDict):
-    kind: Literal["text"]
-    content: str
-    # Below the run's artifacts.
-    file: Annotated[str, Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
-
-
-class _Image(TypedDict):
-    kind: Literal["image"]
-    key: str
-    step: int
-    time: int
-    # Nothing but an image of the queue.
-    file: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.npy$")]
-
-
-class _End(TypedDict):
-    kind: Literal["end"]
-    status: Literal["FINISHED", "FAILED", "KILLED"]
-    time: int
-
-
-_AnyEntry = Annotated[_Start | _Metrics | _Tag | _Text | _Image | _End, Field(discriminator="kind")]
-_ENTRY: TypeAdapter[_AnyEntry] = TypeAdapter(_AnyEntry)
-
-
-class DamagedQueue(UserError):
+class DamagedQueue(QueueError):
     """A file of a queue is not one that `Outbox` wrote."""
 
 
@@ -120,6 +77,26 @@ class Outbox:
     def all(root: Path) -> list["Outbox"]:
         """Return the queues of the trainings in a folder of checkpoints."""
         return [Outbox(key.parent) for key in sorted(root.glob(f"*/{OUTBOX}/{KEY}"))]
+
+    @property
+    def store(self) -> str | None:
+        """The name of the store that gets the entries, or None for any.
+
+        Raises:
+            DamagedQueue: the file is damaged.
+        """
+        return self._text(STORE, r"[^\x00-\x1f\x7f]{1,4096}") if (self.folder / STORE).exists() else None
+
+    def is_for(self, store: str) -> bool:
+        """Return whether a store may get the entries."""
+        return self.store in (None, store)
+
+    def set_store(self, store: str) -> None:
+        """Keep the name of the store that gets the entries; another store than before gets all of them again."""
+        if not self.is_for(store):
+            (self.folder / SENT).unlink(missing_ok=True)
+        if self.store != store:
+            write_whole(self.folder / STORE, store)
 
     def sending(self) -> AbstractContextManager[None]:
         """Return a lock for the block that sends; raises `Locked` if another process sends."""
@@ -188,8 +165,38 @@ class Outbox:
         write_whole(self.folder / SENT, str(number))
 
     def is_empty(self) -> bool:
-        """Return whether the store has acknowledged all entries."""
-        return next(self.unsent(), None) is None
+        """Return whether the store has acknowledged all entries; a damaged queue is not empty."""
+        try:
+            return next(self.unsent(), None) is None
+        except DamagedQueue:
+            return False
+
+    def last_kind(self) -> str | None:
+        """Return the kind of the last entry, sent or not."""
+        kind = None
+        for entry in self.entries():
+            kind = entry["kind"]
+        return kind
+
+    def last_steps(self) -> dict[str, int]:
+        """Return the last step of each metric among the entries, sent or not."""
+        steps: dict[str, int] = {}
+        for entry in self.entries():
+            if entry["kind"] == "metrics":
+                steps |= dict.fromkeys(entry["values"], entry["step"])
+        return steps
+
+    def cleared_steps(self) -> dict[str, int]:
+        """Return the last step of each metric among the entries that `clear` has removed.
+
+        Raises:
+            DamagedQueue: the file is damaged.
+        """
+        file = self.folder / STEPS
+        try:
+            return _STEPS.validate_json(file.read_bytes()) if file.exists() else {}
+        except ValidationError as error:
+            raise self._damaged(file, error.errors()[0]["msg"]) from None
 
     @property
     def run_id(self) -> str | None:
@@ -202,10 +209,7 @@ class Outbox:
 
     def clear_if_done(self) -> bool:
         """Remove the entries and images if the run has ended and the store has all; return whether that is so."""
-        last = None
-        for entry in self.entries():
-            last = entry["kind"]
-        if last not in (None, "end") or not self.is_empty():
+        if self.last_kind() not in (None, "end") or not self.is_empty():
             return False
         # A thread that sends meanwhile would see entries that nothing says are sent.
         try:
@@ -217,7 +221,11 @@ class Outbox:
         return True
 
     def clear(self) -> None:
-        """Remove all entries and images; key and run stay. Only within `sending`."""
+        """Remove all entries and images; key, run, store and last steps stay. Only within `sending`."""
+        if steps := self.last_steps():
+            known = self.cleared_steps()
+            steps = {name: max(step, known.get(name, step)) for name, step in steps.items()}
+            write_whole(self.folder / STEPS, json.dumps(known | steps))
         # In this order: what is sent again is recognised, and what is skipped would be lost.
         (self.folder / SENT).unlink(missing_ok=True)
         (self.folder / ENTRIES).unlink(missing_ok=True)
@@ -250,7 +258,7 @@ class Outbox:
                     return
                 end += len(line)
                 try:
-                    yield end, cast(Entry, _ENTRY.validate_json(line))
+                    yield end, parse(line)
                 except ValidationError as error:
                     raise self._damaged(file, error.errors()[0]["msg"]) from None
 

@@ -19,6 +19,7 @@ import mlflow
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.address import without_userinfo
@@ -53,6 +54,23 @@ def tracking_uri(environment: Environment) -> str:
     own = environment.tracking_uri and environment.tracking_uri.get_secret_value()
     # Absolute, because MLflow caches stores by address, and a relative one would refer to the first working directory.
     return own or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(DEFAULT_STORE.absolute())
+
+
+def store_name(environment: Environment) -> str:
+    """Return a name of the store and its experiment, without credentials; two stores have different names."""
+    return f"{without_userinfo(tracking_uri(environment))}, experiment {environment.experiment!r}"
+
+
+@contextmanager
+def sent_once() -> Iterator[None]:
+    """Let MLflow send each request of the block once. It would repeat one whose answer was lost, and make two runs."""
+    variable = MLFLOW_HTTP_REQUEST_MAX_RETRIES.name
+    before = os.environ[variable]
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        os.environ[variable] = before
 
 
 def connect(environment: Environment, *, may_create: bool = True) -> MlflowClient:

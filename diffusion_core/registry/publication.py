@@ -20,7 +20,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.saved_model import load_model, model_digest
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
-from diffusion_core.registry.connection import experiment_id
+from diffusion_core.registry.connection import experiment_id, sent_once
 from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.versions import MODEL_DIGEST
 
@@ -57,7 +57,8 @@ def original_run(client: MlflowClient, environment: Environment, run_key: str) -
     found = client.search_runs([experiment], f"tags.{STANDS_IN_FOR} = '{run_key}'", max_results=1)
     if found:
         return found[0]
-    run = client.create_run(experiment, tags={STANDS_IN_FOR: run_key})
+    with sent_once():
+        run = client.create_run(experiment, tags={STANDS_IN_FOR: run_key})
     client.set_terminated(run.info.run_id)
     return run
 

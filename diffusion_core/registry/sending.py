@@ -1,5 +1,6 @@
 """Sends a queue's entries to the tracking store: each once, and in order."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.data import sources
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.lineage.outbox import DamagedQueue, Entry, Outbox
-from diffusion_core.registry.connection import experiment_id
+from diffusion_core.lineage.entries import Entry
+from diffusion_core.lineage.outbox import DamagedQueue, Outbox, QueueError
+from diffusion_core.registry.connection import experiment_id, is_transient, reason, sent_once
 
 # Tags of MLflow runs: the queue's key, and the run that a new one replaces.
 RUN_KEY = "run_key"
@@ -22,6 +24,12 @@ CONTINUES = "continues_missing_run"
 LONGEST_DIGEST = 36
 # Limits of MLflow's call log_batch.
 MOST_METRICS, MOST_PARAMS = 1000, 100
+
+_logger = logging.getLogger(__name__)
+
+
+class RefusedQueue(QueueError):
+    """The store refuses an entry, and would refuse it again."""
 
 
 class Sender:
@@ -45,10 +53,29 @@ class Sender:
     def send(self) -> Iterator[int]:
         """Send what was not acknowledged, and yield the number of entries after each call of the store.
 
+        Entries of a run that was deleted in MLflow are passed over.
+
         Raises:
+            RefusedQueue: the store refuses an entry, and would refuse it again.
             UserError: the experiment cannot be used.
-            MlflowException, OSError: the store does not answer, or refuses an entry.
+            MlflowException, OSError: the store does not answer.
         """
+        while True:
+            try:
+                yield from self._send()
+                return
+            except MlflowException as error:
+                if is_transient(error):
+                    raise
+                passed = self._pass_lost_run()
+                if not passed:
+                    raise RefusedQueue(
+                        f"the tracking store refuses what waits in {self._outbox.folder} ({reason(error)}): correct"
+                        " that in MLflow and run `diffusion replay`, or remove the folder"
+                    ) from None
+                yield passed
+
+    def _send(self) -> Iterator[int]:
         metrics: list[Metric] = []
         count, last = 0, 0
         for number, entry in self._outbox.unsent():
@@ -93,6 +120,36 @@ class Sender:
             self._log_image(entry)
         elif entry["kind"] == "end":
             self._client.set_terminated(self._run_id(), entry["status"], entry["time"])
+            self._end_doubles(entry["time"])
+
+    def _end_doubles(self, time: int) -> None:
+        """End the empty runs that a server made of requests which seemed lost, and take the queue's key from them."""
+        for run in find_runs(self._client, self._outbox.key):
+            if run.info.run_id != self._outbox.run_id and run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED", time)
+                self._client.delete_tag(run.info.run_id, RUN_KEY)
+
+    def _pass_lost_run(self) -> int:
+        """Acknowledge what waits for a run that the store lost, up to the next start; return the number of entries.
+
+        A run that is missing may come back, with the right database. So only a deleted one needs no next start.
+        """
+        run_id = self._outbox.run_id
+        stage = None if run_id is None else _stage(self._client, run_id)
+        if run_id is None or stage == "active":
+            return 0
+        count, last = 0, 0
+        for number, entry in self._outbox.unsent():
+            if entry["kind"] == "start":
+                break
+            count, last = count + 1, number
+        else:
+            if stage is None:
+                return 0
+        if count:
+            self._outbox.acknowledge(last)
+            _logger.warning("the run %s was deleted in MLflow: %d entries for it are not sent", run_id, count)
+        return count
 
     def _log_image(self, entry: Entry) -> None:
         run, key, step = self._run_id(), entry["key"], entry["step"]
@@ -110,8 +167,10 @@ class Sender:
         if run_id is None:
             tags |= {} if known is None else {CONTINUES: known}
             experiment = experiment_id(self._client, self._environment)
-            run = self._client.create_run(experiment, start_time=entry["time"], tags=resolve_tags(tags))
+            with sent_once():
+                run = self._client.create_run(experiment, start_time=entry["time"], tags=resolve_tags(tags))
             run_id = run.info.run_id
+            self._last_steps = {}
         else:
             self._client.update_run(run_id, "RUNNING")
         self._outbox.set_run_id(run_id)
@@ -134,18 +193,28 @@ class Sender:
 
 def find_run(client: MlflowClient, key: str) -> str | None:
     """Return the id of the run with a queue's key, or None."""
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.{RUN_KEY} = '{key}'", max_results=1)
+    found = find_runs(client, key)
     return found[0].info.run_id if found else None
+
+
+def find_runs(client: MlflowClient, key: str) -> list[Run]:
+    """Return the runs with a queue's key: one or, after a lost answer, more."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    return [*client.search_runs(experiments, f"tags.{RUN_KEY} = '{key}'")]
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:
     """Return whether the store has this run and it is not deleted."""
+    return _stage(client, run_id) == "active"
+
+
+def _stage(client: MlflowClient, run_id: str) -> str | None:
+    """Return "active" or "deleted", or None for a run that the store does not have."""
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+        return str(client.get_run(run_id).info.lifecycle_stage)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return False
+            return None
         raise
 
 

@@ -9,6 +9,7 @@ from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
+from diffusion_core.lineage.outbox import QueueError
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
@@ -47,7 +48,10 @@ def run(environment: Environment) -> None:
 
     client = connect(environment)
     # The run is in the store only when its entries have arrived.
-    replay(environment)
+    try:
+        replay(environment, info.run_key)
+    except QueueError as error:
+        print(f"publish: {error}")
     with answering(environment):
         training = original_run(client, environment, info.run_key)
         if training.data.tags.get(RUN_KEY) != info.run_key:

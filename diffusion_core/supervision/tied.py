@@ -53,8 +53,10 @@ def main() -> None:
         # While the parent lives, it signals to the whole group itself.
         nonlocal ended
         if os.getppid() != int(parent) and not ended:
-            ended = True
-            _end(watched or psutil.Process().children(recursive=True))
+            processes = watched or psutil.Process().children(recursive=True)
+            # While the command starts, there may be none; the call below comes after that.
+            ended = bool(processes)
+            _end(processes)
 
     signal.signal(signal.SIGTERM, end_orphans)
     # A handler, because the command would inherit SIG_IGN.
@@ -62,7 +64,7 @@ def main() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     end_with_parent()
     child = None if watched else subprocess.Popen(command)
-    # The parent may have died before Linux was asked.
+    # The parent may have died before Linux was asked, or while the command started.
     end_orphans()
     if child is None:
         psutil.wait_procs(watched)

@@ -83,6 +83,39 @@ def test_a_server_that_was_tied_ends(tmp_path):
     wait_for(lambda: not any(map(lives, family)), 30.0)
 
 
+# The watcher, where the start of its command takes long.
+SLOW_START = """
+import subprocess, sys, time
+from pathlib import Path
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        Path("starts").touch()
+        time.sleep(2.0)
+        super().__init__(*arguments, **options)
+        Path(f"{self.pid}.pid").touch()
+
+subprocess.Popen = Popen
+from diffusion_core.supervision import tied
+tied.main()
+"""
+OWNER_OF_SLOW = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "slow.py", str(os.getpid()), "sleep", "60"], start_new_session=True).wait()
+"""
+
+
+def test_a_command_that_starts_while_its_owner_is_killed_ends(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_START, encoding="utf-8")
+    owner = subprocess.Popen([sys.executable, "-c", OWNER_OF_SLOW], cwd=tmp_path)
+    wait_for((tmp_path / "starts").exists)
+    # The watcher has told Linux and hears of it now, without a child.
+    owner.kill()
+    owner.wait()
+    (file,) = wait_for(lambda: [*tmp_path.glob("*.pid")])
+    wait_for(lambda: not psutil.pid_exists(int(file.stem)) or not lives(psutil.Process(int(file.stem))), 15.0)
+
+
 def test_without_it_they_would_live_on(tmp_path):
     """The control."""
     family = kill_owner(tmp_path, "nothing", 2)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from mlflow import MlflowClient
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.identity import flattened
-from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.outbox import DamagedQueue, Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry import tracking
-from diffusion_core.registry.connection import answering, connect, experiment_id
-from diffusion_core.registry.sending import Sender, find_run
+from diffusion_core.registry.connection import answering, connect, experiment_id, store_name
+from diffusion_core.registry.delivery import Delivery
+from diffusion_core.registry.sending import RUN_KEY, RefusedQueue, Sender, find_run
 from diffusion_core.registry.tracking import end_abandoned, replay, training_run
 from tests.registry.servers import serving
 
@@ -147,7 +149,7 @@ def test_steps_that_a_killed_training_repeats_are_logged_once(environment):
 def test_steps_that_wait_and_are_repeated_are_logged_once(environment, monkeypatch):
     """The queue knows them, although the store does not yet."""
     outbox = Outbox(FOLDER)
-    delivery = tracking.Delivery(environment, [])
+    delivery = Delivery(environment, [])
     for _ in range(2):
         run = tracking.Run(outbox, delivery)
         for step in (1, 2):
@@ -184,6 +186,8 @@ def test_an_unreachable_server_holds_nothing_and_loses_nothing(tmp_path, environ
     assert "5 entries for the tracking store http://127.0.0.1:1 wait in .checkpoints/one/outbox" in caplog.text
     with pytest.raises(Unavailable):
         replay(away)
+    # The server comes back.
+    Outbox(FOLDER).set_store(store_name(environment))
     assert replay(environment) == 5
     run_id = find_run(connect(environment), run.key)
     assert stored(environment, run_id).info.status == "FINISHED"
@@ -195,7 +199,7 @@ def test_an_unreachable_server_holds_nothing_and_loses_nothing(tmp_path, environ
 
 def test_the_next_training_sends_what_waits_and_ends_what_was_killed(environment):
     killed = Outbox(Path(".checkpoints/killed/outbox"))
-    run = tracking.Run(killed, tracking.Delivery(environment, []))
+    run = tracking.Run(killed, Delivery(environment, []))
     run.start(flattened(PARAMS), DATASET, {})
     run.metrics({"loss": 3.0}, step=1)
     track(environment)
@@ -207,7 +211,7 @@ def test_the_next_training_sends_what_waits_and_ends_what_was_killed(environment
 
 def test_a_training_that_runs_is_not_ended_by_another(environment):
     running = Outbox(Path(".checkpoints/running/outbox"))
-    tracking.Run(running, tracking.Delivery(environment, [])).start({}, DATASET, {})
+    tracking.Run(running, Delivery(environment, [])).start({}, DATASET, {})
     with running.of_training():
         worker = threading.Thread(target=end_abandoned, args=(running,))
         worker.start()
@@ -226,7 +230,7 @@ class Dies(Exception):
 def test_a_kill_at_any_call_of_the_store_sends_each_entry_once(environment, monkeypatch, call, moment):
     """After the call the store has the entry, and the queue does not know it."""
     outbox = Outbox(FOLDER)
-    run = tracking.Run(outbox, tracking.Delivery(environment, []))
+    run = tracking.Run(outbox, Delivery(environment, []))
     run.start(flattened(PARAMS), DATASET, {})
     for step in (1, 2):
         run.metrics({"loss": 1.0 / step, "rate": 1.0}, step)
@@ -278,13 +282,13 @@ class _Flaky(BaseHTTPRequestHandler):
 
 def test_metrics_arrive_once_and_in_order_over_a_connection_that_fails_every_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("diffusion_core.registry.delivery.FIRST_PAUSE", 0.01)
     with serving(_Flaky) as server:
         server.asked, server.taken = 0, []
         outbox = Outbox(tmp_path / "one/outbox")
         outbox.set_run_id("0" * 32)
         environment = Environment(tracking_uri=f"http://127.0.0.1:{server.server_port}")
-        delivery = tracking.Delivery(environment, [outbox])
+        delivery = Delivery(environment, [outbox])
         run = tracking.Run(outbox, delivery)
         delivery.start()
         for step in range(1, 9):
@@ -332,3 +336,186 @@ def test_a_file_that_cannot_be_read_is_no_trouble_with_the_store(environment):
     missing = FileNotFoundError(2, "No such file", "picture.png")
     with pytest.raises(FileNotFoundError), answering(environment):
         raise missing
+
+
+def waiting(name, *entries, finished=True):
+    """The queue of another training, beside the one in FOLDER, which has sent nothing."""
+    outbox = Outbox(Path(".checkpoints") / name / "outbox")
+    run = tracking.Run(outbox, Delivery(Environment(), []))
+    run.start({}, DATASET, {})
+    for values, step in entries:
+        run.metrics(values, step)
+    if finished:
+        run.finish("FINISHED")
+    return outbox
+
+
+def deliver(environment, outbox):
+    return list(Sender(connect(environment), environment, outbox).send())
+
+
+def is_sent(outbox):
+    end = time.monotonic() + 20.0
+    while not outbox.is_empty() and time.monotonic() < end:
+        time.sleep(0.02)
+    return outbox.is_empty()
+
+
+@pytest.mark.parametrize("other", [{"experiment": "other"}, {"tracking_uri": "http://127.0.0.1:1"}])
+def test_a_queue_goes_to_its_own_store_and_experiment_alone(environment, caplog, other):
+    elsewhere, here = waiting("a"), waiting("b")
+    elsewhere.set_store(store_name(Environment(**{"tracking_uri": environment.tracking_uri, **other})))
+    # They are sent in the order of their names.
+    track(environment, lambda _: is_sent(here))
+    assert here.is_empty()
+    assert replay(environment) == 0
+    assert f"what waits in {elsewhere.folder} is for {elsewhere.store}" in caplog.text
+    assert [entry["kind"] for entry in elsewhere.entries()] == ["start", "end"]
+    assert find_run(connect(environment), elsewhere.key) is None
+
+
+def test_a_training_that_resumes_with_another_store_takes_all_that_waits_there(environment, tmp_path, caplog):
+    first = environment.model_copy(update={"experiment": "first"})
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    outbox.set_store(store_name(first))
+    deliver(first, outbox)
+    track(environment, lambda run: run.metrics({"loss": 1.0}, 2))
+    assert Outbox(FOLDER).store == store_name(environment)
+    run_id = find_run(connect(environment), outbox.key)
+    assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.0)]
+
+
+def test_a_resumed_training_goes_on_with_its_system_metrics(environment):
+    def body(run):
+        run.metrics({"system/cpu": 0.5}, run.next_step("system/"))
+        raise SystemExit(143)
+
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            track(environment, body)
+        # Nothing waits, so the queue itself knows no step.
+        assert not (FOLDER / "entries.jsonl").exists()
+    run_id = find_run(connect(environment), Outbox(FOLDER).key)
+    assert [step for step, _ in history(environment, run_id, "system/cpu")] == [0, 1, 2]
+
+
+def test_what_waits_for_a_deleted_run_stops_no_other_queue(environment, caplog):
+    deleted = waiting("a", ({"loss": 1.0}, 1), finished=False)
+    deliver(environment, deleted)
+    tracking.Run(deleted, Delivery(environment, [])).metrics({"loss": 0.5}, 2)
+    connect(environment).delete_run(deleted.run_id)
+    other = waiting("b")
+    assert replay(environment) == 4
+    assert f"the run {deleted.run_id} was deleted in MLflow: 2 entries for it are not sent" in caplog.text
+    assert other.is_empty()
+    assert stored(environment, find_run(connect(environment), other.key)).info.status == "FINISHED"
+    assert replay(environment) == 0
+
+
+def test_a_training_whose_run_was_deleted_while_entries_wait_has_a_new_run(environment):
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    deliver(environment, outbox)
+    first = outbox.run_id
+    tracking.Run(outbox, Delivery(environment, [])).metrics({"loss": 1.0}, 2)
+    connect(environment).delete_run(first)
+    second = track(environment, lambda run: run.metrics({"loss": 0.5}, 3))
+    assert stored(environment, second).data.tags["continues_missing_run"] == first
+    assert stored(environment, second).info.status == "FINISHED"
+    assert history(environment, second, "loss") == [(3, 0.5)]
+
+
+def test_what_waits_for_a_run_of_another_database_stays(environment):
+    """The right one may come back."""
+    outbox = waiting("one")
+    ((number, _), _) = outbox.unsent()
+    outbox.acknowledge(number)
+    outbox.set_run_id("0" * 32)
+    with pytest.raises(RefusedQueue):
+        replay(environment)
+    assert [entry["kind"] for _, entry in outbox.unsent()] == ["end"]
+
+
+def test_an_entry_that_the_store_refuses_stops_its_queue_alone(environment, caplog):
+    refused, other = waiting("a", ({"no*name": 1.0}, 1)), waiting("b")
+    with pytest.raises(RefusedQueue, match=f"refuses what waits in {refused.folder} "):
+        replay(environment)
+    assert other.is_empty()
+    last = waiting("c")
+    own = track(environment, lambda _: is_sent(last))
+    assert last.is_empty()
+    assert stored(environment, own).info.status == "FINISHED"
+    assert caplog.text.count(f"refuses what waits in {refused.folder} ") == 2
+    assert replay(environment, key=last.key) == 0
+
+
+@pytest.mark.parametrize("file", ["entries.jsonl", "key", "sent", "store"])
+def test_a_damaged_queue_stops_no_other(environment, file):
+    damaged, other = waiting("a"), waiting("b")
+    (damaged.folder / file).write_bytes(b"\x00\n")
+    own = track(environment, lambda _: is_sent(other))
+    assert stored(environment, own).info.status == "FINISHED"
+    assert other.is_empty()
+    last = waiting("c")
+    with pytest.raises(DamagedQueue, match=f"{damaged.folder}/{file} is damaged"):
+        replay(environment)
+    assert last.is_empty()
+
+
+def slow(monkeypatch, seconds):
+    original = MlflowClient.set_tag
+
+    def set_tag(*arguments, **options):
+        time.sleep(seconds)
+        original(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "set_tag", set_tag)
+
+
+def test_a_slow_store_costs_a_training_its_patience_in_all(environment, monkeypatch):
+    """Each call succeeds, and 100 tags of 0.1 seconds wait."""
+    slow(monkeypatch, 0.1)
+    monkeypatch.setattr(tracking, "PATIENCE_DATABASE", 1.0)
+    outbox = waiting("one", finished=False)
+    for number in range(100):
+        outbox.append({"kind": "tag", "key": f"tag{number}", "value": ""})
+    began = time.monotonic()
+    with training_run(environment, FOLDER, params=PARAMS, dataset=DATASET, tags={}):
+        took = time.monotonic() - began
+        # The first is the control: this store is slow enough to use all of it.
+        assert 1.0 <= took < 2.0
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.0
+    assert not outbox.is_empty()
+
+
+def test_the_entries_of_a_training_go_before_those_of_others(environment, monkeypatch):
+    slow(monkeypatch, 0.1)
+    other = waiting("two", finished=False)
+    for number in range(100):
+        other.append({"kind": "tag", "key": f"tag{number}", "value": ""})
+    other.append({"kind": "end", "status": "KILLED", "time": 0})
+
+    def body(_):
+        # Its sending has begun.
+        while next(other.unsent())[1]["kind"] == "start":
+            time.sleep(0.02)
+        body.ended = time.monotonic()
+
+    run = stored(environment, track(environment, body))
+    assert time.monotonic() - body.ended < 3.0
+    assert run.info.status == "FINISHED"
+    assert not other.is_empty()
+
+
+def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment):
+    outbox = waiting("one", finished=False)
+    client = connect(environment)
+    double = client.create_run(experiment_id(client, environment), tags={RUN_KEY: outbox.key}).info.run_id
+    deliver(environment, outbox)
+    # The double is the one that is found; the queue's own is another.
+    own = client.create_run(experiment_id(client, environment), tags={RUN_KEY: outbox.key}).info.run_id
+    outbox.set_run_id(own)
+    tracking.Run(outbox, Delivery(environment, [])).finish("FINISHED")
+    deliver(environment, outbox)
+    assert [stored(environment, run).info.status for run in (own, double)] == ["FINISHED", "KILLED"]
+    assert find_run(client, outbox.key) == own

@@ -6,6 +6,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import SamplesOrigin
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
@@ -179,6 +180,23 @@ def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp
     assert run.data.tags[publication.STANDS_IN_FOR] == UNKNOWN_RUN
     run_stage(environment)
     assert len(runs(environment)) == 2
+
+
+def test_queues_of_other_trainings_stop_no_publication(environment, tmp_path, capsys):
+    """Only the model's own is sent, and one that cannot be sent is told."""
+    others = [Outbox(tmp_path / f".checkpoints/{name}/outbox") for name in ("a", "b")]
+    for outbox in others:
+        outbox.append({"kind": "tag", "key": "a", "value": "b"})
+    (others[0].folder / "entries.jsonl").write_bytes(b"{}\n")
+    run_stage(environment)
+    assert len(published(environment)) == 1
+    assert not any(outbox.is_empty() for outbox in others)
+    assert "outbox" not in capsys.readouterr().out
+    # The control: the queue of its own training.
+    (others[0].folder / "key").write_text("0" * 32)
+    write_run_info(tmp_path / "models", "0" * 32)
+    run_stage(environment)
+    assert "publish: .checkpoints/a/outbox/entries.jsonl is damaged" in capsys.readouterr().out
 
 
 def test_the_flow_is_told_version_and_page(environment, tmp_path):
