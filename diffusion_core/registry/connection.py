@@ -4,6 +4,7 @@ An address may include a user and a password. They are removed from a server's a
 message shows them.
 """
 
+import errno
 import math
 import os
 import sqlite3
@@ -257,7 +258,10 @@ def _create_database(file: Path) -> None:
 def _check_database(uri: str) -> None:
     """Connect once, because MLflow waits minutes for a database that does not exist."""
     file, url = _sqlite_file(uri), sqlalchemy.make_url(uri)
-    if file is not None and file.parent.is_dir() and not file.exists():
+    if file is not None and not file.exists():
+        if not file.parent.is_dir():
+            # SQLite has one error for this and for a disk that refuses.
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(file.parent))
         _create_database(file)
     limit = {"connect_timeout": SECONDS_TO_ANSWER} if url.get_backend_name() in ("postgresql", "mysql") else {}
     engine = sqlalchemy.create_engine(url, connect_args=limit)
