@@ -4,6 +4,7 @@ An address may include a user and a password. They are removed from a server's a
 message shows them.
 """
 
+import errno
 import math
 import os
 import sqlite3
@@ -265,7 +266,10 @@ def _check_database(uri: str, may_create: bool) -> None:
     """Connect once, because MLflow waits minutes for a database that does not exist."""
     file, url = _sqlite_file(uri), sqlalchemy.make_url(uri)
     missing = NoStore(f"the tracking store {without_userinfo(uri)} does not exist: name yours in {VARIABLES}")
-    if file is not None and file.parent.is_dir() and not file.exists():
+    if file is not None and not file.exists():
+        if not file.parent.is_dir():
+            # SQLite has one error for this and for a disk that refuses.
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(file.parent))
         if not may_create:
             raise missing
         _create_database(file)

@@ -142,11 +142,11 @@ def test_an_entry_that_does_not_fit_leaves_no_part_of_its_line(disk):
     outbox = Outbox(disk.seen / "outbox")
     disk.fill(2 * 4096)
     with pytest.raises(OSError, match="No space left") as raised:
-        until_full(lambda: outbox.append({"kind": "text", "content": "x" * 100}))
+        until_full(lambda: outbox.append({"kind": "text", "content": "x" * 100, "file": "a.txt"}))
     assert raised.value.filename == str(outbox.folder / ENTRIES)
     known = len([*outbox.entries()])
     disk.make_room()
-    outbox.append({"kind": "end"})
+    outbox.append({"kind": "end", "status": "FINISHED", "time": 0})
     assert [entry["kind"] for entry in outbox.entries()] == ["text"] * known + ["end"]
     shutil.rmtree(outbox.folder)
 

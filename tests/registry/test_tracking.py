@@ -19,6 +19,7 @@ from diffusion_core.registry.connection import answering, connect, experiment_id
 from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.sending import RUN_KEY, RefusedQueue, Sender, find_run
 from diffusion_core.registry.tracking import end_abandoned, replay, training_run
+from tests.registry.projects import new_environment
 from tests.registry.servers import serving
 
 PARAMS = {"train": {"seed": 1, "network": {"dim_mults": [1, 2], "dropout": 0.0}}}
@@ -374,15 +375,17 @@ def test_a_queue_goes_to_its_own_store_and_experiment_alone(environment, caplog,
     assert find_run(connect(environment), elsewhere.key) is None
 
 
-def test_a_training_that_resumes_with_another_store_takes_all_that_waits_there(environment, tmp_path, caplog):
-    first = environment.model_copy(update={"experiment": "first"})
+def test_a_training_that_resumes_with_another_store_takes_all_of_its_queue_there(environment, tmp_path, caplog):
+    (tmp_path / "first").mkdir()
+    first = new_environment(tmp_path / "first")
     outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
     outbox.set_store(store_name(first))
     deliver(first, outbox)
-    track(environment, lambda run: run.metrics({"loss": 1.0}, 2))
-    assert Outbox(FOLDER).store == store_name(environment)
+    tracking.Run(outbox, Delivery(environment, [])).metrics({"loss": 1.5}, 2)
+    track(environment, lambda run: run.metrics({"loss": 1.0}, 3))
+    assert f"what waits in {outbox.folder} for {store_name(first)} goes to {store_name(environment)} now" in caplog.text
     run_id = find_run(connect(environment), outbox.key)
-    assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.5), (3, 1.0)]
 
 
 def test_a_resumed_training_goes_on_with_its_system_metrics(environment):
