@@ -3,10 +3,9 @@
 DVC itself trusts a file of its cache that is not writable, and a file whose time and size did not change.
 """
 
-import hashlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +20,8 @@ from dvc_objects.errors import ObjectFormatError
 from scmrepo.exceptions import SCMError as GitError
 
 from diffusion_core.errors import UserError
-from diffusion_core.files import flush, temporary_beside
-from diffusion_core.parallel import in_parallel
+from diffusion_core.lineage.hashed_files import FOLDER, is_sound, is_whole, put, rotten
 
-HASHING_THREADS = 4
-FOLDER = ".dir"
 # Modes of a file in the cache, as DVC has it, and in the checkout.
 MODE = 0o444
 CHECKED_OUT = 0o644
@@ -125,7 +121,7 @@ class Cache:
 
     def rotten(self, entries: Iterable[str]) -> list[str]:
         """Return those hashes whose files are in the cache with other bytes; reads all of them."""
-        return [entry for entry, _ in _rotten((each, self.path(each)) for each in sorted(entries))]
+        return [entry for entry, _ in rotten((each, self.path(each)) for each in sorted(entries))]
 
     def path(self, entry: str) -> Path:
         """Return the path of an entry's file."""
@@ -143,23 +139,23 @@ class Cache:
         with _answering():
             return set(self._repo.cloud.get_remote_odb().list_oids_exists(wanted))
 
-    def restore(self, entry: str) -> bool:
+    def restore(self, entry: str, from_remote: bool) -> bool:
         """Replace a rotten or missing entry from the checkout or else from the remote; return whether it is sound now.
 
         An entry that can be had from neither stays as it is.
 
         Raises:
-            UserError: the checkout does not have it, and the remote cannot be asked.
+            UserError: the remote cannot be read.
         """
         path = self.path(entry)
-        found = next((file for file, name in self._in_checkout() if name == entry and _is_whole(file, entry)), None)
+        found = next((file for file, name in self._in_checkout() if name == entry and is_whole(file, entry)), None)
         if found is not None:
-            return _replace(path, entry, MODE, partial(shutil.copyfile, found))
-        if entry not in self.remote_has([entry]):
+            return put(path, entry, MODE, partial(shutil.copyfile, found))
+        if not from_remote:
             return False
         with _answering():
             remote = self._repo.cloud.get_remote_odb()
-            return _replace(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
+            return put(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
 
     def _in_checkout(self) -> Iterator[tuple[Path, str]]:
         """Yield the path of each file of the checkout's outputs, and the hash that DVC has recorded."""
@@ -180,12 +176,12 @@ class Cache:
         """
         unchanged = [(entry, file) for file, entry in self._in_checkout() if self._seems_unchanged(file, entry)]
         # Hashing takes minutes, in which a stage may have written or removed a file.
-        return [(entry, file) for entry, file in _rotten(unchanged) if self._seems_unchanged(file, entry)]
+        return [(entry, file) for entry, file in rotten(unchanged) if self._seems_unchanged(file, entry)]
 
     def check_out(self, file: Path, entry: str) -> bool:
         """Replace a rotten file of the checkout by its entry; return whether it is sound now."""
         source = self.path(entry)
-        return _is_whole(source, entry) and _replace(
+        return is_whole(source, entry) and put(
             file,
             entry,
             CHECKED_OUT,
@@ -265,51 +261,3 @@ def _other_heads() -> list[str]:
     )
     found = (line.split() for line in git.stdout.splitlines())
     return [name for kind, name in found if kind == "commit"]
-
-
-def is_sound(file: Path, entry: str) -> bool:
-    """Return whether a file has the bytes that an entry's hash says."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
-    return digest.hexdigest() == entry.removesuffix(FOLDER)
-
-
-def _rotten(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Return those hashes and files whose bytes are others or cannot be read; a file that is missing is not rotten."""
-
-    def has_rotted(each: tuple[str, Path]) -> bool:
-        try:
-            return not is_sound(each[1], each[0])
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-    listed = list(files)
-    rotten = in_parallel(has_rotted, listed, HASHING_THREADS)
-    return [each for each, it_has in zip(listed, rotten, strict=True) if it_has]
-
-
-def _is_whole(file: Path, entry: str) -> bool:
-    return file.is_file() and not _rotten([(entry, file)])
-
-
-def _replace(
-    path: Path, entry: str, mode: int, write: Callable[[Path], object], may: Callable[[], bool] = lambda: True
-) -> bool:
-    """Write a file beside `path`, and rename it to `path` if it is sound and if it may; return whether it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = temporary_beside(path)
-    try:
-        write(new)
-        if not is_sound(new, entry):
-            return False
-        new.chmod(mode)
-        flush(new)
-        if not may():
-            return False
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    flush(path.parent)
-    return True
