@@ -73,20 +73,26 @@ class Cache:
             outputs: hashes of outputs, as in dvc.lock.
             commits: hashes of commits; those that this clone does not have are ignored.
             only: hashes of commits that must be in this clone to know what they name.
+
+        Raises:
+            UserError: Git does not list the commits.
         """
         unread: dict[str, str] = {}
         found = set(outputs)
         try:
             found |= self._named(unread, all_branches=True, all_tags=True)
+            heads = _other_heads()
         except NoSCMError:
             # Without Git there are no branches, and the checkout is all.
             found |= self._named(unread)
-        for commit in {*commits, *only, *_other_heads()}:
+            heads = set()
+        must = heads | {*only}
+        for commit in must | {*commits}:
             try:
                 found |= self._named(unread, revs=[commit], workspace=False)
             except (RevError, NoSCMError, GitError):
-                if commit in only:
-                    unread[f"the commit {commit} of a registered version"] = "this clone does not have it"
+                if commit in must:
+                    unread[f"the commit {commit}"] = "this clone does not have it"
         unlisted: dict[str, str] = {}
         for output in sorted(each for each in found if each.endswith(FOLDER)):
             files = self._files(output)
@@ -102,7 +108,7 @@ class Cache:
         for revision in self._repo.brancher(**revisions):
             try:
                 outs = self._repo.index.outs
-            except DvcException as error:
+            except (DvcException, GitError, OSError, KeyError) as error:
                 unread["the checkout" if revision in ("", "workspace") else revision] = _words(error)
             else:
                 found |= {out.hash_info.value for out in outs if out.use_cache and out.hash_info}
@@ -250,14 +256,23 @@ def _words(error: Exception) -> str:
     return " ".join(str(error).split()) + cause
 
 
-def _other_heads() -> list[str]:
-    """Return the commits that this clone knows from its remotes, and those of stashes and of DVC's experiments."""
+def _other_heads() -> set[str]:
+    """Return the commits that worktrees have checked out, those of remotes and stashes, and of DVC's experiments.
+
+    Raises:
+        UserError: Git refuses.
+    """
     places = ("refs/remotes", "refs/stash", "refs/exps")
-    git = subprocess.run(
-        ["git", "for-each-ref", "--format=%(objecttype) %(objectname)", *places],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = (line.split() for line in git.stdout.splitlines())
-    return [name for kind, name in found if kind == "commit"]
+    listed = _git("for-each-ref", "--format=%(objecttype) %(objectname)", *places)
+    listed += _git("worktree", "list", "--porcelain")
+    found = {line.split()[1] for line in listed if line.startswith(("commit ", "HEAD "))}
+    # Before the first commit, Git shows zeros.
+    return {commit for commit in found if commit.strip("0")}
+
+
+def _git(*arguments: str) -> list[str]:
+    git = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if git.returncode:
+        why = " ".join(git.stderr.split())
+        raise UserError(f"`git {arguments[0]}` fails ({why}): correct that, because it names what is needed")
+    return git.stdout.splitlines()
