@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
-from dvc.scm import NoSCMError, RevError, SCMError
+from dvc.scm import NoSCM, NoSCMError, RevError, SCMError
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
@@ -79,14 +79,10 @@ class Cache:
         """
         unread: dict[str, str] = {}
         found = set(outputs)
-        try:
-            found |= self._named(unread, all_branches=True, all_tags=True)
-            heads = _other_heads()
-        except NoSCMError:
-            # Without Git there are no branches, and the checkout is all.
-            found |= self._named(unread)
-            heads = set()
-        must = heads | {*only}
+        # Without Git there are no branches, and the checkout is all.
+        has_git = not isinstance(self._repo.scm, NoSCM)
+        found |= self._named(unread, all_branches=has_git, all_tags=has_git)
+        must = {*only, *(_other_heads() if has_git else ())}
         for commit in must | {*commits}:
             try:
                 found |= self._named(unread, revs=[commit], workspace=False)
