@@ -25,6 +25,7 @@ from diffusion_core.lineage.hashed_files import FOLDER, is_sound, is_whole, put,
 # Modes of a file in the cache, as DVC has it, and in the checkout.
 MODE = 0o444
 CHECKED_OUT = 0o644
+ROTTEN = "has rotted"
 
 
 class NoProject(UserError):
@@ -46,10 +47,14 @@ class Needed:
     unlisted: Mapping[str, str]
 
     @property
-    def unknown(self) -> list[str]:
-        """Say why entries that are not in `entries` may be needed; nothing if they are not."""
-        lists = [f"the list of files of the output {output} {why}" for output, why in self.unlisted.items()]
-        return [f"{what} cannot be read ({why})" for what, why in self.unread.items()] + lists
+    def unknown(self) -> str | None:
+        """Say why entries that are not in `entries` may be needed, and the remedy; None if they are not."""
+        for what, why in self.unread.items():
+            return f"{what} cannot be read ({why}): correct it"
+        for output, why in self.unlisted.items():
+            remedy = "say `diffusion verify --repair`" if why == ROTTEN else "try `dvc fetch --all-branches --all-tags`"
+            return f"the list of files of the output {output} {why}: {remedy}"
+        return None
 
 
 class Cache:
@@ -93,7 +98,7 @@ class Cache:
         for output in sorted(each for each in found if each.endswith(FOLDER)):
             files = self._files(output)
             if files is None:
-                unlisted[output] = "has rotted" if self.path(output).exists() else "is missing"
+                unlisted[output] = ROTTEN if self.path(output).exists() else "is missing"
             else:
                 found |= {*files.values()}
         return Needed(found, unread, unlisted)
@@ -105,7 +110,8 @@ class Cache:
             try:
                 outs = self._repo.index.outs
             except (DvcException, GitError, OSError, KeyError) as error:
-                unread["the checkout" if revision in ("", "workspace") else revision] = _words(error)
+                what = "the checkout" if revision in ("", "workspace") else f"the revision {revision}"
+                unread[what] = _words(error)
             else:
                 found |= {out.hash_info.value for out in outs if out.use_cache and out.hash_info}
         return found

@@ -171,7 +171,7 @@ def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> lis
     if [each for each in missing if cache.restore(each, from_remote=True)]:
         needed = cache.needed(named.outputs, named.commits, named.only_commits)
     if needed.unknown:
-        raise UserError(f"what is needed is not known, because {needed.unknown[0]}: correct it, or `dvc fetch` it")
+        raise UserError(f"what is needed is not known, because {needed.unknown}")
     unneeded = {
         entry: file for entry, file in cache.entries() if entry not in needed.entries and _changed(file) < before
     }

@@ -276,7 +276,7 @@ def test_a_branch_that_cannot_be_read_is_said(project):
     flip(entry(project, project / "pictures/1.bin"))
     code, found = verified(project)
     assert code == 1
-    assert found[0]["what"] == "other"
+    assert found[0]["what"] == "the revision other"
     assert "it cannot be read (" in found[0]["problem"]
     assert "its bytes are not those of its name" in found[1]["problem"]
 
