@@ -76,6 +76,14 @@ class Home:
             "DIFFUSION_DVC_REMOTE": "s3://dvc/outputs",
         }
 
+    def folder_variables(self) -> dict[str, str]:
+        """Return the variables of the folders that outlive a run's checkout, for the worker and for a shell."""
+        return {
+            "DIFFUSION_CHECKPOINTS": str(self.folder / "checkpoints"),
+            "DIFFUSION_DOWNLOADS": str(self.folder / "downloads"),
+            "DIFFUSION_DVC_CACHE": str(self.folder / "cache"),
+        }
+
 
 def open_home(folder: Path) -> Home:
     """Return the stack in `folder`; create the folder and passwords if needed.
@@ -111,7 +119,7 @@ def keep_home(home: Home) -> None:
     content = asdict(home)
     del content["folder"]
     write_whole(home.folder / "home.json", json.dumps(content, indent=1) + "\n", mode=0o600)
-    variables = home.client_variables() | home.database_variables()
+    variables = home.client_variables() | home.folder_variables() | home.database_variables()
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in variables.items()]
     write_whole(home.folder / "env", "".join(lines), mode=0o600)
 

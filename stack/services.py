@@ -142,11 +142,8 @@ def worker(home: Home) -> Service:
     variables = {
         "DIFFUSION_REPOSITORY": str(Path.cwd()),
         "DIFFUSION_REVISION": _branch(),
-        # Folders that outlive a run's checkout.
-        "DIFFUSION_CHECKPOINTS": str(home.folder / "checkpoints"),
+        # PyTorch runs the code in it, so only the worker uses it.
         "DIFFUSION_COMPILE_CACHE": str(home.folder / "compiled"),
-        "DIFFUSION_DOWNLOADS": str(home.folder / "downloads"),
-        "DIFFUSION_DVC_CACHE": str(home.folder / "cache"),
         # A short interval, because users wait for runs to start.
         "PREFECT_WORKER_QUERY_SECONDS": "3",
         # Prefect creates each run's checkout here.
@@ -156,7 +153,7 @@ def worker(home: Home) -> Service:
     return Service(
         "worker",
         [sys.executable, "-m", WORKER, "--pool", POOL, "--type", "process", "--name", POOL, "--limit", "1"],
-        _own(home) | own_settings | variables | home.client_variables(),
+        _own(home) | own_settings | variables | home.folder_variables() | home.client_variables(),
         runs,
         lambda: _is_online(home, began),
         stop_seconds=STOP_SECONDS + 15.0,

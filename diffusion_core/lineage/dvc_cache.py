@@ -3,10 +3,9 @@
 DVC itself trusts a file of its cache that is not writable, and a file whose time and size did not change.
 """
 
-import hashlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,21 +13,19 @@ from pathlib import Path
 
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
-from dvc.scm import NoSCMError, RevError, SCMError
+from dvc.scm import NoSCM, NoSCMError, RevError, SCMError
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 from scmrepo.exceptions import SCMError as GitError
 
 from diffusion_core.errors import UserError
-from diffusion_core.files import flush, temporary_beside
-from diffusion_core.parallel import in_parallel
+from diffusion_core.lineage.hashed_files import FOLDER, is_sound, is_whole, put, rotten
 
-HASHING_THREADS = 4
-FOLDER = ".dir"
 # Modes of a file in the cache, as DVC has it, and in the checkout.
 MODE = 0o444
 CHECKED_OUT = 0o644
+ROTTEN = "has rotted"
 
 
 class NoProject(UserError):
@@ -50,10 +47,14 @@ class Needed:
     unlisted: Mapping[str, str]
 
     @property
-    def unknown(self) -> list[str]:
-        """Say why entries that are not in `entries` may be needed; nothing if they are not."""
-        lists = [f"the list of files of the output {output} {why}" for output, why in self.unlisted.items()]
-        return [f"{what} cannot be read ({why})" for what, why in self.unread.items()] + lists
+    def unknown(self) -> str | None:
+        """Say why entries that are not in `entries` may be needed, and the remedy; None if they are not."""
+        for what, why in self.unread.items():
+            return f"{what} cannot be read ({why}): correct it"
+        for output, why in self.unlisted.items():
+            remedy = "say `diffusion verify --repair`" if why == ROTTEN else "try `dvc fetch --all-branches --all-tags`"
+            return f"the list of files of the output {output} {why}: {remedy}"
+        return None
 
 
 class Cache:
@@ -77,25 +78,27 @@ class Cache:
             outputs: hashes of outputs, as in dvc.lock.
             commits: hashes of commits; those that this clone does not have are ignored.
             only: hashes of commits that must be in this clone to know what they name.
+
+        Raises:
+            UserError: Git does not list the commits.
         """
         unread: dict[str, str] = {}
         found = set(outputs)
-        try:
-            found |= self._named(unread, all_branches=True, all_tags=True)
-        except NoSCMError:
-            # Without Git there are no branches, and the checkout is all.
-            found |= self._named(unread)
-        for commit in {*commits, *only, *_other_heads()}:
+        # Without Git there are no branches, and the checkout is all.
+        has_git = not isinstance(self._repo.scm, NoSCM)
+        found |= self._named(unread, all_branches=has_git, all_tags=has_git)
+        must = {*only, *(_other_heads() if has_git else ())}
+        for commit in must | {*commits}:
             try:
                 found |= self._named(unread, revs=[commit], workspace=False)
             except (RevError, NoSCMError, GitError):
-                if commit in only:
-                    unread[f"the commit {commit} of a registered version"] = "this clone does not have it"
+                if commit in must:
+                    unread[f"the commit {commit}"] = "this clone does not have it"
         unlisted: dict[str, str] = {}
         for output in sorted(each for each in found if each.endswith(FOLDER)):
             files = self._files(output)
             if files is None:
-                unlisted[output] = "has rotted" if self.path(output).exists() else "is missing"
+                unlisted[output] = ROTTEN if self.path(output).exists() else "is missing"
             else:
                 found |= {*files.values()}
         return Needed(found, unread, unlisted)
@@ -106,8 +109,9 @@ class Cache:
         for revision in self._repo.brancher(**revisions):
             try:
                 outs = self._repo.index.outs
-            except DvcException as error:
-                unread["the checkout" if revision in ("", "workspace") else revision] = _words(error)
+            except (DvcException, GitError, OSError, KeyError) as error:
+                what = "the checkout" if revision in ("", "workspace") else f"the revision {revision}"
+                unread[what] = _words(error)
             else:
                 found |= {out.hash_info.value for out in outs if out.use_cache and out.hash_info}
         return found
@@ -125,7 +129,7 @@ class Cache:
 
     def rotten(self, entries: Iterable[str]) -> list[str]:
         """Return those hashes whose files are in the cache with other bytes; reads all of them."""
-        return [entry for entry, _ in _rotten((each, self.path(each)) for each in sorted(entries))]
+        return [entry for entry, _ in rotten((each, self.path(each)) for each in sorted(entries))]
 
     def path(self, entry: str) -> Path:
         """Return the path of an entry's file."""
@@ -143,23 +147,23 @@ class Cache:
         with _answering():
             return set(self._repo.cloud.get_remote_odb().list_oids_exists(wanted))
 
-    def restore(self, entry: str) -> bool:
+    def restore(self, entry: str, from_remote: bool) -> bool:
         """Replace a rotten or missing entry from the checkout or else from the remote; return whether it is sound now.
 
         An entry that can be had from neither stays as it is.
 
         Raises:
-            UserError: the checkout does not have it, and the remote cannot be asked.
+            UserError: the remote cannot be read.
         """
         path = self.path(entry)
-        found = next((file for file, name in self._in_checkout() if name == entry and _is_whole(file, entry)), None)
+        found = next((file for file, name in self._in_checkout() if name == entry and is_whole(file, entry)), None)
         if found is not None:
-            return _replace(path, entry, MODE, partial(shutil.copyfile, found))
-        if entry not in self.remote_has([entry]):
+            return put(path, entry, MODE, partial(shutil.copyfile, found))
+        if not from_remote:
             return False
         with _answering():
             remote = self._repo.cloud.get_remote_odb()
-            return _replace(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
+            return put(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
 
     def _in_checkout(self) -> Iterator[tuple[Path, str]]:
         """Yield the path of each file of the checkout's outputs, and the hash that DVC has recorded."""
@@ -180,12 +184,12 @@ class Cache:
         """
         unchanged = [(entry, file) for file, entry in self._in_checkout() if self._seems_unchanged(file, entry)]
         # Hashing takes minutes, in which a stage may have written or removed a file.
-        return [(entry, file) for entry, file in _rotten(unchanged) if self._seems_unchanged(file, entry)]
+        return [(entry, file) for entry, file in rotten(unchanged) if self._seems_unchanged(file, entry)]
 
     def check_out(self, file: Path, entry: str) -> bool:
         """Replace a rotten file of the checkout by its entry; return whether it is sound now."""
         source = self.path(entry)
-        return _is_whole(source, entry) and _replace(
+        return is_whole(source, entry) and put(
             file,
             entry,
             CHECKED_OUT,
@@ -254,62 +258,23 @@ def _words(error: Exception) -> str:
     return " ".join(str(error).split()) + cause
 
 
-def _other_heads() -> list[str]:
-    """Return the commits that this clone knows from its remotes, and those of stashes and of DVC's experiments."""
+def _other_heads() -> set[str]:
+    """Return the commits that worktrees have checked out, those of remotes and stashes, and of DVC's experiments.
+
+    Raises:
+        UserError: Git refuses.
+    """
     places = ("refs/remotes", "refs/stash", "refs/exps")
-    git = subprocess.run(
-        ["git", "for-each-ref", "--format=%(objecttype) %(objectname)", *places],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = (line.split() for line in git.stdout.splitlines())
-    return [name for kind, name in found if kind == "commit"]
+    listed = _git("for-each-ref", "--format=%(objecttype) %(objectname)", *places)
+    listed += _git("worktree", "list", "--porcelain")
+    found = {line.split()[1] for line in listed if line.startswith(("commit ", "HEAD "))}
+    # Before the first commit, Git shows zeros.
+    return {commit for commit in found if commit.strip("0")}
 
 
-def is_sound(file: Path, entry: str) -> bool:
-    """Return whether a file has the bytes that an entry's hash says."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
-    return digest.hexdigest() == entry.removesuffix(FOLDER)
-
-
-def _rotten(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """Return those hashes and files whose bytes are others or cannot be read; a file that is missing is not rotten."""
-
-    def has_rotted(each: tuple[str, Path]) -> bool:
-        try:
-            return not is_sound(each[1], each[0])
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-
-    listed = list(files)
-    rotten = in_parallel(has_rotted, listed, HASHING_THREADS)
-    return [each for each, it_has in zip(listed, rotten, strict=True) if it_has]
-
-
-def _is_whole(file: Path, entry: str) -> bool:
-    return file.is_file() and not _rotten([(entry, file)])
-
-
-def _replace(
-    path: Path, entry: str, mode: int, write: Callable[[Path], object], may: Callable[[], bool] = lambda: True
-) -> bool:
-    """Write a file beside `path`, and rename it to `path` if it is sound and if it may; return whether it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = temporary_beside(path)
-    try:
-        write(new)
-        if not is_sound(new, entry):
-            return False
-        new.chmod(mode)
-        flush(new)
-        if not may():
-            return False
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    flush(path.parent)
-    return True
+def _git(*arguments: str) -> list[str]:
+    git = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if git.returncode:
+        why = " ".join(git.stderr.split())
+        raise UserError(f"`git {arguments[0]}` fails ({why}): correct that, because it names what is needed")
+    return git.stdout.splitlines()

@@ -167,10 +167,11 @@ def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> lis
         UserError: what is needed is not known, or the remote of a shared cache cannot be asked.
     """
     needed = cache.needed(named.outputs, named.commits, named.only_commits)
-    if [each for each in needed.unlisted if not cache.path(each).exists() and cache.restore(each)]:
+    missing = cache.remote_has(each for each in needed.unlisted if not cache.path(each).exists())
+    if [each for each in missing if cache.restore(each, from_remote=True)]:
         needed = cache.needed(named.outputs, named.commits, named.only_commits)
     if needed.unknown:
-        raise UserError(f"what is needed is not known, because {needed.unknown[0]}: correct it, or `dvc fetch` it")
+        raise UserError(f"what is needed is not known, because {needed.unknown}")
     unneeded = {
         entry: file for entry, file in cache.entries() if entry not in needed.entries and _changed(file) < before
     }

@@ -141,7 +141,7 @@ def _entries(cache: Cache, rotten: list[str], repair: bool) -> Iterator[Finding]
         is_repaired = False
         if repair:
             try:
-                is_repaired = cache.restore(entry)
+                is_repaired = cache.restore(entry, entry in there)
             except UserError as error:
                 problem = f"its bytes are not those of its name, the checkout does not have it, and {error}"
         yield Finding(str(cache.path(entry)), problem, AGAIN, is_repaired)
@@ -163,7 +163,7 @@ def _folders() -> Iterator[Finding]:
 
 def _lost(environment: Environment) -> Iterator[Finding]:
     """Look for damaged checkpoints that were set aside, and that nothing has brought back."""
-    for folder in sorted(path for path in environment.checkpoints.glob("*") if path.is_dir()):
+    for folder in sorted(path for path in environment.checkpoints.glob("[!.]*") if path.is_dir()):
         for path in sorted(damaged(folder)):
             if not path.with_name(path.name.partition(".")[0]).exists():
                 yield Finding(

@@ -346,6 +346,43 @@ def test_branches_of_the_remote_are_branches(project, capsys):
     assert not entry.exists()
 
 
+@pytest.mark.parametrize("place", ["a detached commit", "a stash"])
+def test_what_git_keeps_outside_branches_is_named_too(project, capsys, place):
+    output(project, b"main")
+    commit("main")
+    if place == "a stash":
+        entry = output(project, b"set aside")
+        say(*GIT, "stash", "-q")
+        say(*DVC, "checkout", "-q")
+        gone = ("git", "stash", "drop", "-q")
+    else:
+        say("git", "checkout", "-q", "--detach")
+        entry = output(project, b"of the detached commit")
+        commit("detached")
+        # Made again since, and not committed.
+        output(project, b"again")
+        gone = ("git", "checkout", "-q", "-f", "main")
+    cleaned(project, capsys)
+    assert entry.exists()
+    say(*gone)
+    cleaned(project, capsys)
+    assert not entry.exists()
+
+
+def test_while_git_does_not_list_the_commits_the_cache_stays(project, capsys, monkeypatch):
+    entry = output(project, b"pushed")
+    commit("one")
+    output(project, b"two")
+    commit("two")
+    # Git refuses a folder of another user; what DVC reads Git with does not.
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert "DVC's cache stays: `git for-each-ref` fails (" in cleaned(project, capsys)
+    assert entry.exists()
+    monkeypatch.delenv("GIT_TEST_ASSUME_DIFFERENT_OWNER")
+    cleaned(project, capsys)
+    assert not entry.exists()
+
+
 def test_while_the_registered_versions_are_not_known_the_cache_stays(project, capsys):
     entry = output(project, b"one")
     output(project, b"two")
