@@ -52,18 +52,17 @@ def backup(environment: Environment, folder: Path) -> Iterator[None]:
     fetch_newest(copies)
     ended = threading.Event()
     with ThreadPoolExecutor(1, "backup") as pool:
-        is_copied = pool.submit(_copied, copies, ended)
+        is_copied = pool.submit(_copied, copies, _started(folder), ended)
         try:
             yield
         finally:
             ended.set()
-            if is_copied.exception() or not is_copied.result():
+            if not is_copied.result():
                 logger.warning("the last checkpoint is not in %s, but only in %s", copies.address, folder)
 
 
-def _copied(copies: Copies, ended: threading.Event) -> bool:
-    """Run the process until `ended`, again each time that it dies, and return whether the last copy is made."""
-    process = _started(copies.folder)
+def _copied(copies: Copies, process: subprocess.Popen[bytes], ended: threading.Event) -> bool:
+    """Start the process again each time that it dies before `ended`, and return whether the last copy is made."""
     is_over = False
     while not is_over:
         is_over = ended.wait(LOOK)
@@ -73,7 +72,10 @@ def _copied(copies: Copies, ended: threading.Event) -> bool:
                 copies.address,
                 process.returncode,
             )
-            process = _started(copies.folder)
+            try:
+                process = _started(copies.folder)
+            except OSError as error:
+                logger.warning("it cannot be started now (%s); this is tried again", error)
     assert process.stdin is not None
     process.stdin.close()
     return process.wait() == 0

@@ -34,6 +34,7 @@ def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[
     Raises:
         UserError: another process trains in this checkout, which has one models/, or uses these checkpoints; the disk
             has no room for them; or the bucket for copies cannot be used.
+        Unavailable: the bucket for copies does not answer.
     """
     try:
         with exclusive_lock(TRAINING_LOCK), only_training(plan.folder):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -374,6 +375,26 @@ def test_the_process_that_copies_outlives_signals_and_is_started_again(
         copier()
     assert copied(admin, bucket) == {name(1), name(2)}
     assert "the last checkpoint is not in" not in caplog.text
+
+
+def test_the_end_of_a_training_is_sent_while_a_checkpoint_is(copies, environment, admin, bucket, proxy):
+    one = copies()
+    proxy.trouble(stall, method="PUT", key="model.safetensors", times=1)
+
+    def until_it_is_sent():
+        wait_for(lambda: "finished" in copied(admin, bucket), seconds=15)
+        names = keys(admin, bucket)
+        proxy.released.set()
+        return names
+
+    with ThreadPoolExecutor(1) as pool, backup.backup(environment, one.folder):
+        save_checkpoint(one.folder, checkpoint(1))
+        wait_for(lambda: proxy.count("PUT", "model.safetensors"))
+        mark_finished(one.folder)
+        sent = pool.submit(until_it_is_sent)
+    assert not any(key.endswith("manifest.json") for key in sent.result())
+    # Then the copy goes on.
+    assert any(key.endswith("manifest.json") for key in keys(admin, bucket))
 
 
 FILE, PART = r"(?P<file>\w[\w.-]*)", r"step-\d{9}"
