@@ -117,17 +117,32 @@ def test_without_it_there_would_be_a_traceback(disk, stage, setting):
     assert "Traceback" in done.stderr
 
 
+# As if something else had filled the disk since the training asked for its free space.
+NOT_ASKED = {"diffusion_core.stages.keeping:_check_room": "lambda *_: None"}
+
+
+def test_a_training_that_finds_no_room_does_not_begin(disk, training):
+    disk.fill(1_550_000)
+    done = disk.commands.run("train", folder=training.name, **NO_STORE)
+    disk.make_room()
+    assert done.returncode == 2
+    assert "checkpoints and model of this training need" in done.stderr
+    assert not list(training.glob(".checkpoints/*/step-*"))
+
+
 def test_a_training_whose_model_does_not_fit_keeps_the_old_one_and_trains_nothing_twice(disk, training):
     # The checkpoint has 1.36 MB, the model 0.33 MB.
     disk.fill(1_550_000)
-    assert "the disk refuses models/.model.safetensors.tmp-" in refused(disk, "train", folder=training.name, **NO_STORE)
+    assert "the disk refuses models/.model.safetensors.tmp-" in refused(
+        disk, "train", folder=training.name, setting=NOT_ASKED, **NO_STORE
+    )
     disk.make_room()
     assert "resumes after 320 images" in disk.commands.succeeds("train", folder=training.name).stdout
 
 
 def test_a_training_whose_queue_does_not_fit_ends_and_sends_all_of_it_later(disk, training):
-    disk.fill(12_288)
-    assert "/outbox/entries.jsonl (" in refused(disk, "train", folder=training.name, **NO_STORE)
+    disk.fill(16_384)
+    assert "/outbox/entries.jsonl (" in refused(disk, "train", folder=training.name, setting=NOT_ASKED, **NO_STORE)
     disk.make_room()
     disk.commands.succeeds("train", folder=training.name)
     assert disk.commands.succeeds("replay", folder=training.name).stdout.endswith("taken 0 entries that waited\n")
