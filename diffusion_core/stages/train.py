@@ -87,7 +87,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         tags=tags,
     ) as tracked:
         for row in history.rows:
-            # A store that has lost the run gets them again; others know them.
+            # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             _log_row(row, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
         _steps(trainer, model, train, environment, tracked, history, plan, state.get("preview_due", False))
@@ -196,12 +196,9 @@ def _steps(
                     reported = trainer.verdicts
                     _report_self_check(trainer, tracked)
                 wants_preview = last or report.reaches(train.preview_every_images)
-                if row is not None:
-                    # Before the checkpoint that has it, because a resumed training does not repeat what that has.
-                    _log_row(row, tracked)
-                    progress.report(row)
-                    _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
-                # The preview comes after it: an error there must not lose the training.
+                # Before the checkpoint that knows them, because a resumed training reports only what that does not.
+                _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
+                # The checkpoint is next: an error in what follows must not lose the training.
                 every = environment.keep_every_images
                 is_milestone = every is not None and report.reaches(every)
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
@@ -209,6 +206,9 @@ def _steps(
                     save(wants_preview, is_milestone)
                     saved = time.monotonic()
                 saver.check()
+                if row is not None:
+                    _log_row(row, tracked)
+                    progress.report(row)
                 if stop:
                     saver.wait()
                     print(f"train: stopped after {report.images:,} images; the same command resumes from there")

@@ -136,7 +136,10 @@ def test_databases_are_reached_by_their_servers_alone():
 
 def test_containers_of_a_docker_pool_find_the_workers_volume():
     (mounted,) = SERVICES["worker"]["volumes"]
-    assert f"          - {mounted}\n" in Path("prefect.yaml").read_text()
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    of_docker = [each["work_pool"]["job_variables"] for each in deployments if each["work_pool"]["name"] == "docker"]
+    assert len(of_docker) == 2
+    assert all(mounted in job["volumes"] for job in of_docker)
     assert COMPOSE["volumes"]["diffusion"] == {"name": "diffusion"}
 
 

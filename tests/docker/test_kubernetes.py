@@ -85,12 +85,10 @@ def test_the_settings_that_name_keys_of_the_secret_are_read_as_we_mean_them(monk
     assert (worker.api_key_secret_name, worker.api_key_secret_key) == ("diffusion", "PREFECT_API_KEY")
 
 
-def test_names_agree_between_the_manifest_the_pool_and_the_deployment():
-    (deployment,) = (
-        each
-        for each in yaml.safe_load((FOLDER.parent / "prefect.yaml").read_text())["deployments"]
-        if each["work_pool"]["name"] == "kubernetes"
-    )
+@pytest.mark.parametrize("name", ["nightly-kubernetes", "weekly-kubernetes"])
+def test_names_agree_between_the_manifest_the_pool_and_the_deployment(name):
+    deployments = yaml.safe_load((FOLDER.parent / "prefect.yaml").read_text())["deployments"]
+    deployment = next(each for each in deployments if each["name"] == name)
     variables = deployment["work_pool"]["job_variables"]
     defaults = {name: each.get("default") for name, each in TEMPLATE["variables"]["properties"].items()}
     claim = the("PersistentVolumeClaim")["metadata"]["name"]

@@ -9,6 +9,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
+from tests.faults.commands import wait_for
 from tests.flows.repository import CHECKOUT
 from tests.registry.projects import empty_store
 from tests.soak import checks
@@ -62,7 +63,8 @@ def test_a_process_that_is_left_is_found(tmp_path):
     program = [sys.executable, "-c", "import time; time.sleep(60)"]
     orphan = subprocess.Popen(program, env=variables(tmp_path), start_new_session=True)
     try:
-        (found,) = checks.processes(marked(tmp_path))
+        # It has its own variables only once it has begun its program.
+        (found,) = wait_for(lambda: checks.processes(marked(tmp_path)))
         assert f"process {orphan.pid} is left" in found
     finally:
         kill_marked(tmp_path)

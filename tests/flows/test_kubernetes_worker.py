@@ -111,7 +111,7 @@ def test_a_run_that_crashes_is_seen_and_started_again_with_no_right_but_those_of
     for name in ("REPOSITORY", "REVISION", "S3_ENDPOINT", "DVC_REMOTE", "IMAGE"):
         monkeypatch.setenv(f"DIFFUSION_{name}", "registry.example/diffusion:1" if name == "IMAGE" else "")
     monkeypatch.setenv("DIFFUSION_NAMESPACE", NAMESPACE)
-    name = deploy("kubernetes")
+    name = deploy("kubernetes")[0]
     port = free_port()
     environment = variables(cluster, tmp_path, port)
     log = tmp_path / "worker.log"

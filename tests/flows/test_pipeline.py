@@ -157,7 +157,7 @@ def test_a_stage_that_hangs_is_ended_with_all_that_it_has_started(project_after_
 
 def test_what_waits_for_the_network_may_hang_and_what_computes_is_bounded_by_its_budget():
     limited = {name for name in vars(tasks) if getattr(getattr(tasks, name), "timeout_seconds", None)}
-    assert limited == {"pull", "ingest", "push", "publish", "promote"}
+    assert limited == {"pull", "ingest", "push", "publish", "promote", "verify"}
 
 
 def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatch):

@@ -17,22 +17,26 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 def test_the_weekly_run_waits_for_another_in_its_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def works():
         with only_run():
+            begun.set()
             release.wait(60)
 
     other = threading.Thread(target=works)
     other.start()
+    assert begun.wait(60)
     threading.Timer(1.0, release.set).start()
     with only_run(60.0):
         assert release.is_set()
     other.join()
     # The control: without patience it is refused.
+    begun.clear()
     release.clear()
     other = threading.Thread(target=works)
     other.start()
+    assert begun.wait(60)
     with pytest.raises(StageFailed, match="another run works in "), only_run():
         pass
     release.set()
