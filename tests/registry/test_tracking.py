@@ -504,9 +504,13 @@ def test_the_entries_of_a_training_go_before_those_of_others(environment, monkey
             time.sleep(0.02)
         body.ended = time.monotonic()
 
-    run = stored(environment, track(environment, body))
-    assert time.monotonic() - body.ended < 3.0
-    assert run.info.status == "FINISHED"
+    run = track(environment, body)
+    # The entries of the other take ten seconds and more.
+    assert time.monotonic() - body.ended < 8.0
+    # On a busy machine the last call comes after the deadline.
+    while stored(environment, run).info.status != "FINISHED":
+        assert not other.is_empty()
+        time.sleep(0.02)
     assert not other.is_empty()
 
 
