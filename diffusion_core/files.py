@@ -119,15 +119,25 @@ def _move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = temporary_beside(target)
-        try:
+        with replaced_file(target) as beside:
             shutil.copyfile(source, beside)
             flush(beside)
-            beside.replace(target)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
     flush(target.parent)
+
+
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """Yield a path next to `file`; if the block succeeds, rename it to `file`, else remove it.
+
+    The caller flushes what must survive a loss of power.
+    """
+    beside = temporary_beside(file)
+    try:
+        yield beside
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def discard(folder: Path) -> None:
@@ -158,17 +168,12 @@ def write_whole(file: Path, content: str, mode: int = 0o666) -> None:
         content: the text, written as UTF-8.
         mode: permissions of the new file from its creation, reduced by the process's umask.
     """
-    beside = temporary_beside(file)
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
+    with replaced_file(file) as beside:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with naming(beside), os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        beside.replace(file)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     flush(file.parent)
 
 

@@ -1,11 +1,12 @@
 """Grids of images, and atomic writes of PNG files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from diffusion_core.files import replaced_file
 
 # Smaller images are enlarged to about this many pixels per side.
 TILE = 64
@@ -34,9 +35,5 @@ def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
 def save(image: Image.Image, file: Path) -> None:
     """Write a PNG atomically; after an error `file` is unchanged and no other file remains."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    try:
+    with replaced_file(file) as temporary:
         image.save(temporary, format="PNG")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
