@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion_core.runtime.device import cores
 from diffusion_core.runtime.precision import choose_precision
 
 # Workers of pytest-xdist share the cores: two of them with all threads each would wait for one another.
@@ -26,6 +27,8 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Off in this project's servers too: seven more processes for each.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }.items():
     os.environ.setdefault(name, value)
@@ -55,6 +58,12 @@ def pytest_configure(config):
     """Let a test that hangs fail, where the plugin is there; `make gpu-check` needs none."""
     if config.pluginmanager.hasplugin("timeout") and not config.option.timeout:
         config.option.timeout = LONGEST_SECONDS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Take half as many processes more than there are cores, because many tests wait for servers."""
+    return cores() + cores() // 2
 
 
 def pytest_collection_modifyitems(items):

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from diffusion_core.lineage.checkpoints import checkpoints
+
 # The metric that no two trainings have the same values of.
 SPEED = "train/images_per_second"
 
 
 def newest_checkpoint(folder):
     """Return the newest checkpoint of a project's only training."""
-    return max((folder / ".checkpoints").glob("*/step-*[0-9]"), key=lambda path: path.name)
+    (training,) = (folder / ".checkpoints").iterdir()
+    return checkpoints(training)[0]
 
 
 def differing_files(folder, undisturbed, outputs):

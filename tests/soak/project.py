@@ -31,6 +31,7 @@ def variables(mark, **more):
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(own)},
         **{"DO_NOT_TRACK": "1", "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        **{"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         **{"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_COLORS": "false"},
         **{"DIFFUSION_DEVICE": "cpu", "DIFFUSION_PRECISION": "float32", "DIFFUSION_THREADS": "1"},
         **{"DIFFUSION_CHECKPOINT_SECONDS": "0.5", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},

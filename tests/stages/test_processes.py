@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from contextlib import suppress
 
 import numpy as np
@@ -19,6 +17,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from diffusion_core.generation import generate
+from diffusion_core.lineage.checkpoints import checkpoints
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.features import FeatureNetwork, extract
@@ -27,21 +26,33 @@ from diffusion_core.runtime.device import cores
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.stages.paths import LOSS, METRICS, MODELS, REFERENCE, SAMPLES
+from tests.faults import commands
+from tests.faults.commands import wait_for
+from tests.faults.forks import VARIABLES
 
 pytestmark = pytest.mark.skipif(cores() < 2, reason="two processes need two cores")
 
 STEPS, BATCH = 50, 32
 
 
-def variables(processes, **others):
-    return {**os.environ, "DIFFUSION_PRECISION": "float32", "DIFFUSION_PROCESSES": str(processes), **others}
-
-
 def run(stage, processes, folder, **others):
-    command = [sys.executable, "-m", "diffusion_core", stage]
-    return subprocess.run(
-        command, cwd=folder, env=variables(processes, **others), capture_output=True, text=True, timeout=300
+    return commands.run(folder, stage, DIFFUSION_PROCESSES=str(processes), **others)
+
+
+def start(stage, processes, folder, **others):
+    """Begin a command that the test interrupts."""
+    return subprocess.Popen(
+        commands.command(stage),
+        cwd=folder,
+        env={**os.environ, **VARIABLES, "DIFFUSION_PROCESSES": str(processes), **others},
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def steps(folder):
+    """The steps of the checkpoints that are whole."""
+    return [int(path.name[5:]) for one in (folder / ".checkpoints").glob("*") for path in checkpoints(one)]
 
 
 def succeeded(*arguments, **others):
@@ -179,7 +190,7 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(folder):
         "    trainer.batch_indices = failing\n",
         encoding="utf-8",
     )
-    done = run("train", 2, folder, PYTHONPATH=str(folder))
+    done = run("train", 2, folder, PYTHONPATH=os.pathsep.join([str(folder), VARIABLES["PYTHONPATH"]]))
     assert done.returncode not in (0, 2)
     first = done.stderr.split("Traceback")[1]
     assert "ZeroDivisionError: on purpose" in first
@@ -189,20 +200,11 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(folder):
 def training(folder):
     """A training by two processes that has written its first checkpoint."""
     change(folder, images=10**7, preview_every_images=10**7)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "diffusion_core", "train"],
-        cwd=folder,
-        env=variables(2, DIFFUSION_CHECKPOINT_SECONDS="1"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("train", 2, folder, DIFFUSION_CHECKPOINT_SECONDS="1")
     ranks = []
     try:
-        deadline = time.monotonic() + 120
-        while not list((folder / ".checkpoints").glob("*/step-*[0-9]")):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for(lambda: steps(folder) or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
         ranks = psutil.Process(process.pid).children()
         yield process, ranks
     finally:
@@ -252,23 +254,15 @@ def test_term_stops_all_processes_after_the_same_step_and_they_go_on_from_there(
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in ranks)
-    newest = max((folder / ".checkpoints").glob("*/step-*[0-9]"))
-    step = int(newest.name[5:])
+    step = max(steps(folder))
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    run_id = find_run(client, Outbox(newest.parent / "outbox").key)
+    (outbox,) = (folder / ".checkpoints").glob("*/outbox")
+    run_id = find_run(client, Outbox(outbox).key)
     assert client.get_run(run_id).info.status == "KILLED"
-    resumed = subprocess.Popen(
-        [sys.executable, "-m", "diffusion_core", "train"],
-        cwd=folder,
-        env=variables(2, DIFFUSION_CHECKPOINT_SECONDS="1"),
-        stderr=subprocess.DEVNULL,
-    )
+    resumed = start("train", 2, folder, DIFFUSION_CHECKPOINT_SECONDS="1")
     try:
-        deadline = time.monotonic() + 120
-        while int(max((folder / ".checkpoints").glob("*/step-*[0-9]")).name[5:]) <= step:
-            assert resumed.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for(lambda: max(steps(folder)) > step or resumed.poll() is not None)
+        assert resumed.poll() is None, resumed.stderr.read()
         resumed.send_signal(signal.SIGTERM)
         assert resumed.wait(30) == 143
     finally:
