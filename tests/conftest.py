@@ -27,6 +27,7 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_TRACKING_URI": "",
     # Off in this project's servers too: seven more processes for each.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -80,9 +81,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _own_tracking_store(monkeypatch):
-    """MLflow sets this variable when it is told of a store, and whatever is started later would inherit it."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+def _own_tracking_store():
+    """MLflow sets this variable when it is told of a store, and whatever is started later would inherit it.
+
+    What a fixture of a whole file sets is removed too, before the next file's fixtures begin.
+    """
+    os.environ["MLFLOW_TRACKING_URI"] = ""
+    yield
+    os.environ["MLFLOW_TRACKING_URI"] = ""
 
 
 @pytest.fixture(autouse=True)
