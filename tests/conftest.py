@@ -41,8 +41,7 @@ TIERS = {
         *("stages/test_promote.py", "stages/test_publish.py"),
     ),
     "slow": (
-        *("faults", "interop", "conformance/test_quickstart.py", "self_check/test_training.py", "stages"),
-        "test_benchmarks.py",
+        *("benchmarks", "faults", "interop", "conformance/test_quickstart.py", "self_check/test_training.py", "stages"),
         *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "supervision"),
         *("test_command_line.py", "test_digits.py", "test_gpu_check.py", "test_notebooks.py", "test_readme.py"),
         *("test_site.py", "test_style.py", "training/test_recorded_steps.py", "training/test_trainer.py"),
