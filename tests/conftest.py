@@ -45,9 +45,8 @@ TIERS = {
         *("stages/test_promote.py", "stages/test_publish.py"),
     ),
     "slow": (
-        *("faults", "interop", "conformance/test_quickstart.py", "self_check/test_training.py", "stages"),
-        "test_benchmarks.py",
-        *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "supervision"),
+        *("benchmarks", "faults", "interop", "conformance/test_quickstart.py", "self_check", "stages", "supervision"),
+        *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "runtime/test_compile_cache_keys.py"),
         *("test_command_line.py", "test_digits.py", "test_gpu_check.py", "test_notebooks.py", "test_readme.py"),
         *("test_site.py", "test_style.py", "training/test_recorded_steps.py", "training/test_trainer.py"),
         *("training/test_checkpoint.py", "docker/test_dockerfiles.py", "test_imports.py"),

@@ -1,24 +1,20 @@
 """The servers as compose.yaml starts them, as processes: who has no password gets nothing."""
 
-import base64
-import http.client
 import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-import websockets.sync.client
 from prefect.server.api.server import create_api_app
 from starlette.routing import WebSocketRoute
 
+from tests.docker.calls import MLFLOW, PREFECT, ask, every_route, lets_in, status
+from tests.docker.programs import DEPLOY, MLFLOW_ROUTES, WORKS
 from tests.docker.stack import BIN, GOOD, answers, family, free_port, started, words
 
-PREFECT = ("admin", GOOD["PREFECT_PASSWORD"])
-MLFLOW = ("admin", GOOD["MLFLOW_PASSWORD"])
 REFUSED = (401, 403)
 
 
@@ -26,24 +22,6 @@ REFUSED = (401, 403)
 def stack():
     with started() as running:
         yield running
-
-
-def ask(page, path, method="GET", login=None, body=None, headers=()):
-    """Return the status and the content of an answer; the path is sent as it is, `..%2f` and all."""
-    headers = {"Content-Type": "application/json", **dict(headers)}
-    if login:
-        headers["Authorization"] = "Basic " + base64.b64encode(":".join(login).encode()).decode()
-    connection = http.client.HTTPConnection(urlsplit(page).netloc, timeout=30)
-    try:
-        connection.request(method, path, body=body, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def status(*arguments, **options):
-    return ask(*arguments, **options)[0]
 
 
 def test_prefect_answers_to_its_password_alone(stack):
@@ -111,67 +89,6 @@ def test_prefects_sockets_close_on_who_has_no_password(stack):
     assert lets_in(stack.page("prefect-server").replace("http", "ws") + "/api/events/in", ":".join(PREFECT))
 
 
-def every_route(app):
-    for route in app.routes:
-        yield route
-        inner = getattr(route, "original_router", None) or getattr(route, "app", None)
-        if hasattr(inner, "routes"):
-            yield from every_route(inner)
-
-
-def lets_in(address, token):
-    """Whether a socket of Prefect's answers success to a token."""
-    try:
-        with websockets.sync.client.connect(address, subprotocols=["prefect"]) as socket:
-            socket.send(json.dumps({"type": "auth", "token": token}))
-            return json.loads(socket.recv(10))["type"] == "auth_success"
-    except websockets.exceptions.WebSocketException:
-        return False
-
-
-WORKS = """
-import sys
-from pathlib import Path
-from prefect import flow, task
-from diffusion_core.supervision.child import run_child
-
-STAGE = '''
-import signal, sys, time
-from pathlib import Path
-
-def save(*_):
-    time.sleep(2)
-    Path(sys.argv[1], "checkpoint").touch()
-    sys.exit(143)
-
-signal.signal(signal.SIGTERM, save)
-Path(sys.argv[1], "training").touch()
-time.sleep(60)
-'''
-
-@task
-def one():
-    return 1
-
-@flow
-def works(folder):
-    one()
-    Path(folder, "task").touch()
-    run_child([sys.executable, "-c", STAGE, folder], {}, print)
-"""
-
-DEPLOY = """
-import sys
-from prefect import flow
-from prefect.deployments import run_deployment
-
-folder = sys.argv[1]
-works = flow.from_source(source=folder, entrypoint="works.py:works")
-works.deploy(name="works", work_pool_name="machine", print_next_steps=False)
-run_deployment("works/works", parameters={"folder": folder}, timeout=0)
-"""
-
-
 @pytest.fixture(scope="module")
 def worked(stack, tmp_path_factory):
     """A folder where the image's worker has run a flow until the worker was told to stop, as `docker stop` does."""
@@ -228,25 +145,6 @@ print(len(connect(load_environment()).search_experiments()))
         [sys.executable, "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout == "1\n", done.stderr
-
-
-MLFLOW_ROUTES = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-from mlflow.server.auth import create_app
-app = create_app()
-found, seen = set(), [app]
-while seen:
-    each = seen.pop()
-    flask = getattr(each, "app", each)
-    if hasattr(flask, "url_map"):
-        found |= {(method, rule.rule) for rule in flask.url_map.iter_rules() for method in rule.methods}
-    for route in getattr(each, "routes", []):
-        if getattr(route, "methods", None):
-            found |= {(method, route.path) for method in route.methods}
-        seen += [inner for inner in (getattr(route, "app", None), getattr(route, "original_router", None)) if inner]
-json.dump(sorted(found), sys.stdout)
-"""
 
 
 def test_mlflow_answers_to_its_password_alone(stack):

@@ -10,7 +10,7 @@ from flows.checkout import LockPolicy
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
 from tests.flows.repository import commit, git
-from tests.flows.test_pipeline import artifacts
+from tests.flows.runs import artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -1,11 +1,10 @@
+"""The flow runs the graph of dvc.yaml and then the registry, and says what became of it."""
+
 import base64
 import io
-import os
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,19 +14,16 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ParameterTypeError
-from prefect.settings import PREFECT_API_URL
 
 from flows import tasks
 from flows.automations import FAILED, PROMOTED
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
 from tests.flows.repository import commit, graph, ran
+from tests.flows.runs import SLOW_STAGE, artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
-
-# The projects of these tests are no checkouts, and `flows` is installed nowhere.
-CHECKOUT = str(Path(__file__).parents[2])
 # What a run shares with other machines, beside its stages.
 SHARING = ("pull", "push", "keep-lock")
 
@@ -38,31 +34,9 @@ def task_runs(flow_run_id):
         return client.read_task_runs(flow_run_filter=wanted, sort=TaskRunSort.EXPECTED_START_TIME_ASC)
 
 
-def artifacts(flow_run_id):
-    with get_client(sync_client=True) as client:
-        found = client.request("POST", "/artifacts/filter", json={}).json()
-    return {each["key"]: each for each in found if each["flow_run_id"] == str(flow_run_id)}
-
-
 def dvc_status(project):
     command = [sys.executable, "-m", "dvc", "status"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
-
-
-def with_our_server():
-    return {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
-
-
-def start_flow(variables):
-    """Run the flow as a command, at the head of a process group as a terminal would."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.pipeline"],
-        env={**variables, "PYTHONPATH": CHECKOUT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def test_the_chain_is_the_graph_of_dvc_yaml_and_then_the_registry(finished_project):
@@ -208,27 +182,6 @@ def test_a_run_that_is_not_to_promote_publishes_and_no_more(project_after_a_run)
     assert [stage for stage, _ in ran(project_after_a_run)] == ["publish"]
 
 
-def test_a_second_run_in_one_checkout_is_refused_while_the_first_lives_and_not_after_it_was_killed(project):
-    (project / "on_ingest.py").write_text("import time; open('busy', 'w').close(); time.sleep(60)")
-    other = start_flow(with_our_server())
-    try:
-        while not (project / "busy").exists():
-            assert other.poll() is None, other.stdout.read()
-            time.sleep(0.1)
-        with pytest.raises(StageFailed, match="another run works in .*project: wait until it ends") as caught:
-            pipeline()
-        assert caught.value.is_mistake
-        family = psutil.Process(other.pid).children(recursive=True)
-    finally:
-        for each in [other, *family]:
-            each.kill()
-        other.communicate()
-        # DVC takes a process for alive until its parent has counted it.
-        psutil.wait_procs(family, 10)
-    (project / "on_ingest.py").unlink()
-    pipeline()
-
-
 def events(name, flow_run_id, seconds=30.0):
     """The events of that name about a run, as soon as there is one; they travel beside the run."""
     deadline = time.monotonic() + seconds
@@ -264,116 +217,3 @@ def test_a_crash_is_no_mistake(project):
     with pytest.raises(StageFailed, match="ingest ended with exit code 255") as caught:
         pipeline()
     assert not caught.value.is_mistake
-
-
-def test_the_command_ends_with_code_2_and_the_sentence(project):
-    (project / "on_ingest.py").write_text(
-        "import sys; print('error: no images: add some', file=sys.stderr); sys.exit(2)"
-    )
-    process = start_flow(with_our_server())
-    output = process.communicate()[0]
-    assert process.returncode == 2
-    # Prefect may tell after it of events that are still on their way.
-    assert output.splitlines().count("error: ingest: no images: add some") == 1
-    assert "Traceback" not in output
-
-
-def test_no_line_of_a_run_shows_the_password_of_the_users_server(project, users_prefect):
-    (project / "on_ingest.py").write_text("raise SystemExit(2)")
-    output = start_flow(users_prefect).communicate()[0]
-    assert "/runs/flow-run/" in output
-    assert "secret" not in output
-
-
-def test_another_dvc_command_at_work_is_told(project):
-    (project / "on_ingest.py").write_text("import time; open('busy', 'w').close(); time.sleep(60)")
-    other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "ingest"], start_new_session=True)
-    try:
-        while not (project / "busy").exists():
-            assert other.poll() is None
-            time.sleep(0.1)
-        with pytest.raises(StageFailed, match="another DVC command works in this folder") as caught:
-            pipeline()
-        assert caught.value.is_mistake
-    finally:
-        os.killpg(other.pid, signal.SIGKILL)
-        other.wait()
-
-
-SLOW_STAGE = """
-import os, subprocess, sys, time
-grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-with open("pids.tmp", "w") as file:
-    print(os.getpid(), os.getppid(), grandchild.pid, file=file)
-os.rename("pids.tmp", "pids")
-time.sleep(60)
-"""
-
-
-def stop_in_mid_stage(project, variables, stop):
-    """Start the flow, call `stop` when its first stage is at work, and return the output and the code it ended with."""
-    (project / "on_ingest.py").write_text(SLOW_STAGE)
-    process = start_flow(variables)
-    while not (project / "pids").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert {int(pid) for pid in (project / "pids").read_text().split()} <= {each.pid for each in family}
-    stop(process.pid)
-    output = process.communicate(timeout=60)[0]
-    assert not [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    return output, process.returncode
-
-
-def test_term_leaves_no_process_and_no_running_state(project):
-    output, code = stop_in_mid_stage(project, with_our_server(), lambda pid: os.kill(pid, signal.SIGTERM))
-    assert code == 128 + signal.SIGTERM, output
-    ((_, flow_run_id),) = ran(project)
-    with get_client(sync_client=True) as client:
-        assert client.read_flow_run(flow_run_id).state.is_crashed()
-    # DVC's lock died with it.
-    (project / "on_ingest.py").unlink()
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "ingest"], check=True, capture_output=True)
-
-
-def test_ctrl_c_in_a_terminal_reaches_the_temporary_server_too_and_the_run_is_reported_all_the_same(
-    project, server_variables
-):
-    output, code = stop_in_mid_stage(project, server_variables, lambda pid: os.killpg(pid, signal.SIGINT))
-    assert code == 128 + signal.SIGINT, output
-    assert "Finished in state Crashed" in output
-    assert "Traceback" not in output
-
-
-@pytest.fixture
-def profile(project, server_variables):
-    """Write the only profile of a user without a Prefect server, and return the user's variables."""
-
-    def write(line):
-        folder = Path(server_variables["PREFECT_HOME"])
-        folder.mkdir()
-        (folder / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\n{line}\n')
-        return server_variables
-
-    return write
-
-
-def test_a_profile_that_names_no_server_does_with_a_temporary_one(project, profile):
-    (project / "on_ingest.py").write_text("import sys; sys.exit(print('error: no images: add some'))")
-    output = start_flow(profile('PREFECT_LOGGING_COLORS = "false"')).communicate()[0]
-    assert "Starting temporary server" in output
-    assert "Traceback" not in output
-
-
-def test_a_user_who_wants_no_temporary_server_is_told_to_name_one(profile):
-    process = start_flow(profile('PREFECT_SERVER_EPHEMERAL_ENABLED = "false"'))
-    (line,) = process.communicate()[0].splitlines()
-    assert process.returncode == 2
-    assert line.startswith("error: ")
-    assert "PREFECT_API_URL" in line
-
-
-def test_flows_load_neither_torch_nor_mlflow():
-    program = "import sys, flows.pipeline, stack.serve; print({'torch', 'mlflow'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"

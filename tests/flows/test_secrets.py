@@ -8,7 +8,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from sqlalchemy import make_url
 
 from tests.faults.test_secrets import CANARY, LOGIN, SECRETS
-from tests.flows.test_pipeline import start_flow, with_our_server
+from tests.flows.runs import start_flow, with_our_server
 
 # What a stage says to its log of an address, as a library may.
 SAYS = f"print('GET http://{LOGIN}@127.0.0.1:9/a failed'); print('a line of the stage')"

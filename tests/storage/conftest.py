@@ -17,6 +17,8 @@ from diffusion_core.storage import client, fetching, open_store
 from tests.storage.proxy import proxying
 
 ACCESS, SECRET = "CANARYKEYID", "canary+secret/0123456789"
+# Where `diffusion remote` writes them.
+CONFIG = Path(".dvc/config.local")
 RCLONE = Path(sys.executable).with_name("rclone")
 NUMBERS = itertools.count()
 

@@ -17,8 +17,8 @@ from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.sources import s3
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest
+from tests.storage.ingests import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 from tests.storage.proxy import refuse, stall
-from tests.storage.test_source import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 
 
 @pytest.fixture

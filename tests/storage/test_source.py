@@ -6,11 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from diffusion_core import storage
 from diffusion_core.config.params import load_settings
@@ -19,12 +17,9 @@ from diffusion_core.data.sources import s3
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
-from tests.storage.conftest import ACCESS, SECRET
+from tests.flows.repository import CHECKOUT
+from tests.storage.ingests import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 from tests.storage.proxy import refuse, stall, then
-
-CHECKOUT = Path(__file__).parents[2]
-RAW = Path("data/raw")
-IMAGES = {"cat/1.png": b"1", "cat/2.PNG": b"22", "dog/deep/3.jpg": b"333", "dog/4.webp": b"4444"}
 
 
 @pytest.fixture(autouse=True)
@@ -46,10 +41,6 @@ def fetch(bucket, environment):
         }
 
     return fetch
-
-
-def contents(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, proxy, capsys):
@@ -224,39 +215,6 @@ def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetc
         fetch()
     assert contents(RAW).keys() == {*IMAGES, ".s3.json"}
     assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
-
-
-def ingest_process(project, environment, url, **more):
-    params = yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8"))
-    params["ingest"]["source"] = {"kind": "s3", "url": url}
-    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    variables = {
-        "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
-        "DIFFUSION_S3_ACCESS_KEY": ACCESS,
-        "DIFFUSION_S3_SECRET_KEY": SECRET,
-        "PYTHONPATH": str(CHECKOUT),
-        **more,
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "diffusion_core", "ingest"],
-        cwd=project,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def whole_files(parts):
-    """What has arrived: the files that have their sha256 as suffix."""
-    return [file for file in parts.rglob("*") if len(file.suffix) == 65]
-
-
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("staged", [True, False])

@@ -1,0 +1,121 @@
+"""`diffusion verify` finds models, champions and checkpoints that rotted, and repairs what can be had again."""
+
+import shutil
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.lineage import dvc_cache
+from diffusion_core.lineage.checkpoints import checkpoints
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.versions import load_version
+from diffusion_core.stages import verify
+from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
+from tests.faults.commands import run
+from tests.faults.verifying import entry, environment_of, flip, verified
+
+
+@pytest.fixture
+def project(whole_project):
+    """In the place of the one of the stages."""
+    return whole_project
+
+
+def test_while_a_command_of_dvc_runs_the_rest_is_looked_at(project):
+    (weights,) = (project / "mlartifacts").rglob("model.safetensors")
+    flip(weights)
+    shutil.rmtree(project / "models")
+    with dvc_cache.dvc_cache():
+        code, (cache, champion) = verified(project, repair=True)
+    assert code == 1
+    assert cache["what"] == "DVC's cache"
+    assert champion["what"] == "version 1 of diffusion"
+    assert "it could not be repaired (" in champion["problem"]
+
+
+def test_a_champion_counts_as_repaired_once_the_store_has_it(project, monkeypatch):
+    (weights,) = (project / "mlartifacts").rglob("model.safetensors")
+    flip(weights)
+    with monkeypatch.context() as patch:
+        # A store that takes the files, and does not keep them.
+        patch.setattr(MlflowClient, "log_model_artifact", lambda *_: None)
+        code, (found,) = verified(project, repair=True)
+        assert (code, found["is_repaired"]) == (1, False)
+    assert verified(project, repair=True)[0] == 0
+
+
+def test_no_store_is_made(project, tmp_path, caplog):
+    environment = Environment(tracking_uri=f"sqlite:///{tmp_path}/none.db", device="cpu")
+    verify.run(environment, repair=True, as_json=False)
+    assert "no champion was looked at, because the tracking store " in caplog.text
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_rotten_model_is_found_by_its_own_hash_and_repaired(project):
+    weights = project / "models/model.safetensors"
+    flip(weights)
+    code, found = verified(project)
+    assert code == 1
+    assert {each["what"] for each in found} == {"models", "models/model.safetensors"}
+    assert verified(project, repair=True)[0] == 0
+    assert verified(project) == (0, [])
+
+
+@pytest.mark.parametrize("source", ["the checkout", "DVC's cache"])
+def test_a_champion_whose_files_rotted_is_uploaded_again(project, source):
+    environment = environment_of(project)
+    client = connect(environment)
+    (weights,) = (project / "mlartifacts").rglob("model.safetensors")
+    if source == "DVC's cache":
+        version = client.get_model_version_by_alias(environment.registered_model, "champion")
+        for name in ("model.safetensors", "model.json"):
+            md5 = entry(project, project / "models" / name)
+            tag = f"dvc.models/{name}"
+            client.set_model_version_tag(version.name, version.version, tag, md5.parent.name + md5.name)
+        shutil.rmtree(project / "models")
+    flip(weights)
+    code, (found,) = verified(project)
+    assert (code, found["what"]) == (1, f"version 1 of {environment.registered_model}")
+    code, (found,) = verified(project, repair=True)
+    assert (code, found["is_repaired"]) == (0, True)
+    load_version(client, environment.registered_model)
+    # Without its files, too.
+    shutil.rmtree(weights.parent)
+    assert verified(project, repair=True)[0] == 0
+    load_version(client, environment.registered_model)
+
+
+def test_a_rotten_checkpoint_is_found_and_set_aside(project):
+    folder = project / ".checkpoints" / ("a" * 16)
+    for step in (1, 2):
+        save_checkpoint(folder, Checkpoint(step, {"model": {"w": torch.ones(9)}}, {}))
+    assert verified(project) == (0, [])
+    flip(folder / "step-000000001/model.safetensors")
+    code, (found,) = verified(project)
+    assert (code, found["what"]) == (1, f".checkpoints/{'a' * 16}/step-000000001")
+    assert verified(project, repair=True)[0] == 1
+    assert [path.name for path in checkpoints(folder)] == ["step-000000002"]
+    # It stays a finding until it is removed, or there again.
+    aside = folder / "step-000000001.damaged-0"
+    code, (found,) = verified(project)
+    assert (code, found["what"]) == (1, str(aside.relative_to(project)))
+    assert "is lost" in found["problem"]
+    shutil.copytree(aside, folder / "step-000000001")
+    flip(folder / "step-000000001/model.safetensors")
+    assert verified(project) == (0, [])
+    shutil.rmtree(folder / "step-000000001")
+    assert verified(project)[0] == 1
+    shutil.rmtree(aside)
+    assert verified(project) == (0, [])
+
+
+def test_a_store_that_does_not_answer_is_said_and_the_rest_is_looked_at(project):
+    flip(entry(project, project / "pictures/1.bin"))
+    done = run(project, "verify", DIFFUSION_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    rotten, store = done.stdout.splitlines()
+    assert "its bytes are not those of its name" in rotten
+    assert store.startswith("verify: the champion of diffusion: it could not be looked at (")

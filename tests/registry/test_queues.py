@@ -1,0 +1,145 @@
+"""A queue goes to its own run and store, and one that cannot be sent stops no other."""
+
+import shutil
+import threading
+
+import pytest
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.outbox import DamagedQueue, Outbox
+from diffusion_core.registry import tracking
+from diffusion_core.registry.connection import answering, connect, store_name
+from diffusion_core.registry.delivery import Delivery
+from diffusion_core.registry.sending import RefusedQueue, find_run
+from diffusion_core.registry.tracking import replay
+from tests.registry.projects import new_environment
+from tests.registry.trainings import deliver, history, is_sent, stored, track, waiting
+
+
+def test_a_queue_survives_a_line_that_was_being_written(tmp_path):
+    outbox = Outbox(tmp_path / "one/outbox")
+    outbox.append({"kind": "tag", "key": "a", "value": "b"})
+    with (outbox.folder / "entries.jsonl").open("ab") as file:
+        file.write(b'{"kind": "ta')
+    again = Outbox(outbox.folder)
+    assert [entry["key"] for entry in again.entries()] == ["a"]
+    again.cut_torn_line()
+    again.append({"kind": "tag", "key": "c", "value": "d"})
+    assert [entry["key"] for entry in again.entries()] == ["a", "c"]
+    assert again.key == outbox.key
+
+
+def test_a_queue_is_not_cleared_under_a_thread_that_sends_it(tmp_path):
+    """It would begin at the first entry again, and set a finished run to running."""
+    outbox = Outbox(tmp_path / "one/outbox")
+    outbox.append({"kind": "end", "status": "FINISHED", "time": 0})
+    ((number, _),) = outbox.unsent()
+    outbox.acknowledge(number)
+    clearing = threading.Thread(target=outbox.clear_if_done)
+    with outbox.sending():
+        clearing.start()
+        clearing.join(0.3)
+        assert clearing.is_alive()
+        assert (outbox.folder / "entries.jsonl").exists()
+    clearing.join()
+    assert not (outbox.folder / "entries.jsonl").exists()
+
+
+def test_a_queue_in_a_folder_that_was_copied_has_the_same_run(tmp_path):
+    outbox = Outbox(tmp_path / "one/outbox")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert Outbox(tmp_path / "two/outbox").key == outbox.key
+
+
+def test_a_file_that_cannot_be_read_is_no_trouble_with_the_store(environment):
+    missing = FileNotFoundError(2, "No such file", "picture.png")
+    with pytest.raises(FileNotFoundError), answering(environment):
+        raise missing
+
+
+@pytest.mark.parametrize("other", [{"experiment": "other"}, {"tracking_uri": "http://127.0.0.1:1"}])
+def test_a_queue_goes_to_its_own_store_and_experiment_alone(environment, caplog, other):
+    elsewhere, here = waiting("a"), waiting("b")
+    elsewhere.set_store(store_name(Environment(**{"tracking_uri": environment.tracking_uri, **other})))
+    # They are sent in the order of their names.
+    track(environment, lambda _: is_sent(here))
+    assert here.is_empty()
+    assert replay(environment) == 0
+    assert f"what waits in {elsewhere.folder} is for {elsewhere.store}" in caplog.text
+    assert [entry["kind"] for entry in elsewhere.entries()] == ["start", "end"]
+    assert find_run(connect(environment), elsewhere.key) is None
+
+
+def test_a_training_that_resumes_with_another_store_takes_all_of_its_queue_there(environment, tmp_path, caplog):
+    (tmp_path / "first").mkdir()
+    first = new_environment(tmp_path / "first")
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    outbox.set_store(store_name(first))
+    deliver(first, outbox)
+    tracking.Run(outbox, Delivery(environment, [])).metrics({"loss": 1.5}, 2)
+    track(environment, lambda run: run.metrics({"loss": 1.0}, 3))
+    assert f"what waits in {outbox.folder} for {store_name(first)} goes to {store_name(environment)} now" in caplog.text
+    run_id = find_run(connect(environment), outbox.key)
+    assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.5), (3, 1.0)]
+
+
+def test_what_waits_for_a_deleted_run_stops_no_other_queue(environment, caplog):
+    deleted = waiting("a", ({"loss": 1.0}, 1), finished=False)
+    deliver(environment, deleted)
+    tracking.Run(deleted, Delivery(environment, [])).metrics({"loss": 0.5}, 2)
+    connect(environment).delete_run(deleted.run_id)
+    other = waiting("b")
+    assert replay(environment) == 4
+    assert f"the run {deleted.run_id} was deleted in MLflow: 2 entries for it are not sent" in caplog.text
+    assert other.is_empty()
+    assert stored(environment, find_run(connect(environment), other.key)).info.status == "FINISHED"
+    assert replay(environment) == 0
+
+
+def test_a_training_whose_run_was_deleted_while_entries_wait_has_a_new_run(environment):
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    deliver(environment, outbox)
+    first = outbox.run_id
+    tracking.Run(outbox, Delivery(environment, [])).metrics({"loss": 1.0}, 2)
+    connect(environment).delete_run(first)
+    second = track(environment, lambda run: run.metrics({"loss": 0.5}, 3))
+    assert stored(environment, second).data.tags["continues_missing_run"] == first
+    assert stored(environment, second).info.status == "FINISHED"
+    assert history(environment, second, "loss") == [(3, 0.5)]
+
+
+def test_what_waits_for_a_run_of_another_database_stays(environment):
+    """The right one may come back."""
+    outbox = waiting("one")
+    ((number, _), _) = outbox.unsent()
+    outbox.acknowledge(number)
+    outbox.set_run_id("0" * 32)
+    with pytest.raises(RefusedQueue):
+        replay(environment)
+    assert [entry["kind"] for _, entry in outbox.unsent()] == ["end"]
+
+
+def test_an_entry_that_the_store_refuses_stops_its_queue_alone(environment, caplog):
+    refused, other = waiting("a", ({"no*name": 1.0}, 1)), waiting("b")
+    with pytest.raises(RefusedQueue, match=f"refuses what waits in {refused.folder} "):
+        replay(environment)
+    assert other.is_empty()
+    last = waiting("c")
+    own = track(environment, lambda _: is_sent(last))
+    assert last.is_empty()
+    assert stored(environment, own).info.status == "FINISHED"
+    assert caplog.text.count(f"refuses what waits in {refused.folder} ") == 2
+    assert replay(environment, key=last.key) == 0
+
+
+@pytest.mark.parametrize("file", ["entries.jsonl", "key", "sent", "store"])
+def test_a_damaged_queue_stops_no_other(environment, file):
+    damaged, other = waiting("a"), waiting("b")
+    (damaged.folder / file).write_bytes(b"\x00\n")
+    own = track(environment, lambda _: is_sent(other))
+    assert stored(environment, own).info.status == "FINISHED"
+    assert other.is_empty()
+    last = waiting("c")
+    with pytest.raises(DamagedQueue, match=f"{damaged.folder}/{file} is damaged"):
+        replay(environment)
+    assert last.is_empty()
