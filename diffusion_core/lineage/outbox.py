@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
 from diffusion_core.lineage.checkpoints import LOCK
 from diffusion_core.lineage.entries import Entry, parse
@@ -92,11 +92,23 @@ class Outbox:
         return self.store in (None, store)
 
     def set_store(self, store: str) -> None:
-        """Keep the name of the store that gets the entries; another store than before gets all of them again."""
-        if not self.is_for(store):
-            (self.folder / SENT).unlink(missing_ok=True)
-        if self.store != store:
-            write_whole(self.folder / STORE, store)
+        """Keep the name of the store that gets the entries; another store than before gets all of them again.
+
+        Raises:
+            Unavailable: another process is sending the queue to the store before, which would acknowledge it again.
+        """
+        if self.store == store:
+            return
+        try:
+            with self.sending():
+                if not self.is_for(store):
+                    (self.folder / SENT).unlink(missing_ok=True)
+                write_whole(self.folder / STORE, store)
+        except Locked:
+            raise Unavailable(
+                f"another process sends what waits in {self.folder} to {self.store}: wait until it has ended, or name"
+                " that store in DIFFUSION_TRACKING_URI and DIFFUSION_EXPERIMENT"
+            ) from None
 
     def sending(self) -> AbstractContextManager[None]:
         """Return a lock for the block that sends; raises `Locked` if another process sends."""

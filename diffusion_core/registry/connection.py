@@ -107,11 +107,13 @@ def connect(environment: Environment, *, may_create: bool = True) -> MlflowClien
 
 @contextmanager
 def answering(environment: Environment) -> Iterator[None]:
-    """Convert transient errors of the store in the block to `Unavailable`, and errors of a disk to `UserError`.
+    """Convert transient errors of the store in the block to `Unavailable`, and its other ones to `UserError`.
 
     Raises:
         Unavailable: the store stopped answering; the whole block can be run again.
-        UserError: the disk of a local store is full or read-only; the whole block can be run again too.
+        UserError: the store refuses a request, or the disk of a local store is full or read-only; the whole block can
+            be run again too.
+        OSError: an error of another file.
     """
     try:
         with naming(artifact_folder(tracking_uri(environment))):
@@ -119,12 +121,16 @@ def answering(environment: Environment) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         if (refusal := store_refusal(error, environment)) is not None:
             raise refusal from None
-        if not is_transient(error):
+        shown = without_userinfo(tracking_uri(environment))
+        if is_transient(error):
+            raise Unavailable(
+                f"the tracking store {shown} stopped answering ({reason(error)}): start it and run this again"
+            ) from None
+        if isinstance(error, OSError):
             raise
-        raise Unavailable(
-            f"the tracking store {without_userinfo(tracking_uri(environment))} stopped answering ({reason(error)}):"
-            " start it and run this again"
-        ) from None
+        raise UserError(
+            f"the tracking store {shown} refuses a request ({reason(error)}): correct that in MLflow and run this again"
+        ) from error
 
 
 def store_refusal(error: Exception, environment: Environment) -> UserError | None:

@@ -15,6 +15,7 @@ from diffusion_core.stages import verify
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
 from tests.faults.commands import run
 from tests.faults.verifying import entry, environment_of, flip, verified
+from tests.registry.servers import refusing_server
 
 
 @pytest.fixture
@@ -119,3 +120,18 @@ def test_a_store_that_does_not_answer_is_said_and_the_rest_is_looked_at(project)
     rotten, store = done.stdout.splitlines()
     assert "its bytes are not those of its name" in rotten
     assert store.startswith("verify: the champion of diffusion: it could not be looked at (")
+
+
+def test_a_store_that_refuses_a_request_is_said_by_verify_and_by_clean(project):
+    flip(entry(project, project / "pictures/1.bin"))
+    with refusing_server() as address:
+        verified_by, cleaned = (
+            run(project, command, DIFFUSION_TRACKING_URI=address, MLFLOW_HTTP_REQUEST_MAX_RETRIES="0")
+            for command in ("verify", "clean")
+        )
+    assert (verified_by.returncode, cleaned.returncode) == (1, 0)
+    assert "Traceback" not in verified_by.stderr + cleaned.stderr
+    rotten, store = verified_by.stdout.splitlines()
+    assert "its bytes are not those of its name" in rotten
+    assert f"the tracking store {address} refuses a request (" in store
+    assert "clean: DVC's cache stays, because the registered versions are not known (" in cleaned.stdout

@@ -6,7 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class _Dies(BaseHTTPRequestHandler):
-    """Serves who asks whether it is there, and answers everything else with 503."""
+    """Serves who asks whether it is there, and answers everything else with one status."""
+
+    status = 503
 
     def do_GET(self):
         self._answer(self.path == "/health" or self.path.endswith("experiments/search"))
@@ -15,7 +17,7 @@ class _Dies(BaseHTTPRequestHandler):
 
     def _answer(self, serves):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_response(200 if serves else 503)
+        self.send_response(200 if serves else self.status)
         self.end_headers()
         self.wfile.write(b"{}")
 
@@ -39,4 +41,15 @@ def serving(handler):
 def dying_server():
     """The address of a server that is there when it is asked first, and fails from then on."""
     with serving(_Dies) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+class _Refuses(_Dies):
+    status = 400
+
+
+@contextmanager
+def refusing_server():
+    """The address of a server that is there, and refuses every request."""
+    with serving(_Refuses) as server:
         yield f"http://127.0.0.1:{server.server_port}"

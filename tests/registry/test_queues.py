@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.errors import Unavailable
 from diffusion_core.lineage.outbox import DamagedQueue, Outbox
 from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import answering, connect, store_name
@@ -81,6 +82,22 @@ def test_a_training_that_resumes_with_another_store_takes_all_of_its_queue_there
     assert f"what waits in {outbox.folder} for {store_name(first)} goes to {store_name(environment)} now" in caplog.text
     run_id = find_run(connect(environment), outbox.key)
     assert history(environment, run_id, "loss") == [(1, 2.0), (2, 1.5), (3, 1.0)]
+
+
+def test_a_queue_that_another_process_sends_gets_no_other_store(environment, tmp_path):
+    (tmp_path / "first").mkdir()
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    outbox.set_store(store_name(new_environment(tmp_path / "first")))
+    outbox.acknowledge(7)
+    with (
+        outbox.sending(),
+        pytest.raises(Unavailable, match=r"another process sends what waits in .* to sqlite:.*first"),
+    ):
+        track(environment, lambda run: run.metrics({"loss": 1.0}, 2))
+    assert (outbox.folder / "sent").read_text(encoding="utf-8") == "7"
+    # Without one, all of it goes to the new store.
+    track(environment, lambda run: run.metrics({"loss": 1.0}, 2))
+    assert history(environment, find_run(connect(environment), outbox.key), "loss") == [(1, 2.0), (2, 1.0)]
 
 
 def test_what_waits_for_a_deleted_run_stops_no_other_queue(environment, caplog):
