@@ -24,8 +24,9 @@ except ModuleNotFoundError as missing:
     print(f"error: the command needs {missing.name}: say `make setup` in a checkout of the project", file=sys.stderr)
     sys.exit(2)
 
-# Seconds that other ranks wait before they report an error, so that the main rank reports it first.
-SECONDS_TO_TELL = 3.0
+# Seconds that other ranks wait before they report an error, so that the main rank reports it first. It may have to
+# finish its run in the tracking store; as soon as it has ended, the launcher ends the others.
+SECONDS_TO_TELL = 30.0
 
 # Modules of `diffusion_core.stages`, in the order of their dependencies.
 STAGES = {

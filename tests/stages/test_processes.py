@@ -171,7 +171,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_once_and_before_anything_s
 
 def test_a_mistake_that_all_processes_make_is_told_once(folder):
     done = run("sample", 2, folder)
-    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
     assert "model.json is missing" in done.stderr
 
 
@@ -244,7 +244,7 @@ def test_processes_with_micro_batches_have_the_losses_of_one(folder):
 def test_processes_that_diverge_say_so_once(folder):
     change(folder, images=10**7, learning_rate=1e30, max_grad_norm=1e30)
     done = run("train", 2, folder)
-    assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+    assert (done.returncode, done.stderr.count("error: ")) == (2, 1), done.stderr
     assert "lower train.learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
 
