@@ -11,7 +11,7 @@ from diffusion_core.lineage.checkpoints import MANIFEST, checkpoints, step_of
 from diffusion_core.training import checkpoint as checkpoint_module
 from diffusion_core.training import saving
 from diffusion_core.training.checkpoint import Checkpoint, load_newest
-from diffusion_core.training.divergence import TrainingDiverged
+from diffusion_core.training.divergence import TrainingDiverged, check_finite
 from diffusion_core.training.saving import Saver
 
 
@@ -107,6 +107,17 @@ def test_a_state_that_is_not_finite_is_not_written(tmp_path, value):
         with pytest.raises(TrainingDiverged, match="the weights after step 2 are not finite"):
             saver.wait()
     assert load_newest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_value_among_many_is_found_in_every_type(value, dtype):
+    for count in (1, 7, 10_001):
+        tensor = torch.randn(count).to(dtype)
+        check_finite([torch.empty(0), torch.tensor(3), torch.tensor([True]), tensor], 1)
+        tensor[torch.randint(count, ())] = value
+        with pytest.raises(TrainingDiverged):
+            check_finite([torch.empty(0), tensor], 1)
 
 
 def test_what_the_disk_gives_back_differently_is_no_checkpoint(tmp_path, monkeypatch):
