@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -231,3 +232,22 @@ def test_no_secret_is_in_messages_or_files(machine, environment, bucket, tmp_pat
 def test_the_environments_own_fields_show_no_secret():
     environment = Environment(s3_access_key="canary", s3_secret_key="canary")
     assert "canary" not in f"{environment} {environment!r} {environment.model_dump_json()}"
+
+
+def test_a_full_disk_keeps_the_configuration_and_leaves_no_part_of_the_keys(machine, environment, bucket, monkeypatch):
+    before = (machine / CONFIG).read_bytes()
+    given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}/other"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The file of settings fits.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            set_up(machine, given, monkeypatch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "config.local" in raised.value.filename
+    assert (machine / CONFIG).read_bytes() == before
+    assert not [*(machine / ".dvc").glob(".*tmp*")]
+    # The control: with room it changes.
+    set_up(machine, given, monkeypatch)
+    assert b"/other" in (machine / CONFIG).read_bytes()
