@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -228,3 +229,19 @@ def test_the_end_of_a_training_is_sent_while_a_checkpoint_is(copies, environment
     assert not any(key.endswith("manifest.json") for key in sent.result())
     # Then the copy goes on.
     assert any(key.endswith("manifest.json") for key in keys(admin, bucket))
+
+
+def test_a_process_that_copies_and_is_stopped_delays_no_end(copies, environment, monkeypatch, caplog):
+    monkeypatch.setattr(backup, "PATIENCE", 0.5)
+    monkeypatch.setattr(backup, "LOOK", 0.5)
+    with backup.backup(environment, copies().folder):
+        (copier,) = psutil.Process().children()
+        copier.suspend()
+        # Without the limit, it would be waited for until it works again.
+        rescue = threading.Timer(10.0, copier.resume)
+        rescue.start()
+        began = time.monotonic()
+    assert time.monotonic() - began < 5.0
+    rescue.cancel()
+    assert "the last checkpoint is not in" in caplog.text
+    wait_for(lambda: not copier.is_running() or copier.status() == psutil.STATUS_ZOMBIE)
