@@ -181,16 +181,17 @@ def test_a_slow_bucket_is_waited_for(copies, environment, proxy, monkeypatch):
     assert [path.name for path in checkpoints(copies(place="there").folder)] == [name(1)]
 
 
+def copier():
+    """The process that copies, once it has begun."""
+    children = psutil.Process().children
+    return wait_for(lambda: [each for each in children() if "diffusion_core.stages.backup" in each.cmdline()])[0]
+
+
 def test_the_process_that_copies_outlives_signals_and_is_started_again(
     copies, environment, admin, bucket, proxy, monkeypatch, caplog
 ):
     one = copies()
     monkeypatch.setattr(backup, "LOOK", 0.2)
-    me = psutil.Process()
-
-    def copier():
-        return wait_for(lambda: [each for each in me.children() if "diffusion_core.stages.backup" in each.cmdline()])[0]
-
     with backup.backup(environment, one.folder):
         first = copier()
         # Before its code could ignore it.
@@ -235,13 +236,13 @@ def test_a_process_that_copies_and_is_stopped_delays_no_end(copies, environment,
     monkeypatch.setattr(backup, "PATIENCE", 0.5)
     monkeypatch.setattr(backup, "LOOK", 0.5)
     with backup.backup(environment, copies().folder):
-        (copier,) = psutil.Process().children()
-        copier.suspend()
+        stopped = copier()
+        stopped.suspend()
         # Without the limit, it would be waited for until it works again.
-        rescue = threading.Timer(10.0, copier.resume)
+        rescue = threading.Timer(10.0, stopped.resume)
         rescue.start()
         began = time.monotonic()
     assert time.monotonic() - began < 5.0
     rescue.cancel()
     assert "the last checkpoint is not in" in caplog.text
-    wait_for(lambda: not copier.is_running() or copier.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -234,20 +233,33 @@ def test_the_environments_own_fields_show_no_secret():
     assert "canary" not in f"{environment} {environment!r} {environment.model_dump_json()}"
 
 
-def test_a_full_disk_keeps_the_configuration_and_leaves_no_part_of_the_keys(machine, environment, bucket, monkeypatch):
+# The command `remote`, which may write no file of more bytes, as where a disk is full.
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
+runpy.run_module("diffusion_core", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_full_disk_keeps_the_configuration_and_leaves_no_part_of_the_keys(machine, environment, bucket):
     before = (machine / CONFIG).read_bytes()
-    given = environment.model_copy(update={"dvc_remote": f"s3://{bucket}/other"})
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    variables = {
+        "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
+        "DIFFUSION_S3_ACCESS_KEY": ACCESS,
+        "DIFFUSION_S3_SECRET_KEY": SECRET,
+        "DIFFUSION_DVC_REMOTE": f"s3://{bucket}/other",
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    shutil.rmtree(machine / "diffusion_core")
     # The file of settings fits.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
-    try:
-        with pytest.raises(OSError, match="File too large") as raised:
-            set_up(machine, given, monkeypatch)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "config.local" in raised.value.filename
+    limited = LIMITED.replace("LARGEST", str((machine / ".dvc/aws.local").stat().st_size))
+    done = run(machine, sys.executable, "-c", limited, "remote", **variables)
+    assert done.returncode == 2, done.stderr
+    assert "error: the disk refuses .dvc/.config.local.tmp-" in done.stderr
     assert (machine / CONFIG).read_bytes() == before
     assert not [*(machine / ".dvc").glob(".*tmp*")]
     # The control: with room it changes.
-    set_up(machine, given, monkeypatch)
+    assert (
+        run(machine, sys.executable, "-c", limited.replace("resource.set", "#"), "remote", **variables).returncode == 0
+    )
     assert b"/other" in (machine / CONFIG).read_bytes()
