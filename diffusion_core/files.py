@@ -1,11 +1,13 @@
 """Atomic and durable writes, exclusive locks and hashes of files."""
 
+import ctypes
 import errno
 import hashlib
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,16 +54,29 @@ def replaced(folder: Path) -> Iterator[Path]:
     try:
         with naming(new):
             yield new
+        # Without it, a loss of power could leave the new names with empty files.
+        _flush_filesystem(new)
     except BaseException:
         shutil.rmtree(new)
         raise
-    # One call for any number of files. Without it, a loss of power could leave the new names with empty files.
-    os.sync()
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     flush(folder.parent)
     _remove(old)
+
+
+def _flush_filesystem(folder: Path) -> None:
+    """Flush the filesystem of `folder`, by one call for any number of files, and none that may be dead elsewhere."""
+    if sys.platform != "linux":
+        os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def _sweep(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Locks a run's checkout, restores its params.yaml, and checks overrides."""
 
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,52 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from diffusion_core.documents import read_yaml
-from diffusion_core.files import Locked, disk_refusal, exclusive_lock
+from diffusion_core.files import Locked, disk_refusal, exclusive_lock, write_whole
 from flows.failure import StageFailed
 
 LOCK = Path(".cache/pipeline.lock")
 PARAMS = Path("params.yaml")
+# What params.yaml has without the overrides, while a run with some works here; what it had with them, after that.
+BEFORE, OVERRIDDEN = Path(".cache/params.before"), Path(".cache/params.overridden")
 
-
-@contextmanager
-def only_run(seconds: float = 0.0) -> Iterator[None]:
-    """Lock this folder against other runs during the block.
-
-    Args:
-        seconds: how long to wait for another run.
-
-    Raises:
-        StageFailed: another run has the lock all that time, or the folder is read-only.
-    """
-    with ExitStack() as held:
-        _hold(held, seconds)
-        yield
-
-
-def _hold(held: ExitStack, seconds: float) -> None:
-    try:
-        held.enter_context(exclusive_lock(LOCK, seconds=seconds))
-    except OSError as error:
-        if (refusal := disk_refusal(error)) is None:
-            raise
-        raise StageFailed(str(refusal), is_mistake=True) from None
-    except Locked:
-        raise StageFailed(
-            f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
-            is_mistake=True,
-        ) from None
-
-
-@contextmanager
-def params_kept() -> Iterator[None]:
-    """Restore params.yaml at the end of the block, because overrides are for one run."""
-    before = PARAMS.read_bytes() if PARAMS.exists() else None
-    try:
-        yield
-    finally:
-        if before is not None and PARAMS.read_bytes() != before:
-            PARAMS.write_bytes(before)
-
+_logger = logging.getLogger(__name__)
 
 # A key of params.yaml and its value, as for `dvc exp run --set-param`; it cannot be an option.
 Override = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*=.+$", examples=["train.seed=1"])]
@@ -63,20 +28,88 @@ Override = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*=.+$", examples=["trai
 LockPolicy = Literal["none", "artifact", "branch"]
 
 
-def check_overrides(overrides: Sequence[Override], file: Path = Path("params.yaml")) -> None:
-    """Check that params.yaml has each key, before DVC does.
+@contextmanager
+def only_run(seconds: float = 0.0) -> Iterator[None]:
+    """Lock this folder against other runs during the block, and restore params.yaml after a run that was killed.
+
+    Args:
+        seconds: how long to wait for another run.
 
     Raises:
-        StageFailed: a key is missing, or the file is not YAML.
+        StageFailed: another run has the lock all that time, or the folder is read-only.
     """
+    with ExitStack() as held:
+        with _disk_refusals():
+            _hold(held, seconds)
+            if BEFORE.exists():
+                _restore_params()
+                _logger.warning(
+                    "%s is restored, because a run with overrides was killed; what it had is in %s", PARAMS, OVERRIDDEN
+                )
+        yield
+
+
+def _hold(held: ExitStack, seconds: float) -> None:
     try:
-        content: Any = read_yaml(file) if overrides else {}
+        held.enter_context(exclusive_lock(LOCK, seconds=seconds))
+    except Locked:
+        raise StageFailed(
+            f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
+            is_mistake=True,
+        ) from None
+
+
+@contextmanager
+def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
+    """Check the overrides, which are for one run, and restore params.yaml at the end of the block.
+
+    If this process is killed in the block, the next `only_run` restores it.
+
+    Raises:
+        StageFailed: params.yaml lacks the key of an override or is not YAML, or the disk refuses it.
+    """
+    if not overrides:
+        yield
+        return
+    _check(overrides)
+    with _disk_refusals():
+        write_whole(BEFORE, PARAMS.read_bytes().decode())
+    try:
+        yield
+    finally:
+        with _disk_refusals():
+            _restore_params()
+
+
+def _restore_params() -> None:
+    """Restore what `BEFORE` has; a kill or a full disk at any moment leaves that to the next run."""
+    if PARAMS.exists():
+        shutil.copyfile(PARAMS, OVERRIDDEN)
+    write_whole(PARAMS, BEFORE.read_bytes().decode())
+    BEFORE.unlink()
+
+
+@contextmanager
+def _disk_refusals() -> Iterator[None]:
+    """Raise what a disk refuses in the block as a `StageFailed`."""
+    try:
+        yield
+    except OSError as error:
+        if (refusal := disk_refusal(error)) is None:
+            raise
+        raise StageFailed(str(refusal), is_mistake=True) from None
+
+
+def _check(overrides: Sequence[Override]) -> None:
+    """Check that params.yaml has each key, before DVC does."""
+    try:
+        content: Any = read_yaml(PARAMS)
     except ValueError as error:
-        raise StageFailed(f"overrides: {file} is not valid YAML: {error}", is_mistake=True) from None
+        raise StageFailed(f"overrides: {PARAMS} is not valid YAML: {error}", is_mistake=True) from None
     for override in overrides:
         key, _, _ = override.partition("=")
         value = content
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise StageFailed(f"overrides: {file} has no key {key}: correct its spelling", is_mistake=True)
+                raise StageFailed(f"overrides: {PARAMS} has no key {key}: correct its spelling", is_mistake=True)
             value = value[part]

@@ -19,7 +19,7 @@ from diffusion_core.supervision.tied import tie
 from flows import tasks
 from flows.artifacts import show_decision, show_metrics, show_run, show_samples
 from flows.automations import notify_failure
-from flows.checkout import LockPolicy, Override, check_overrides, only_run, params_kept
+from flows.checkout import LockPolicy, Override, only_run, params_kept
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
 from flows.user_server import NoServer, reason, user_server
@@ -43,8 +43,7 @@ def pipeline(
         promote: run the gate of the alias champion; otherwise only publish the model.
         lock: how to store the run's dvc.lock: none, artifact or branch.
     """
-    check_overrides(overrides or [])
-    with only_run(), params_kept():
+    with only_run(), params_kept(overrides or []):
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])
         tasks.prepare()

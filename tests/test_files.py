@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_core import files
 from diffusion_core.files import (
     Locked,
     discard,
@@ -187,3 +188,28 @@ def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     content = os.urandom(3_000_000)
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux flushes one filesystem")
+def test_a_new_folder_waits_for_no_filesystem_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits() -> None:
+        raise AssertionError("a dead filesystem elsewhere")
+
+    monkeypatch.setattr(os, "sync", waits)
+    with replaced(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "out" / "file").read_text() == "new"
+
+
+def test_a_filesystem_that_cannot_be_flushed_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def refuses(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "_flush_filesystem", refuses)
+    with pytest.raises(OSError, match="Input/output error"), replaced(tmp_path / "out") as folder:
+        (folder / "file").write_text("new")
+    assert [file.name for file in tmp_path.rglob("*")] == ["out"]

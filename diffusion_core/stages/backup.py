@@ -78,7 +78,12 @@ def _copied(copies: Copies, process: subprocess.Popen[bytes], ended: threading.E
                 logger.warning("it cannot be started now (%s); this is tried again", error)
     assert process.stdin is not None
     process.stdin.close()
-    return process.wait() == 0
+    try:
+        return process.wait(PATIENCE + LOOK) == 0
+    except subprocess.TimeoutExpired:
+        # It is stopped, or a dead disk holds it.
+        process.kill()
+        return False
 
 
 def _started(folder: Path) -> subprocess.Popen[bytes]:

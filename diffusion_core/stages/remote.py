@@ -9,7 +9,7 @@ from configobj import ConfigObj, ConfigObjError
 from diffusion_core.address import parse_s3
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import temporary_beside
+from diffusion_core.files import write_whole
 from diffusion_core.storage import open_store
 
 DVC = Path(".dvc")
@@ -59,13 +59,13 @@ def run(environment: Environment) -> None:
     if environment.dvc_cache:
         config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.expanduser().absolute())
     if environment.s3_endpoint:
-        _write(PROFILE, _profiles().encode())
+        write_whole(PROFILE, _profiles(), MODE)
         _tell_of_another_file()
     else:
         # Flows use the file if it exists.
         PROFILE.unlink(missing_ok=True)
     lines: list[bytes] = config.write()
-    _write(CONFIG, b"\n".join(lines) + b"\n")
+    write_whole(CONFIG, b"\n".join(lines).decode() + "\n", MODE)
     print(f"remote: DVC shares outputs by {address} from now on, as {CONFIG} says")
 
 
@@ -115,11 +115,3 @@ def _remote(url: str, environment: Environment) -> dict[str, str]:
         "secret_access_key": secret,
     }
     return {name: value for name, value in options.items() if value}
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Replace the file atomically by one that only its owner can read."""
-    temporary = temporary_beside(file)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as stream:
-        stream.write(content)
-    temporary.replace(file)

@@ -3,8 +3,9 @@
 import logging
 import time
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -31,7 +32,7 @@ from diffusion_core.stages.preview import preview
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
 from diffusion_core.training.report import History, Progress, Row
 from diffusion_core.training.saving import Saver
-from diffusion_core.training.stopping import asked_to_stop, run_worker, stop_on_signal, translate_errors
+from diffusion_core.training.stopping import Stopped, asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -162,8 +163,9 @@ def _steps(
 ) -> None:
     """Run the remaining steps, with reports, previews of `model` and checkpoints.
 
-    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between. All
-    checkpoints are on disk when this returns.
+    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between. A
+    signal ends a preview, which the next start makes again from that checkpoint. All checkpoints are on disk when this
+    returns.
     """
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
@@ -174,9 +176,15 @@ def _steps(
         saver.save(Checkpoint(trainer.step, trainer.tensors(), state, is_milestone))
 
     def show_preview() -> None:
-        picture = preview(model, train.seed, environment.sample_batch_size, trainer)
+        with model.diffusion.model.register_forward_pre_hook(request.check):
+            picture = preview(model, train.seed, environment.sample_batch_size, trainer)
         if picture is not None:
             tracked.image(picture, key="samples", step=trainer.images)
+
+    def leave(images: int, code: int) -> NoReturn:
+        saver.wait()
+        print(f"train: stopped after {images:,} images; the same command resumes from there")
+        raise SystemExit(code)
 
     saved, reported = time.monotonic(), None
     saver = Saver(plan.folder, environment.keep_checkpoints)
@@ -210,11 +218,15 @@ def _steps(
                     _log_row(row, tracked)
                     progress.report(row)
                 if stop:
-                    saver.wait()
-                    print(f"train: stopped after {report.images:,} images; the same command resumes from there")
-                    raise SystemExit(stop)
+                    leave(report.images, stop)
                 if wants_preview:
                     show_preview()
+        except Stopped as stopped:
+            images = trainer.images
+            # Other processes wait in the next step. It is not kept, because the last checkpoint has the preview due.
+            for _ in islice(trainer.steps(), int(trainer.ranks.count > 1)):
+                asked_to_stop(request, trainer.ranks)
+            leave(images, 128 + stopped.signal)
         finally:
             progress.close()
 

@@ -26,7 +26,7 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
     If this process is killed, Linux lets all that the command has started end with it.
 
     If an exception ends this call early, for example in a cancelled flow, the whole process group gets TERM: the
-    command and all its descendants. After `GRACE_SECONDS` the rest are killed.
+    command and all its descendants. After `GRACE_SECONDS` the rest are killed. Until then, further signals wait.
 
     Args:
         command: program and arguments.
@@ -49,17 +49,20 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
         return process.wait()
     except BaseException:
         if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            for output in _output(process, time.monotonic() + GRACE_SECONDS):
-                take(output)
+            # A second signal does not cut the grace short.
+            with signals_held():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                for output in _output(process, time.monotonic() + GRACE_SECONDS):
+                    take(output)
         raise
     finally:
         if process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            _pipe(process).close()
+            with signals_held():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                _pipe(process).close()
 
 
 # Signals of the system: it kills for want of memory, and allocators that get none crash.

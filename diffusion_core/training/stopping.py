@@ -12,6 +12,18 @@ from diffusion_core.training.step import OutOfMemory
 from diffusion_core.training.trainer import Trainer
 
 
+class Stopped(Exception):
+    """TERM or INT has arrived.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
 class StopRequest:
     """A request to stop.
 
@@ -21,6 +33,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+
+    def check(self, *_: object) -> None:
+        """Raise `Stopped` after TERM or INT; a module can call this before each evaluation, as a hook."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -180,16 +181,17 @@ def test_a_slow_bucket_is_waited_for(copies, environment, proxy, monkeypatch):
     assert [path.name for path in checkpoints(copies(place="there").folder)] == [name(1)]
 
 
+def copier():
+    """The process that copies, once it has begun."""
+    children = psutil.Process().children
+    return wait_for(lambda: [each for each in children() if "diffusion_core.stages.backup" in each.cmdline()])[0]
+
+
 def test_the_process_that_copies_outlives_signals_and_is_started_again(
     copies, environment, admin, bucket, proxy, monkeypatch, caplog
 ):
     one = copies()
     monkeypatch.setattr(backup, "LOOK", 0.2)
-    me = psutil.Process()
-
-    def copier():
-        return wait_for(lambda: [each for each in me.children() if "diffusion_core.stages.backup" in each.cmdline()])[0]
-
     with backup.backup(environment, one.folder):
         first = copier()
         # Before its code could ignore it.
@@ -228,3 +230,19 @@ def test_the_end_of_a_training_is_sent_while_a_checkpoint_is(copies, environment
     assert not any(key.endswith("manifest.json") for key in sent.result())
     # Then the copy goes on.
     assert any(key.endswith("manifest.json") for key in keys(admin, bucket))
+
+
+def test_a_process_that_copies_and_is_stopped_delays_no_end(copies, environment, monkeypatch, caplog):
+    monkeypatch.setattr(backup, "PATIENCE", 0.5)
+    monkeypatch.setattr(backup, "LOOK", 0.5)
+    with backup.backup(environment, copies().folder):
+        stopped = copier()
+        stopped.suspend()
+        # Without the limit, it would be waited for until it works again.
+        rescue = threading.Timer(10.0, stopped.resume)
+        rescue.start()
+        began = time.monotonic()
+    assert time.monotonic() - began < 5.0
+    rescue.cancel()
+    assert "the last checkpoint is not in" in caplog.text
+    wait_for(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE)

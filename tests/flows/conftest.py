@@ -13,6 +13,9 @@ from sqlalchemy import make_url
 from flows.automations import AUTOMATIONS
 from flows.pipeline import pipeline
 from tests.flows.repository import ran, write_repository
+from tests.stages.conftest import digits
+
+__all__ = ["digits"]
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ import pytest
 from prefect.settings import PREFECT_API_URL
 
 from diffusion_core.supervision.child import killed
+from flows.checkout import BEFORE, OVERRIDDEN, PARAMS, only_run, params_kept
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
 from tests.faults.commands import wait_for
 from tests.faults.disks import small_disk
-from tests.flows.repository import ran
+from tests.flows.repository import commit, ran
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -54,6 +55,52 @@ def test_after_a_flow_that_was_killed_its_stage_ends_and_the_next_run_proceeds(p
     ran(project)
     pipeline()
     assert [stage for stage, _ in ran(project)][:2] == ["ingest", "prepare"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals that a parent has died")
+def test_overrides_of_a_flow_that_was_killed_are_for_that_run_alone(project, caplog):
+    params = project / PARAMS
+    params.write_text("train: {seed: 0}\n")
+    (project / "on_prepare.py").write_text(WORKS)
+    commit(project)
+    program = "from flows.pipeline import pipeline; pipeline(overrides=['train.seed=7'])"
+    process = subprocess.Popen([sys.executable, "-c", program], env=variables(), stderr=subprocess.DEVNULL)
+    wait_for((project / "pid").exists)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(lives, family)), 30.0)
+    # The control: a run that restores nothing would train with this seed.
+    assert "seed: 7" in params.read_text()
+    (project / "on_prepare.py").write_text("import shutil; shutil.copy('params.yaml', 'seen')")
+    pipeline()
+    assert (project / "seen").read_text() == params.read_text() == "train: {seed: 0}\n"
+    assert "seed: 7" in OVERRIDDEN.read_text()
+    assert f"params.yaml is restored, because a run with overrides was killed; what it had is in {OVERRIDDEN}" in (
+        caplog.text
+    )
+    assert not BEFORE.exists()
+
+
+def test_a_disk_that_refuses_to_restore_the_parameters_leaves_them_whole_to_the_next_run(tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", 4) as disk:
+        monkeypatch.chdir(disk.seen)
+        PARAMS.write_text("train: {seed: 0}\n")
+
+        def work():
+            with only_run(), params_kept(["train.seed=7"]):
+                PARAMS.write_text("train: {seed: 7}\n")
+                disk.fill(0)
+
+        with pytest.raises(StageFailed, match="^the disk refuses .*No space left on device") as caught:
+            work()
+        assert caught.value.is_mistake
+        assert PARAMS.read_text() == "train: {seed: 7}\n"
+        disk.make_room()
+        with only_run():
+            assert PARAMS.read_text() == "train: {seed: 0}\n"
+        assert [*disk.seen.glob(".*tmp*"), *disk.seen.glob(".cache/*before*")] == []
+        monkeypatch.chdir(tmp_path)
 
 
 def stale_lock(project, pid):

@@ -196,6 +196,28 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(folder):
     assert "ZeroDivisionError: on purpose" in first
 
 
+def test_term_in_a_preview_stops_all_processes_at_its_checkpoint(folder):
+    change(folder, images=10**7, preview_every_images=4 * BATCH)
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, time\n"
+        "if os.environ.get('RANK') == '0':\n"
+        "    from diffusion_core.samplers.ddim import DDIM\n"
+        "    step, calls = DDIM.step, []\n"
+        "    def interrupted(*arguments):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == 5:\n"
+        "            os.kill(os.getppid(), signal.SIGTERM)\n"
+        "            time.sleep(1)\n"
+        "        return step(*arguments)\n"
+        "    DDIM.step = interrupted\n",
+        encoding="utf-8",
+    )
+    done = run("train", 2, folder, PYTHONPATH=os.pathsep.join([str(folder), VARIABLES["PYTHONPATH"]]))
+    assert done.returncode == 143, done.stderr
+    assert "Traceback" not in done.stderr
+    assert steps(folder) == [4]
+
+
 @pytest.fixture
 def training(folder):
     """A training by two processes that has written its first checkpoint."""

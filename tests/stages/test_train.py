@@ -23,6 +23,7 @@ from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.tracking import Run
 from diffusion_core.runtime import device
 from diffusion_core.runtime.threads import ThreadChoice
+from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.stages import plan, preview, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.training.checkpoint import load_newest
@@ -274,3 +275,21 @@ def test_term_to_the_real_process_ends_it_with_143_and_a_checkpoint(project):
     child.communicate(timeout=60)
     assert child.returncode == 143
     assert list(Path(".checkpoints").glob("*/step-*/manifest.json"))
+
+
+def test_a_signal_in_the_last_preview_leaves_it_to_the_next_start(project, environment, monkeypatch):
+    step = DDIM.step
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DDIM, "step", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train.run(project.train, environment)
+    assert stopped.value.code == 143
+    (folder,) = Path(".checkpoints").iterdir()
+    assert load_newest(folder).step == 10
+    train.run(project.train, environment)
+    assert len([*Path().glob("ml[ra]*/**/*samples*.png")]) == 1

@@ -231,3 +231,35 @@ def test_no_secret_is_in_messages_or_files(machine, environment, bucket, tmp_pat
 def test_the_environments_own_fields_show_no_secret():
     environment = Environment(s3_access_key="canary", s3_secret_key="canary")
     assert "canary" not in f"{environment} {environment!r} {environment.model_dump_json()}"
+
+
+# The command `remote`, which may write no file of more bytes, as where a disk is full.
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
+runpy.run_module("diffusion_core", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_full_disk_keeps_the_configuration_and_leaves_no_part_of_the_keys(machine, environment, bucket):
+    before = (machine / CONFIG).read_bytes()
+    variables = {
+        "DIFFUSION_S3_ENDPOINT": environment.s3_endpoint,
+        "DIFFUSION_S3_ACCESS_KEY": ACCESS,
+        "DIFFUSION_S3_SECRET_KEY": SECRET,
+        "DIFFUSION_DVC_REMOTE": f"s3://{bucket}/other",
+        "PYTHONPATH": str(Path.cwd()),
+    }
+    shutil.rmtree(machine / "diffusion_core")
+    # The file of settings fits.
+    limited = LIMITED.replace("LARGEST", str((machine / ".dvc/aws.local").stat().st_size))
+    done = run(machine, sys.executable, "-c", limited, "remote", **variables)
+    assert done.returncode == 2, done.stderr
+    assert "error: the disk refuses .dvc/.config.local.tmp-" in done.stderr
+    assert (machine / CONFIG).read_bytes() == before
+    assert not [*(machine / ".dvc").glob(".*tmp*")]
+    # The control: with room it changes.
+    assert (
+        run(machine, sys.executable, "-c", limited.replace("resource.set", "#"), "remote", **variables).returncode == 0
+    )
+    assert b"/other" in (machine / CONFIG).read_bytes()

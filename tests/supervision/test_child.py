@@ -183,3 +183,28 @@ def test_last_words_after_term_are_heard(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.stdout.read() == b"saved\n"
     assert process.wait(30) == 143
+
+
+SAVES = STUBBORN.replace(
+    'print("heard", flush=True)',
+    """(
+    print("saves", flush=True), time.sleep(1), sys.exit(print("saved"))
+)""",
+)
+# The same without the protection.
+HASTY_OWNER = f"import contextlib, diffusion_core.supervision.child as child{OWNER}".replace(
+    "run_child([", "child.signals_held = contextlib.nullcontext\nrun_child(["
+)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("owner", "rest"), [(OWNER, b"saved\n"), (HASTY_OWNER, b"")])
+def test_a_second_signal_does_not_cut_the_grace_short(tmp_path, owner, rest, second):
+    (tmp_path / "family.py").write_text(SAVES)
+    process = subprocess.Popen(python(owner), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout.readline() == b"ready\n"
+    process.terminate()
+    assert process.stdout.readline() == b"saves\n"
+    process.send_signal(second)
+    assert process.stdout.read() == rest
+    assert process.wait(30) in (143, -signal.SIGINT)
