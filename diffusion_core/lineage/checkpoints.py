@@ -8,15 +8,27 @@ not recorded. The next training of something else removes them, but for mileston
 not count as finished.
 """
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from diffusion_core.documents import read_json
-from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock, flush, naming, sha256_of, sweep_discarded, write_whole
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.files import (
+    Locked,
+    discard,
+    disk_refusal,
+    exclusive_lock,
+    flush,
+    naming,
+    sha256_of,
+    sweep_discarded,
+    write_whole,
+)
 
 # If the newest is damaged, one more is left.
 KEEP = 2
@@ -28,6 +40,8 @@ FINISHED = "finished"
 LOCK = ".lock"
 # Seconds for which a process that does not train may hold the lock.
 LONGEST_LOOK = 3.0
+# Errors that say that a file is missing or its disk has a bad sector. Others pass, or are of rights: the file is whole.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 
 
 @contextmanager
@@ -73,6 +87,9 @@ def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
     Args:
         path: its folder.
         known: the sha256 by name of files that were hashed while they were written.
+
+    Raises:
+        UserError: a file cannot be read, which says nothing about its content.
     """
     try:
         files = read_json(path / MANIFEST)["files"]
@@ -80,14 +97,27 @@ def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
             if fingerprint(path / name, (known or {}).get(name)) != expected:
                 return f"{name} differs from its manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST}: {error}"
+        return f"{MANIFEST}: {damage_of(path, error)}"
     return None
+
+
+def damage_of(path: Path, error: Exception) -> str:
+    """Return which damage an error shows that reading a checkpoint raised.
+
+    Raises:
+        UserError: it shows none, because whole files raise it too, for example if too many are open.
+    """
+    if isinstance(error, OSError) and error.errno not in DAMAGE:
+        raise disk_refusal(error) or Unavailable(
+            f"the checkpoint {path} cannot be read now ({error.strerror or error}): correct that, and run this again"
+        )
+    return str(error)
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that it is no longer used, and return its new path."""
-    count = len(damaged(path.parent))
-    return path.rename(path.with_name(f"{path.name}.damaged-{count}"))
+    free = (path.with_name(f"{path.name}.damaged-{number}") for number in count())
+    return path.rename(next(each for each in free if not each.exists()))
 
 
 def damaged(folder: Path) -> list[Path]:
