@@ -10,8 +10,9 @@ not count as finished.
 
 import errno
 import json
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from diffusion_core.files import (
     flush,
     naming,
     sha256_of,
-    sweep_discarded,
     write_whole,
 )
 
@@ -40,6 +40,8 @@ FINISHED = "finished"
 LOCK = ".lock"
 # Seconds for which a process that does not train may hold the lock.
 LONGEST_LOOK = 3.0
+# Seconds in which DVC, in another checkout, has recorded the model of a training that ended.
+SECONDS_TO_RECORD = 3600.0
 # Errors that say that a file is missing or its disk has a bad sector. Others pass, or are of rights: the file is whole.
 DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 
@@ -59,6 +61,11 @@ def only_training(folder: Path) -> Iterator[None]:
             f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
             " or stop it"
         ) from None
+
+
+def training_folders(root: Path) -> list[Path]:
+    """Return the folders of trainings in `root`, without those that are being discarded."""
+    return sorted(path for path in root.glob("[!.]*") if path.is_dir())
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -143,19 +150,20 @@ def mark_unfinished(folder: Path) -> None:
     flush(folder)
 
 
-def finished_folders(root: Path) -> set[Path]:
-    """Return the folders of finished trainings in `root`."""
-    sweep_discarded(root)
-    return {marker.parent for marker in root.glob(f"*/{FINISHED}")}
+def is_finished(folder: Path, seconds: float = 0.0) -> bool:
+    """Return whether a folder's training ended at least `seconds` ago, and has not begun again."""
+    try:
+        return (folder / FINISHED).stat().st_mtime <= time.time() - seconds
+    except FileNotFoundError:
+        return False
 
 
 def remove_finished(folder: Path) -> None:
-    """Remove the folder of a finished training, or all but its milestones, unless a process uses it."""
-    with suppress(Locked), exclusive_lock(folder / LOCK):
-        if any((path / MILESTONE).exists() for path in checkpoints(folder)):
-            remove_old(folder, 0)
-        else:
-            discard(folder)
+    """Remove the folder of a finished training, or all but its milestones. Only with its lock."""
+    if any((path / MILESTONE).exists() for path in checkpoints(folder)):
+        remove_old(folder, 0)
+    else:
+        discard(folder)
 
 
 def fingerprint(file: Path, sha256: str | None = None) -> dict[str, Any]:
