@@ -8,16 +8,19 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from diffusion_core.errors import UserError
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# The name of what a process makes beside a file or folder. No id of a process has eight digits, as a date has.
+_MADE = re.compile(r"\..+\.(?P<word>tmp|old|trash)-(?P<process>\d{1,7})")
 
 
 def disk_refusal(error: OSError) -> UserError | None:
@@ -92,8 +95,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_stale(path: Path) -> bool:
-    """Return whether the process that made a temporary file or folder has ended."""
-    pid = int(path.name.rpartition("-")[2])
+    """Return whether a process of this project made a temporary file or folder, and has ended."""
+    made = _MADE.fullmatch(path.name)
+    if made is None:
+        return False
+    pid = int(made["process"])
     # Processes of different containers have equal ids, so what has this process's id is stale too.
     return pid == os.getpid() or not psutil.pid_exists(pid)
 
@@ -164,9 +170,14 @@ def discard(folder: Path) -> None:
     _remove(trash)
 
 
+def discarded(parent: Path) -> list[Path]:
+    """Return what processes are discarding in `parent`, or have left there when they were killed."""
+    return [trash for trash in parent.glob(".*.trash-*") if _MADE.fullmatch(trash.name)]
+
+
 def sweep_discarded(parent: Path) -> None:
     """Remove what killed processes left in `parent` while discarding folders."""
-    for trash in parent.glob(".*.trash-*"):
+    for trash in discarded(parent):
         _remove(trash)
 
 
@@ -211,22 +222,33 @@ def exclusive_lock(file: Path, *, seconds: float = 0.0) -> Iterator[None]:
     """Lock `file` against other processes during the block; the lock of a killed process is released.
 
     Args:
-        file: the lock file; it and its folder are created if missing, and not removed.
+        file: the lock file; it and its folder are created if missing, also if another process removes them meanwhile.
         seconds: how long to wait for the lock; infinity for as long as it takes.
 
     Raises:
         Locked: another process has the lock all that time.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=-1 if seconds == math.inf else seconds)
-    except Timeout:
-        raise Locked(f"another process holds {file}") from None
+    lock = _acquired(file, time.monotonic() + seconds)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(file: Path, deadline: float) -> BaseFileLock:
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        left = max(deadline - time.monotonic(), 0.0)
+        try:
+            lock.acquire(timeout=-1 if left == math.inf else left)
+            return lock
+        except FileNotFoundError:
+            # Who held the lock has discarded the folder.
+            if not left:
+                raise Locked(f"another process removes {file.parent}") from None
+        except Timeout:
+            raise Locked(f"another process holds {file}") from None
 
 
 def sha256_of(file: Path) -> str:
@@ -240,10 +262,8 @@ def leftovers(path: Path) -> Iterator[Path]:
 
     While `path` is missing, its old folder is the only copy, which the next process that replaces `path` restores.
     """
-    # No id of a process has eight digits, as a date has.
-    word = r"\.(?:tmp|old|trash)-\d{1,7}"
-    name = re.compile(rf"\.+{re.escape(path.name)}(?:{word})*\.(?P<word>tmp|old|trash)-(?P<process>\d{{1,7}})")
+    beside = re.compile(rf"\.+{re.escape(path.name)}(?:\.(?:tmp|old|trash)-\d{{1,7}})+")
     for each in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
-        found = name.fullmatch(each.name)
-        if found and not psutil.pid_exists(int(found["process"])) and (found["word"] != "old" or path.exists()):
+        made = _MADE.fullmatch(each.name) if beside.fullmatch(each.name) else None
+        if made and not psutil.pid_exists(int(made["process"])) and (made["word"] != "old" or path.exists()):
             yield each

@@ -1,8 +1,9 @@
-"""Files are whole or not there, and one process has them at a time."""
+"""Files are whole or not there."""
 
 import errno
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,7 @@ import pytest
 
 from diffusion_core import files
 from diffusion_core.files import (
-    Locked,
     discard,
-    exclusive_lock,
     replaced,
     replaced_files,
     sha256_of,
@@ -162,26 +161,63 @@ def test_a_leftover_of_an_earlier_process_with_this_id_stops_no_removal(tmp_path
     assert not [*tmp_path.iterdir()]
 
 
-HOLDER = """
-import sys, time
+# Kills itself before the n-th change of the disk.
+KILLED_WHILE_REMOVING = """
+import os, shutil, signal, sys
 from pathlib import Path
-from diffusion_core.files import exclusive_lock
-with exclusive_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
+from diffusion_core.files import discard
+
+left = int(sys.argv[2])
+
+def counted(operation):
+    def wrapper(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return operation(*arguments, **options)
+    return wrapper
+
+for name in ("rename", "unlink", "rmdir"):
+    setattr(os, name, counted(getattr(os, name)))
+{"discarded": discard, "removed in place": shutil.rmtree}[sys.argv[3]](Path(sys.argv[1]))
 """
 
 
-def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path) -> None:
-    lock = tmp_path / "folder" / "lock"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        with pytest.raises(Locked), exclusive_lock(lock):
-            pass
-        holder.kill()
-    with exclusive_lock(lock):
-        pass
+@pytest.mark.parametrize("how", ["discarded", "removed in place"])
+def test_a_folder_that_is_discarded_is_whole_or_gone_after_a_kill_at_any_moment(tmp_path: Path, how: str) -> None:
+    left = []
+    for moment in range(1, 20):
+        folder = tmp_path / str(moment) / "x"
+        folder.mkdir(parents=True)
+        for name in ("a", "b"):
+            (folder / name).touch()
+        script = [sys.executable, "-c", KILLED_WHILE_REMOVING, str(folder), str(moment), how]
+        code = subprocess.run(script, check=False).returncode
+        left.append(len([*folder.iterdir()]) if folder.exists() else None)
+        sweep_discarded(folder.parent)
+        assert [each.name for each in folder.parent.iterdir()] == ([] if left[-1] is None else ["x"])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    # The control: in place, a kill leaves one of two files, or an empty folder.
+    assert left == {"discarded": [2, None, None, None, None], "removed in place": [2, 1, 0, None]}[how]
+
+
+def test_files_with_names_like_ours_are_left_alone(tmp_path: Path) -> None:
+    """Somebody else named them so."""
+    names = {".file.tmp-old", ".file.tmp-20240101123000", ".file.d.old-new", ".x.trash-old", ".x.trash-20240101"}
+    for name in names:
+        (tmp_path / name).touch() if "tmp" in name else (tmp_path / name).mkdir()
+    write_whole(tmp_path / "file", "new")
+    with replaced(tmp_path / "file.d"), replaced_files([tmp_path / "file"]) as folder:
+        (folder / "file").touch()
+    sweep_discarded(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {*names, "file", "file.d"}
+    # The control: with the id of a process that has ended, it is ours.
+    (tmp_path / ".x.trash-4194305").mkdir()
+    sweep_discarded(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {*names, "file", "file.d"}
 
 
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

@@ -8,15 +8,27 @@ not recorded. The next training of something else removes them, but for mileston
 not count as finished.
 """
 
+import errno
 import json
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from diffusion_core.documents import read_json
-from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock, flush, naming, sha256_of, sweep_discarded, write_whole
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.files import (
+    Locked,
+    discard,
+    disk_refusal,
+    exclusive_lock,
+    flush,
+    naming,
+    sha256_of,
+    write_whole,
+)
 
 # If the newest is damaged, one more is left.
 KEEP = 2
@@ -28,6 +40,10 @@ FINISHED = "finished"
 LOCK = ".lock"
 # Seconds for which a process that does not train may hold the lock.
 LONGEST_LOOK = 3.0
+# Seconds in which DVC, in another checkout, has recorded the model of a training that ended.
+SECONDS_TO_RECORD = 3600.0
+# Errors that say that a file is missing or its disk has a bad sector. Others pass, or are of rights: the file is whole.
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 
 
 @contextmanager
@@ -45,6 +61,11 @@ def only_training(folder: Path) -> Iterator[None]:
             f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
             " or stop it"
         ) from None
+
+
+def training_folders(root: Path) -> list[Path]:
+    """Return the folders of trainings in `root`, without those that are being discarded."""
+    return sorted(path for path in root.glob("[!.]*") if path.is_dir())
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,6 +94,9 @@ def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
     Args:
         path: its folder.
         known: the sha256 by name of files that were hashed while they were written.
+
+    Raises:
+        UserError: a file cannot be read, which says nothing about its content.
     """
     try:
         files = read_json(path / MANIFEST)["files"]
@@ -80,14 +104,27 @@ def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
             if fingerprint(path / name, (known or {}).get(name)) != expected:
                 return f"{name} differs from its manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST}: {error}"
+        return f"{MANIFEST}: {damage_of(path, error)}"
     return None
+
+
+def damage_of(path: Path, error: Exception) -> str:
+    """Return which damage an error shows that reading a checkpoint raised.
+
+    Raises:
+        UserError: it shows none, because whole files raise it too, for example if too many are open.
+    """
+    if isinstance(error, OSError) and error.errno not in DAMAGE:
+        raise disk_refusal(error) or Unavailable(
+            f"the checkpoint {path} cannot be read now ({error.strerror or error}): correct that, and run this again"
+        )
+    return str(error)
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that it is no longer used, and return its new path."""
-    count = len(damaged(path.parent))
-    return path.rename(path.with_name(f"{path.name}.damaged-{count}"))
+    free = (path.with_name(f"{path.name}.damaged-{number}") for number in count())
+    return path.rename(next(each for each in free if not each.exists()))
 
 
 def damaged(folder: Path) -> list[Path]:
@@ -113,19 +150,20 @@ def mark_unfinished(folder: Path) -> None:
     flush(folder)
 
 
-def finished_folders(root: Path) -> set[Path]:
-    """Return the folders of finished trainings in `root`."""
-    sweep_discarded(root)
-    return {marker.parent for marker in root.glob(f"*/{FINISHED}")}
+def is_finished(folder: Path, seconds: float = 0.0) -> bool:
+    """Return whether a folder's training ended at least `seconds` ago, and has not begun again."""
+    try:
+        return (folder / FINISHED).stat().st_mtime <= time.time() - seconds
+    except FileNotFoundError:
+        return False
 
 
 def remove_finished(folder: Path) -> None:
-    """Remove the folder of a finished training, or all but its milestones, unless a process uses it."""
-    with suppress(Locked), exclusive_lock(folder / LOCK):
-        if any((path / MILESTONE).exists() for path in checkpoints(folder)):
-            remove_old(folder, 0)
-        else:
-            discard(folder)
+    """Remove the folder of a finished training, or all but its milestones. Only with its lock."""
+    if any((path / MILESTONE).exists() for path in checkpoints(folder)):
+        remove_old(folder, 0)
+    else:
+        discard(folder)
 
 
 def fingerprint(file: Path, sha256: str | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
-from diffusion_core.lineage.checkpoints import LOCK
+from diffusion_core.lineage.checkpoints import LOCK, training_folders
 from diffusion_core.lineage.entries import Entry, parse
 
 # Its name in the folder of a training's checkpoints.
@@ -76,7 +76,8 @@ class Outbox:
     @staticmethod
     def all(root: Path) -> list["Outbox"]:
         """Return the queues of the trainings in a folder of checkpoints."""
-        return [Outbox(key.parent) for key in sorted(root.glob(f"*/{OUTBOX}/{KEY}"))]
+        keys = (key for folder in training_folders(root) for key in folder.glob(f"{OUTBOX}/{KEY}"))
+        return [Outbox(key.parent) for key in keys]
 
     @property
     def store(self) -> str | None:

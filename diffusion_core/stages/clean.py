@@ -14,7 +14,7 @@ from pathlib import Path
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, exclusive_lock, leftovers
+from diffusion_core.files import Locked, discard, discarded, exclusive_lock, leftovers
 from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
 from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
 from diffusion_core.lineage.identity import FILE
@@ -96,7 +96,7 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
             else:
                 left = dict.fromkeys(damaged(folder), "a damaged checkpoint")
                 left |= dict.fromkeys(folder.glob("step-*.tmp-*"), "left by a training that was killed")
-                left |= dict.fromkeys(folder.glob(".step-*.trash-*"), "left by a training that was killed")
+                left |= dict.fromkeys(discarded(folder), "left by a training that was killed")
                 for path, why in sorted(left.items()):
                     if _changed(path) < before:
                         yield Unneeded(path, why, _size(path))
@@ -123,7 +123,7 @@ def _downloads(environment: Environment, before: float) -> Iterator[Unneeded]:
 def _leftovers(environment: Environment, before: float) -> Iterator[Unneeded]:
     """Yield what killed processes have left beside what they replaced, or discarded."""
     found = {path for each in (*REPLACED, *PLOTS.glob("[!.]*")) for path in leftovers(each)}
-    for path in sorted(found | {*environment.checkpoints.glob(".*.trash-*")}):
+    for path in sorted(found | {*discarded(environment.checkpoints)}):
         if _changed(path) < before:
             yield Unneeded(path, "left by a process that was killed", _size(path))
 

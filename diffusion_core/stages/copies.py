@@ -8,14 +8,25 @@ import logging
 import os
 import re
 import shutil
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.lineage.checkpoints import FINISHED, MANIFEST, MILESTONE, checkpoints, problem, set_aside
-from diffusion_core.storage import Object, Store, delete, download_all, open_store, upload
+from diffusion_core.lineage.checkpoints import (
+    FINISHED,
+    KEEP,
+    MANIFEST,
+    MILESTONE,
+    SECONDS_TO_RECORD,
+    checkpoints,
+    problem,
+    set_aside,
+)
+from diffusion_core.storage import Object, Store, delete, download_all, open_store, upload, upload_open
 
 logger = logging.getLogger(__name__)
 
@@ -116,21 +127,41 @@ class Copies:
     def send(self) -> None:
         """Send what the bucket lacks, newest first, and remove copies that are older than what the folder keeps.
 
-        Newer ones stay: another machine that is further may have made them.
+        What the folder no longer has when its turn comes is passed over. Newer copies stay: another machine that is
+        further may have made them.
         """
         found = self._listed(self.folder.name)
         self._send_end(found)
-        kept = checkpoints(self.folder)
-        for path in kept:
-            there = found.get(path.name, {})
-            if MANIFEST not in there:
-                for file in sorted(path.iterdir(), key=lambda file: file.name == MANIFEST):
-                    self._upload(file, f"{path.name}/{file.name}", there.get(file.name))
+        kept = [path for path in checkpoints(self.folder) if self._send(path, found.get(path.name, {}))]
         if kept:
-            oldest = min((path.name for path in kept if not (path / MILESTONE).exists()), default=kept[0].name)
-            for name, objects in found.items():
-                if name and name < oldest and MILESTONE not in objects and not (self.folder / name).exists():
-                    self._delete(objects)
+            self._delete_old(found, kept)
+
+    def _send(self, checkpoint: Path, there: dict[str, Object]) -> bool:
+        """Send what the bucket lacks of a checkpoint, its manifest last; return whether the copy is whole."""
+        if MANIFEST in there:
+            return True
+        with ExitStack() as held:
+            try:
+                # All together: the training may remove the checkpoint while a slow bucket takes it.
+                files = {path.name: held.enter_context(path.open("rb")) for path in checkpoint.iterdir()}
+            except FileNotFoundError:
+                # It did so before.
+                return False
+            for name in sorted(files, key=lambda name: name == MANIFEST):
+                key = self._key(f"{checkpoint.name}/{name}")
+                upload_open(self.store, self.address.bucket, files[name], key, there.get(name))
+        return True
+
+    def _delete_old(self, found: dict[str, dict[str, Object]], kept: list[Path]) -> None:
+        """Delete copies that are older than those of `kept`, newest first, and than the newest `KEEP`."""
+        names = {path.name for path in kept if not (path / MILESTONE).exists()} or {kept[0].name}
+        count = max(KEEP, len(names))
+        older = {name: each for name, each in found.items() if name and name < kept[0].name and MILESTONE not in each}
+        names |= {name for name, objects in older.items() if MANIFEST in objects}
+        oldest = sorted(names)[-count:][0]
+        for name, objects in older.items():
+            if name < oldest and not (self.folder / name).exists():
+                self._delete(objects)
 
     def send_end(self) -> None:
         """Let the bucket say that the training is finished, if the folder does, before anything else is sent."""
@@ -140,18 +171,18 @@ class Copies:
         marker = found.get("", {}).get(FINISHED)
         if (self.folder / FINISHED).exists():
             if marker is None:
-                self._upload(self.folder / FINISHED, FINISHED)
+                upload(self.store, self.address.bucket, self.folder / FINISHED, self._key(FINISHED))
         elif marker is not None:
             delete(self.store, self.address.bucket, marker.key)
 
     def remove_finished(self) -> None:
-        """Remove the copies of other trainings that are finished, but for milestones."""
+        """Remove the copies of other trainings that have been finished for a while, but for milestones."""
         listed = self.store.objects(self.address.bucket, self.address.prefix)
         trainings = {each.key.removeprefix(self.address.prefix).partition("/")[0] for each in listed}
         for training in trainings - {self.folder.name}:
             found = self._listed(training)
             marker = found.pop("", {}).get(FINISHED)
-            if marker is not None:
+            if marker is not None and marker.modified <= time.time() - SECONDS_TO_RECORD:
                 for objects in found.values():
                     if MILESTONE not in objects:
                         self._delete(objects)
@@ -171,9 +202,8 @@ class Copies:
                 found.setdefault(parts["checkpoint"] or "", {})[parts["file"]] = each
         return found
 
-    def _upload(self, file: Path, name: str, listed: Object | None = None) -> None:
-        key = f"{self.address.prefix}{self.folder.name}/{name}"
-        upload(self.store, self.address.bucket, file, key, listed)
+    def _key(self, name: str) -> str:
+        return f"{self.address.prefix}{self.folder.name}/{name}"
 
     def _delete(self, objects: dict[str, Object]) -> None:
         """Delete a copy, its manifest first: a copy that is partly removed is not whole."""

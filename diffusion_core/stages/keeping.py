@@ -1,20 +1,24 @@
 """Where a training's checkpoints are kept: one training at a time, with room for them on disk."""
 
+import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.files import Locked, exclusive_lock, sweep_discarded
 from diffusion_core.lineage.checkpoints import (
+    LOCK,
+    SECONDS_TO_RECORD,
     checkpoints,
-    finished_folders,
+    is_finished,
     mark_unfinished,
     newest_step,
     only_training,
     remove_finished,
+    training_folders,
 )
 from diffusion_core.lineage.identity import FILE, Identity
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
@@ -22,6 +26,8 @@ from diffusion_core.stages.backup import backup
 from diffusion_core.stages.paths import MODELS, TRAINING_LOCK
 from diffusion_core.stages.plan import Plan
 from diffusion_core.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 # Model, EMA and the optimizer's two averages.
 COPIES_OF_WEIGHTS = 4
@@ -39,10 +45,7 @@ def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[
     try:
         with exclusive_lock(TRAINING_LOCK), only_training(plan.folder):
             plan.identity.write(plan.folder / FILE)
-            for folder in finished_folders(plan.folder.parent) - {plan.folder}:
-                # What the tracking store has not taken is sent first.
-                if Outbox(folder / OUTBOX).is_empty():
-                    remove_finished(folder)
+            _remove_finished(plan.folder)
             _check_room(plan.folder, trainer, environment)
             with backup(environment, plan.folder):
                 mark_unfinished(plan.folder)
@@ -57,7 +60,7 @@ def report_unused(plan: Plan) -> None:
     """Say why the newest checkpoint of another unfinished training is not used."""
     stored = {
         folder: other
-        for folder in plan.folder.parent.iterdir()
+        for folder in training_folders(plan.folder.parent)
         if folder != plan.folder and newest_step(folder) is not None and (other := Identity.stored(folder))
     }
     if stored:
@@ -65,6 +68,23 @@ def report_unused(plan: Plan) -> None:
         differences = "; ".join(plan.identity.differences(stored[newest]))
         step = newest_step(newest)
         print(f"train: begins at 0. The checkpoint of step {step} in {newest} is of another training: {differences}")
+
+
+def _remove_finished(own: Path) -> None:
+    """Remove what finished trainings have left beside the folder `own`, except milestones."""
+    sweep_discarded(own.parent)
+    # A checkout has one models/: to train here again gives up the model before. In another checkout it does not.
+    is_shared = not own.parent.resolve().is_relative_to(Path.cwd())
+    seconds = SECONDS_TO_RECORD if is_shared else 0.0
+    for folder in training_folders(own.parent):
+        try:
+            if folder != own and is_finished(folder, seconds):
+                with suppress(Locked), exclusive_lock(folder / LOCK):
+                    # It may have begun again before the lock. What the tracking store has not taken is sent first.
+                    if is_finished(folder, seconds) and Outbox(folder / OUTBOX).is_empty():
+                        remove_finished(folder)
+        except OSError as error:
+            logger.warning("%s stays, although its training has ended: %s", folder, error)
 
 
 def _check_room(folder: Path, trainer: Trainer, environment: Environment) -> None:
@@ -77,7 +97,9 @@ def _check_room(folder: Path, trainer: Trainer, environment: Environment) -> Non
     milestones = 0
     if environment.keep_every_images is not None:
         milestones = trainer.total_steps * trainer.batch_size // environment.keep_every_images
-    count = environment.keep_checkpoints + 1 + milestones - len(checkpoints(folder))
+    # The second one more is being sent to the bucket, and keeps its room when it is removed.
+    more = 1 if environment.checkpoint_copies is None else 2
+    count = environment.keep_checkpoints + more + milestones - len(checkpoints(folder))
     needed = weights * (COPIES_OF_WEIGHTS * max(count, 1) + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -14,7 +14,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, exclusive_lock
-from diffusion_core.lineage.checkpoints import LOCK, checkpoints, damaged, problem, set_aside
+from diffusion_core.lineage.checkpoints import LOCK, checkpoints, damaged, problem, set_aside, training_folders
 from diffusion_core.lineage.dvc_cache import Cache, NoProject, dvc_cache
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model
 from diffusion_core.registry.connection import NoStore, answering, connect
@@ -163,7 +163,7 @@ def _folders() -> Iterator[Finding]:
 
 def _lost(environment: Environment) -> Iterator[Finding]:
     """Look for damaged checkpoints that were set aside, and that nothing has brought back."""
-    for folder in sorted(path for path in environment.checkpoints.glob("[!.]*") if path.is_dir()):
+    for folder in training_folders(environment.checkpoints):
         for path in sorted(damaged(folder)):
             if not path.with_name(path.name.partition(".")[0]).exists():
                 yield Finding(
@@ -175,7 +175,7 @@ def _lost(environment: Environment) -> Iterator[Finding]:
 
 def _checkpoints(environment: Environment, repair: bool) -> Iterator[Finding]:
     """Compare checkpoints with their manifests."""
-    for folder in sorted(path for path in environment.checkpoints.glob("*") if path.is_dir()):
+    for folder in training_folders(environment.checkpoints):
         for path in checkpoints(folder):
             damage = problem(path)
             # A training that runs may have removed it meanwhile.

@@ -34,11 +34,13 @@ class Object:
         key: its key.
         size: bytes.
         etag: ETag without quotes.
+        modified: when it was written, in seconds since 1970.
     """
 
     key: str
     size: int
     etag: str
+    modified: float
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Store:
         with self.translate_errors(bucket, prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [
-                Object(each["Key"], each["Size"], each["ETag"].strip('"'))
+                Object(each["Key"], each["Size"], each["ETag"].strip('"'), each["LastModified"].timestamp())
                 for page in pages
                 for each in page.get("Contents", ())
             ]

@@ -2,8 +2,10 @@
 
 import hashlib
 import mimetypes
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,20 @@ MOST_PARTS = 10_000
 
 
 def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | None = None) -> bool:
-    """Upload a file with its sha256 as metadata, and check the object.
+    """Upload a file as `upload_open` does."""
+    with file.open("rb") as stream:
+        return upload_open(store, bucket, stream, key, listed)
+
+
+def upload_open(store: Store, bucket: str, file: BufferedReader, key: str, listed: Object | None = None) -> bool:
+    """Upload an open file with its sha256 as metadata, and check the object. Its path may be gone.
 
     Nothing is sent if the object exists already with the same size and hash.
 
     Args:
         store: the store.
         bucket: the bucket.
-        file: the file to upload.
+        file: the file to upload, opened for reading.
         key: the key of the object.
         listed: the object with this key in the bucket's listing, or None.
 
@@ -38,15 +46,14 @@ def upload(store: Store, bucket: str, file: Path, key: str, listed: Object | Non
         UserError: the store cannot be used, the file changed during the upload, or the object differs from it.
     """
     with store.translate_errors(bucket, key):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if listed is not None and listed.size == size and _holds(store, bucket, key, file, size, sha256):
             return False
-        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        kind = mimetypes.guess_type(Path(file.name).name)[0] or "application/octet-stream"
         about = {"Bucket": bucket, "Key": key, "ContentType": kind, "Metadata": {"sha256": sha256}}
         if size <= PART:
-            body = file.read_bytes()
+            body = os.pread(file.fileno(), size, 0)
             _check_unchanged(file, hashlib.sha256(body).hexdigest() == sha256)
             store.client.put_object(**about, Body=body, ContentMD5=content_md5(body))
         else:
@@ -69,23 +76,21 @@ def upload_all(store: Store, bucket: str, files: Sequence[tuple[Path, str, Objec
             yield upload(store, bucket, *each) if each[0] in large else next(sent)
 
 
-def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int) -> None:
+def _upload_parts(store: Store, about: Mapping[str, Any], file: BufferedReader, size: int) -> None:
     """Upload a large file in parts; after an error the bucket does not change."""
     place = {"Bucket": about["Bucket"], "Key": about["Key"]}
     length = max(PART, -(-size // MOST_PARTS))
-    before = file.stat()
+    before = os.fstat(file.fileno())
     place["UploadId"] = store.client.create_multipart_upload(**about)["UploadId"]
 
     def send(number: int) -> dict[str, Any]:
-        with file.open("rb") as stream:
-            stream.seek((number - 1) * length)
-            body = stream.read(length)
+        body = os.pread(file.fileno(), length, (number - 1) * length)
         answer = store.client.upload_part(**place, PartNumber=number, Body=body, ContentMD5=content_md5(body))
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     try:
         parts = list(in_parallel(send, range(1, -(-size // length) + 1), STREAMS))
-        _check_unchanged(file, file.stat().st_mtime_ns == before.st_mtime_ns)
+        _check_unchanged(file, os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns)
         store.client.complete_multipart_upload(**place, MultipartUpload={"Parts": parts})
     except BaseException:
         with suppress(BotoCoreError, ClientError):
@@ -93,7 +98,7 @@ def _upload_parts(store: Store, about: Mapping[str, Any], file: Path, size: int)
         raise
 
 
-def _holds(store: Store, bucket: str, key: str, file: Path, size: int, sha256: str) -> bool:
+def _holds(store: Store, bucket: str, key: str, file: BufferedReader, size: int, sha256: str) -> bool:
     """Return whether the object has the file's bytes."""
     answer = store.client.head_object(Bucket=bucket, Key=key)
     if answer["ContentLength"] != size:
@@ -101,12 +106,12 @@ def _holds(store: Store, bucket: str, key: str, file: Path, size: int, sha256: s
     stated, etag = stated_sha256(answer), answer["ETag"].strip('"')
     if stated is None and "md5" in hashes(etag, answer):
         # Uploaded by another program, or the store has lost the metadata, as rclone does at a restart.
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+        file.seek(0)
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
         return digest.hexdigest() == str(etag)
     return stated == sha256
 
 
-def _check_unchanged(file: Path, same: bool) -> None:
+def _check_unchanged(file: BufferedReader, same: bool) -> None:
     if not same:
-        raise UserError(f"{file} was changed while it was uploaded: run this again")
+        raise UserError(f"{file.name} was changed while it was uploaded: run this again")

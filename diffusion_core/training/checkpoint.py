@@ -29,6 +29,7 @@ from diffusion_core.lineage.checkpoints import (
     MANIFEST,
     MILESTONE,
     checkpoints,
+    damage_of,
     damaged,
     fingerprint,
     problem,
@@ -98,7 +99,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
     """Return the newest valid checkpoint in `folder`, or None if there has never been one.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, and all are damaged; or one cannot be read.
     """
     sweep_discarded(folder)
     leftovers = [file for file in folder.glob("step-*.tmp-*") if file.is_dir()]
@@ -110,7 +111,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
             try:
                 return _load(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                reason = str(error)
+                reason = damage_of(path, error)
         aside = set_aside(path)
         logger.warning("checkpoint %s is damaged (%s): moved aside to %s", path, reason, aside.name)
     if damaged(folder):

@@ -5,14 +5,15 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.checkpoints import checkpoints, mark_finished, mark_unfinished, newest_whole_step
 from diffusion_core.stages import copies as copies_module
 from diffusion_core.storage import Object, client
-from diffusion_core.training.checkpoint import load_newest, save_checkpoint
+from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 from tests.faults.copies import checkpoint, copied, flip_last, keys, name, saved
-from tests.storage.proxy import flip, refuse, send
+from tests.storage.proxy import flip, refuse, send, then
 
 
 def fetched(copies):
@@ -42,6 +43,26 @@ def test_a_machine_that_is_behind_removes_no_copies_of_one_that_is_further(copie
     assert copied(admin, bucket) == {name(3), name(5), name(6), name(8), name(9)}
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """DVC records a model at once."""
+    monkeypatch.setattr(copies_module, "SECONDS_TO_RECORD", 0.0)
+
+
+def test_copies_of_a_model_that_dvc_may_be_recording_stay(copies, admin, bucket, monkeypatch):
+    one, other = copies(), copies("b" * 16)
+    saved(one, 1)
+    mark_finished(one.folder)
+    one.send()
+    other.remove_finished()
+    assert copied(admin, bucket) == {name(1), "finished"}
+    # The control.
+    monkeypatch.setattr(copies_module, "SECONDS_TO_RECORD", 0.0)
+    other.remove_finished()
+    assert copied(admin, bucket) == set()
+
+
+@pytest.mark.usefixtures("at_once")
 def test_copies_of_finished_trainings_go_when_another_begins(copies, admin, bucket):
     one, other = copies(), copies("b" * 16)
     saved(one, 1, 2, milestones=(1,))
@@ -53,6 +74,7 @@ def test_copies_of_finished_trainings_go_when_another_begins(copies, admin, buck
     assert copied(admin, bucket) == {name(1)}
 
 
+@pytest.mark.usefixtures("at_once")
 def test_copies_of_a_training_that_trains_again_stay(copies, admin, bucket):
     one, other = copies(), copies("b" * 16)
     saved(one, 1)
@@ -65,6 +87,7 @@ def test_copies_of_a_training_that_trains_again_stay(copies, admin, bucket):
     assert copied(admin, bucket) == {name(1)}
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_removal_that_breaks_off_is_completed_by_the_next_training(copies, admin, bucket, proxy):
     one, other = copies(), copies("b" * 16)
     saved(one, 1)
@@ -87,6 +110,33 @@ def test_a_copy_that_was_interrupted_is_not_sent_from_its_beginning(copies, prox
     one.send()
     assert proxy.count("PUT", "model.safetensors") == 1
     assert proxy.count("PUT", "manifest.json") == 2
+
+
+def large(step):
+    """A checkpoint that is sent in parts."""
+    return Checkpoint(step, {"ema": {"w": torch.zeros(9)}, "model": {"w": torch.full((5 * 2**20,), float(step))}}, {})
+
+
+def test_a_bucket_that_is_slower_than_the_checkpoints_has_whole_ones(copies, admin, bucket, proxy):
+    """The training removes a checkpoint while it is sent, as it has saved two newer ones."""
+    one = copies()
+    steps = iter(range(1, 40))
+
+    def train(count):
+        for _ in range(count):
+            save_checkpoint(one.folder, large(next(steps)))
+
+    train(2)
+    for newest in (2, 4, 6, 8):
+        # At the first request for the newest one.
+        proxy.trouble(then(lambda: train(2)), method="PUT", key=".safetensors", times=1)
+        one.send()
+        assert [path.name for path in checkpoints(one.folder)] == [name(newest + 2), name(newest + 1)]
+        assert max(each for each in copied(admin, bucket)) == name(newest)
+    # Those that are older go nevertheless, but for one.
+    assert copied(admin, bucket) == {name(8), name(6)}
+    assert fetched(copies(place="there")) == [name(8)]
+    assert load_newest(copies(place="there").folder).tensors["model"]["w"][0] == 8
 
 
 def test_a_copy_that_is_not_whole_is_passed_over(copies, admin, bucket, caplog):
@@ -150,7 +200,7 @@ def test_keys_of_others_are_none_of_ours(copies, monkeypatch, proxy, key, check,
     listed = there.store.objects(there.address.bucket, there.address.prefix)
     body = b"hostile"
     etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    hostile = Object(f"copies/{'a' * 16}/{key}", len(body), etag)
+    hostile = Object(f"copies/{'a' * 16}/{key}", len(body), etag, 0.0)
     monkeypatch.setattr(type(there.store), "objects", lambda *_: [*listed, hostile])
     proxy.trouble(lambda handler, proxy: send(handler, 200, [("ETag", f'"{etag}"')], body), key=hostile.key)
     assert fetched(there) == [name(9)]

@@ -13,9 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from diffusion_core.errors import UserError
-from diffusion_core.lineage.checkpoints import checkpoints, finished_folders
-from diffusion_core.training import checkpoint
+from diffusion_core.lineage.checkpoints import checkpoints, is_finished
 from tests.faults.commands import command, is_killed, run, succeeds, wait_for
 
 OUTPUTS = ("models/model.safetensors", "models/model.json", "models/run_info.json", "plots/loss.csv")
@@ -120,29 +118,38 @@ def test_the_next_training_of_something_else_removes_what_is_finished(folder):
 def test_a_finished_training_that_trains_again_is_not_removed(folder):
     """DVC makes its model again with `--force`, and that is interrupted."""
     succeeds(folder, "train")
-    (first,) = finished_folders(folder / ".checkpoints")
+    (first,) = (folder / ".checkpoints").iterdir()
+    assert is_finished(first)
     is_killed(folder, "train", die_at="diffusion_core.stages.train:load_newest:1")
-    assert finished_folders(folder / ".checkpoints") == set()
+    assert not is_finished(first)
     assert checkpoints(first)
 
 
-@pytest.mark.parametrize("operation", ["rename", "rmtree"])
-def test_a_kill_while_checkpoints_are_removed_blocks_nothing(folder, operation):
+# Where a training dies that removes the folder of another one: which of its files are left, and in which folder.
+REMOVALS = {
+    "before it is renamed": ("pathlib:Path.rename:1", "all", ""),
+    "after it is renamed": ("shutil:rmtree:2", "all", ".trash"),
+    "while it is removed": ("os:unlink:4", "some", ".trash"),
+}
+
+
+@pytest.mark.parametrize("moment", REMOVALS)
+def test_a_kill_while_checkpoints_are_removed_blocks_nothing(folder, moment):
+    succeeds(folder, "train")
+    (first,) = (folder / ".checkpoints").iterdir()
+    count, params = len([*first.rglob("*")]), (folder / "params.yaml").read_text(encoding="utf-8")
+    change(folder, seed=1)
+    place, files, where = REMOVALS[moment]
+    is_killed(folder, "train", die_at=place)
+    (left,) = (each for each in first.parent.iterdir() if first.name in each.name)
+    assert (left.suffix.partition("-")[0], len([*left.rglob("*")]) < count) == (where, files == "some")
+    # Neither the one that was removed is blocked, nor any other.
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
     succeeds(folder, "train")
     change(folder, seed=1)
-    place = {"rename": "pathlib:Path.rename:1", "rmtree": "shutil:rmtree:1"}[operation]
-    is_killed(folder, "train", die_at=place)
     succeeds(folder, "train")
-    assert len(list((folder / ".checkpoints").iterdir())) == 1
-
-
-def test_removing_in_place_would_leave_a_folder_that_looks_damaged(tmp_path, monkeypatch):
-    """The control: a kill in the middle of a plain rmtree."""
-    saved = checkpoint.Checkpoint(1, {"model": {"w": torch.ones(2)}}, {})
-    path = checkpoint.save_checkpoint(tmp_path, saved)
-    (path / "manifest.json").unlink()
-    with pytest.raises(UserError, match="every checkpoint below .* is damaged"):
-        checkpoint.load_newest(tmp_path)
+    (second,) = (folder / ".checkpoints").iterdir()
+    assert second.name != first.name
 
 
 def test_two_trainings_in_one_folder_are_refused(folder):

@@ -173,7 +173,7 @@ HOSTILE = ["../out.png", "a/../../out.png", "a/./b.png", "/etc/x.png", "a//b.png
 @pytest.mark.parametrize("path", HOSTILE)
 def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
     """The server here would not take such keys; others do."""
-    listed = [storage.Object("pictures/fine.png", 1, "e"), storage.Object(f"pictures/{path}", 1, "e")]
+    listed = [storage.Object("pictures/fine.png", 1, "e", 0.0), storage.Object(f"pictures/{path}", 1, "e", 0.0)]
     monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
     with pytest.raises(UserError, match=r"ingest\.source\.url: the key .*\.png' in s3://.* is not a path .*: rename"):
         fetch()
@@ -182,7 +182,7 @@ def test_a_key_that_is_no_path_is_refused(monkeypatch, bucket, fetch, path):
 
 
 def test_a_key_that_is_file_and_folder_is_refused(monkeypatch, bucket, fetch):
-    listed = [storage.Object(f"pictures/{path}", 1, "e") for path in ("a.png", "a.png/b.png")]
+    listed = [storage.Object(f"pictures/{path}", 1, "e", 0.0) for path in ("a.png", "a.png/b.png")]
     monkeypatch.setattr(storage.Store, "objects", lambda *arguments: listed)
     with pytest.raises(UserError, match=r"ingest\.source\.url: 'a\.png' in s3://.* is an image and a folder: rename"):
         fetch()

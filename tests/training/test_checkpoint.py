@@ -1,14 +1,21 @@
+import errno
 import json
+import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage.checkpoints import damaged, problem
+from diffusion_core.training import checkpoint as module
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
 
 
@@ -69,6 +76,76 @@ def test_when_all_are_damaged_nothing_is_trained_anew_in_silence(folder):
         load_newest(folder)
     with pytest.raises(UserError, match="every checkpoint below .* is damaged"):
         load_newest(folder)
+
+
+def test_what_is_set_aside_takes_a_free_name(folder):
+    """Somebody has removed the first of two."""
+    (folder / "step-000000002" / "model.safetensors").write_bytes(b"")
+    taken = folder / "step-000000002.damaged-1"
+    shutil.copytree(folder / "step-000000001", taken)
+    assert load_newest(folder).step == 1
+    assert {path.name for path in damaged(folder)} == {"step-000000002.damaged-0", taken.name}
+    save_checkpoint(folder, checkpoint(2))
+    (folder / "step-000000002" / "model.safetensors").write_bytes(b"")
+    assert load_newest(folder).step == 1
+    assert len(damaged(folder)) == 3
+
+
+@contextmanager
+def no_more_files():
+    """This process may open no file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_checkpoint_that_cannot_be_opened_now_is_not_damaged(folder):
+    path = folder / "step-000000002"
+    sentence = r"step-000000002 cannot be read now \(Too many open files\): correct that, and run this again"
+    with no_more_files(), pytest.raises(Unavailable, match=sentence):
+        problem(path)
+    assert problem(path) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(errno.EMFILE, Unavailable), (errno.ESTALE, Unavailable), (errno.EACCES, UserError), (errno.EIO, None)],
+)
+def test_only_an_error_that_shows_damage_sets_a_checkpoint_aside(folder, monkeypatch, number, raised):
+    """The disk's answer is given here, for the newest checkpoint alone; a bad sector is damage of one file."""
+    before, open_file = sorted(path.name for path in folder.iterdir()), Path.open
+
+    def refuse(path, *arguments, **options):
+        if path == folder / "step-000000002" / "model.safetensors":
+            raise OSError(number, os.strerror(number), str(path))
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    if raised is None:
+        assert load_newest(folder).step == 1
+        assert len(damaged(folder)) == 1
+    else:
+        with pytest.raises(raised, match=os.strerror(number)):
+            load_newest(folder)
+        assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("reader", ["read_json", "load_file"])
+def test_a_checkpoint_that_cannot_be_opened_after_it_was_hashed_is_not_damaged(folder, monkeypatch, reader):
+    """Whatever the system says, safetensors says that the file is missing."""
+    before, read = sorted(folder.iterdir()), getattr(module, reader)
+
+    def read_without_files(path):
+        with no_more_files():
+            return read(path)
+
+    monkeypatch.setattr(module, reader, read_without_files)
+    with pytest.raises(Unavailable, match=r"step-000000002 cannot be read now \("):
+        load_newest(folder)
+    assert sorted(folder.iterdir()) == before
 
 
 # Kills itself at the n-th of the operations by which a checkpoint reaches the disk.

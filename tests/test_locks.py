@@ -1,0 +1,58 @@
+"""One process at a time has what is locked."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from diffusion_core.files import Locked, exclusive_lock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from diffusion_core.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(Locked), exclusive_lock(lock):
+            pass
+        holder.kill()
+    with exclusive_lock(lock):
+        pass
+
+
+DISCARDER = """
+import sys
+from pathlib import Path
+from diffusion_core.files import discard, exclusive_lock
+with exclusive_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+    discard(Path(sys.argv[1]).parent)
+"""
+
+
+def test_who_waits_for_a_lock_gets_it_when_its_holder_discards_the_folder(tmp_path: Path) -> None:
+    lock = tmp_path / "folder" / "lock"
+    script = [sys.executable, "-c", DISCARDER, str(lock)]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        # Its standard input ends while this process waits.
+        threading.Timer(0.5, holder.stdin.close).start()
+        with exclusive_lock(lock, seconds=30):
+            assert lock.exists()
+            with pytest.raises(Locked), exclusive_lock(lock):
+                pass
+        assert holder.wait() == 0
