@@ -116,23 +116,23 @@ def main() -> None:
             copies.send_end()
 
     threading.Thread(target=notice_the_end, daemon=True).start()
-    told, is_last, are_removed, sent = False, False, False, None
-    while not is_last:
-        is_last = ended.wait(PAUSE)
+    copied_state, error_is_reported, training_has_ended, finished_are_removed = None, False, False, False
+    while not training_has_ended:
+        training_has_ended = ended.wait(PAUSE)
         try:
             state = _state(copies.folder)
-            if state != sent:
+            if state != copied_state:
                 copies.send()
-                if not are_removed:
+                if not finished_are_removed:
                     copies.remove_finished()
-                are_removed, sent, told = True, state, False
+                copied_state, error_is_reported, finished_are_removed = state, False, True
         except (UserError, OSError) as error:
-            sent = None
-            if not told:
+            copied_state = None
+            if not error_is_reported:
                 logger.warning("checkpoints are not copied now (%s); this is tried again", error)
-            told = True
+            error_is_reported = True
     # Threads of a transfer that hangs are not waited for.
-    os._exit(1 if sent is None else 0)
+    os._exit(1 if copied_state is None else 0)
 
 
 def _state(folder: Path) -> tuple[object, ...]:

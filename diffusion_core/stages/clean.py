@@ -70,9 +70,9 @@ def run(environment: Environment, days: int, remove: bool) -> None:
     before = now - days * DAY
     total = 0
     # Each generator holds the lock of what it yields.
-    looks = (_checkpoints(environment, before), _downloads(environment, before))
+    locked = (_checkpoints(environment, before), _downloads(environment, before))
     # A process of another container, whose id is unknown here, may still write what is younger than a day.
-    for each in chain(*looks, _leftovers(environment, min(before, now - DAY))):
+    for each in chain(*locked, _leftovers(environment, min(before, now - DAY))):
         if remove:
             _remove(each.path)
         total += each.size
@@ -167,8 +167,8 @@ def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> lis
         UserError: what is needed is not known, or the remote of a shared cache cannot be asked.
     """
     needed = cache.needed(named.outputs, named.commits, named.only_commits)
-    missing = cache.remote_has(each for each in needed.unlisted if not cache.path(each).exists())
-    if [each for each in missing if cache.restore(each, from_remote=True)]:
+    remote_lists = cache.remote_has(each for each in needed.unlisted if not cache.path(each).exists())
+    if [each for each in remote_lists if cache.restore(each, from_remote=True)]:
         needed = cache.needed(named.outputs, named.commits, named.only_commits)
     if needed.unknown:
         raise UserError(f"what is needed is not known, because {needed.unknown}")
@@ -177,9 +177,10 @@ def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> lis
     }
     if is_shared or cache.is_shared:
         # Other checkouts may use it. What the remote has can be pulled again.
-        there = cache.remote_has(unneeded)
-        print(f"clean: {len(unneeded) - len(there):,} entries of {cache.folder} stay, because the remote lacks them")
-        unneeded = {entry: unneeded[entry] for entry in there}
+        in_remote = cache.remote_has(unneeded)
+        missing = len(unneeded) - len(in_remote)
+        print(f"clean: {missing:,} entries of {cache.folder} stay, because the remote lacks them")
+        unneeded = {entry: unneeded[entry] for entry in in_remote}
     return [*unneeded.values(), *(file for file in cache.leftovers() if _changed(file) < before)]
 
 

@@ -55,15 +55,15 @@ def run(environment: Environment, repair: bool, as_json: bool) -> None:
         SystemExit: with exit code 1 if something is rotten or could not be looked at.
     """
     findings: list[Finding] = []
-    looks = (
-        _looked("DVC's cache", _cache(environment, repair)),
-        _looked("the data and the model", _folders()),
-        # Before the next look, which sets more of them aside.
-        _looked("checkpoints that were set aside", _lost(environment)),
-        _looked("the checkpoints", _checkpoints(environment, repair)),
-        _looked(f"the champion of {environment.registered_model}", _champion(environment, repair)),
+    searches = (
+        _search("DVC's cache", _cache(environment, repair)),
+        _search("the data and the model", _folders()),
+        # Before the next search, which sets more of them aside.
+        _search("checkpoints that were set aside", _lost(environment)),
+        _search("the checkpoints", _checkpoints(environment, repair)),
+        _search(f"the champion of {environment.registered_model}", _champion(environment, repair)),
     )
-    for finding in chain(*looks):
+    for finding in chain(*searches):
         findings.append(finding)
         if not as_json:
             print(f"verify: {finding}", flush=True)
@@ -76,10 +76,10 @@ def run(environment: Environment, repair: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _looked(what: str, look: Iterator[Finding]) -> Iterator[Finding]:
-    """Yield what a look finds and, if it cannot be finished, a finding about that; the other looks continue."""
+def _search(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Yield the findings and, if they break off, one about that, so that the other searches continue."""
     try:
-        yield from look
+        yield from findings
     except NoProject:
         raise
     except (UserError, OSError) as error:
@@ -132,16 +132,16 @@ def _cache(environment: Environment, repair: bool) -> Iterator[Finding]:
 def _entries(cache: Cache, rotten: list[str], repair: bool) -> Iterator[Finding]:
     """Yield a finding for each rotten entry of DVC's cache."""
     try:
-        there, missing = cache.remote_has(rotten), "the remote does not have it"
+        in_remote, why_not = cache.remote_has(rotten), "the remote does not have it"
     except UserError as error:
-        there, missing = set(), str(error)
+        in_remote, why_not = set(), str(error)
     for entry in rotten:
-        source = "the remote has it" if entry in there else missing
+        source = "the remote has it" if entry in in_remote else why_not
         problem = f"its bytes are not those of its name, and {source}"
         is_repaired = False
         if repair:
             try:
-                is_repaired = cache.restore(entry, entry in there)
+                is_repaired = cache.restore(entry, entry in in_remote)
             except UserError as error:
                 problem = f"its bytes are not those of its name, the checkout does not have it, and {error}"
         yield Finding(str(cache.path(entry)), problem, AGAIN, is_repaired)
@@ -149,14 +149,14 @@ def _entries(cache: Cache, rotten: list[str], repair: bool) -> Iterator[Finding]
 
 def _folders() -> Iterator[Finding]:
     """Compare the data and the model in the checkout with the hashes in their own descriptions."""
-    looks: tuple[tuple[Path, Path, Callable[[Path], object]], ...] = (
+    loaders: tuple[tuple[Path, Path, Callable[[Path], object]], ...] = (
         (PREPARED, PREPARED, ImageDataset.open),
         (MODELS, MODELS / DESCRIPTION, load_model),
     )
-    for folder, needed, look in looks:
+    for folder, needed, load in loaders:
         if needed.exists():
             try:
-                look(folder)
+                load(folder)
             except UserError as error:
                 yield Finding(str(folder), *_parts(error))
 

@@ -9,7 +9,7 @@ from diffusion_core.training.optimizer import Update
 
 # Training has diverged after this many consecutive skipped steps.
 MAX_BAD_STEPS = 10
-# The share of skipped steps is one of at least this many.
+# The share of skipped steps is one of at least this many, or of all steps of a shorter training.
 LEAST_STEPS = 1000
 
 _REMEDY = "lower train.learning_rate, or set DIFFUSION_PRECISION=float32"
@@ -19,8 +19,8 @@ class TrainingDiverged(RuntimeError):
     """Too many steps were skipped, because their loss or gradient is not finite, or the weights are not finite."""
 
 
-def check_steps(update: Update, step: int, max_skipped_share: float) -> None:
-    """Check the counts of skipped steps after `step` steps; waits for the device.
+def check_steps(update: Update, step: int, total_steps: int, max_skipped_share: float) -> None:
+    """Check the counts of skipped steps after `step` of `total_steps` steps; waits for the device.
 
     Raises:
         TrainingDiverged: `MAX_BAD_STEPS` in a row were skipped, or more than the share.
@@ -30,7 +30,7 @@ def check_steps(update: Update, step: int, max_skipped_share: float) -> None:
             f"the gradient was not finite for {MAX_BAD_STEPS} steps in a row, until step {step}: {_REMEDY}"
         )
     skipped = int(update.skipped_steps)
-    if skipped > max_skipped_share * max(step, LEAST_STEPS):
+    if skipped > max_skipped_share * max(step, min(LEAST_STEPS, total_steps)):
         raise TrainingDiverged(
             f"the loss or gradient of {skipped} of {step} steps was not finite, and train.max_skipped_share is"
             f" {max_skipped_share}: {_REMEDY}"

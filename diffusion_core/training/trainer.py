@@ -54,8 +54,8 @@ class Trainer:
         max_grad_norm: gradients with a greater norm are scaled to it.
         ema_halflife_images: see `EMA`.
         horizontal_flip: mirror each image with probability 1/2.
-        max_skipped_share: share of the steps, or of the first 1000, that may be skipped because their loss or gradient
-            is not finite, in [0, 1].
+        max_skipped_share: share of the steps that may be skipped because their loss or gradient is not finite, in
+            [0, 1]. It is one of the steps so far, and before step 1000 of the first 1000, or of all if these are fewer.
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
         compiled: compile the network with torch.compile; on one CUDA GPU with one process, also record a step as a CUDA
             graph. If either is impossible, training runs without it after a warning.
@@ -262,7 +262,7 @@ class Trainer:
         # Reading the counts waits for a GPU, so they are read every `MAX_BAD_STEPS` steps and at the end.
         always = self.diffusion.device.type == "cpu" or self.step == self.total_steps
         if always or self.step % MAX_BAD_STEPS == 0:
-            check_steps(self.update, self.step, self.max_skipped_share)
+            check_steps(self.update, self.step, self.total_steps, self.max_skipped_share)
 
     def _rate(self) -> float:
         if self.warmup_images == 0:

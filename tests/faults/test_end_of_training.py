@@ -162,6 +162,10 @@ def test_two_trainings_in_one_folder_are_refused(folder):
         second = run(folder, "train")
         assert second.returncode == 2
         assert second.stderr.startswith("error: another training writes models in ")
+        # The control: without the lock of the folder, both would.
+        change(folder, images=320)
+        no_lock = {"diffusion_core.stages.keeping:exclusive_lock": "__import__('contextlib').nullcontext"}
+        succeeds(folder, "train", setting=no_lock)
     finally:
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 143

@@ -26,11 +26,11 @@ from tests.registry.projects import write_model
 COMPUTE = Gradient.compute
 
 
-def trainer(**options):
+def trainer(steps=200, **options):
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=4)
     data = TensorData(torch.randint(0, 256, (32, 1, 4, 4), dtype=torch.uint8))
-    return Trainer(diffusion, data, images=8 * 200, batch_size=8, precision="float32", **options)
+    return Trainer(diffusion, data, images=8 * steps, batch_size=8, precision="float32", **options)
 
 
 def poison(monkeypatch, steps, part):
@@ -45,6 +45,11 @@ def poison(monkeypatch, steps, part):
         return loss * math.nan if calls[0] in steps and part == "loss" else loss
 
     monkeypatch.setattr(Gradient, "compute", compute)
+
+
+def tolerant(settings):
+    """Let a training of ten steps skip some of them."""
+    return settings.model_copy(update={"max_skipped_share": 0.5})
 
 
 @pytest.mark.parametrize("part", ["loss", "gradient"])
@@ -62,15 +67,32 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average(monkeypat
     assert int(trained.update.skipped_steps) == 1
 
 
-def test_more_skipped_steps_than_their_share_stop_a_training(monkeypatch):
-    every_second = set(range(2, 10_000, 2))
-    most = int(0.05 * LEAST_STEPS)
-    poison(monkeypatch, every_second, "loss")
-    message = rf"of {most + 1} of {2 * most + 2} steps was not finite, and train.max_skipped_share is 0.05"
+@pytest.mark.parametrize(
+    ("steps", "share", "skipped"),
+    [(50, 0.05, 3), (200, 0.05, 11), (200, 0.49, 99), (LEAST_STEPS, 0.05, 51), (10 * LEAST_STEPS, 0.05, 51)],
+)
+def test_more_skipped_steps_than_their_share_stop_a_training(monkeypatch, steps, share, skipped):
+    """A long training stops at once, and a short one has no more of them than its own length allows."""
+    poison(monkeypatch, set(range(2, steps, 2)), "loss")
+    message = rf"of {skipped} of {2 * skipped} steps was not finite, and train.max_skipped_share is {share}"
     with pytest.raises(TrainingDiverged, match=message):
-        list(trainer().steps())
-    poison(monkeypatch, every_second, "loss")
-    assert len(list(trainer(max_skipped_share=0.1).steps())) == 200
+        list(trainer(steps, max_skipped_share=share).steps())
+
+
+def test_as_many_skipped_steps_as_their_share_stop_no_training(monkeypatch):
+    """The control."""
+    poison(monkeypatch, set(range(2, 201, 2)), "loss")
+    assert len(list(trainer(max_skipped_share=0.5).steps())) == 200
+
+
+def test_nine_skipped_steps_of_ten_stop_a_short_training(monkeypatch):
+    """Ten in a row never come."""
+    poison(monkeypatch, {step for step in range(1, 51) if step % 10}, "gradient")
+    with pytest.raises(TrainingDiverged, match="of 3 of 3 steps was not finite"):
+        list(trainer(50).steps())
+    # The control: no share is too large.
+    poison(monkeypatch, {step for step in range(1, 51) if step % 10}, "gradient")
+    assert len(list(trainer(50, max_skipped_share=1.0).steps())) == 50
 
 
 def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path):
@@ -104,7 +126,7 @@ def test_the_optimizer_without_the_loss_would_apply_its_gradient():
 
 def test_skipped_steps_are_counted_logged_and_told_with_their_images(project, environment, monkeypatch, caplog):
     poison(monkeypatch, {2}, "loss")
-    train.run(project.train, environment)
+    train.run(tolerant(project.train), environment)
     with LOSS.open(encoding="utf-8") as file:
         assert [row["skipped"] for row in csv.DictReader(file)] == ["1", "0", "0", "0", "0"]
     (warning,) = [record.getMessage() for record in caplog.records if "was skipped" in record.getMessage()]
@@ -129,11 +151,11 @@ def test_poisoned_weights_keep_the_last_good_checkpoint(project, environment, mo
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "steps", poisoned)
         with pytest.raises(UserError, match="the weights after step 7 are not finite"):
-            train.run(project.train, often)
+            train.run(tolerant(project.train), often)
     assert not (MODELS / "model.safetensors").exists()
     (folder,) = [path.parent for path in environment.checkpoints.glob("*/identity.json")]
     assert load_newest(folder).step == 6
-    train.run(project.train, environment)
+    train.run(tolerant(project.train), environment)
     load_model(MODELS)
 
 
@@ -170,5 +192,5 @@ def test_a_checkpoint_that_knows_skipped_steps_is_saved_after_their_report(proje
 
     monkeypatch.setattr(Saver, "save", dies)
     with pytest.raises(KeyboardInterrupt):
-        train.run(project.train, environment.model_copy(update={"checkpoint_seconds": 0.0}))
+        train.run(tolerant(project.train), environment.model_copy(update={"checkpoint_seconds": 0.0}))
     assert told == ["skipped/step-000000002.txt"]

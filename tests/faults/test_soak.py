@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from mlflow import MlflowClient
@@ -13,7 +16,11 @@ from tests.faults.commands import wait_for
 from tests.flows.repository import CHECKOUT
 from tests.registry.projects import empty_store
 from tests.soak import checks
+from tests.soak.disk import Disk
 from tests.soak.project import COPIED, kill_marked, marked, variables
+from tests.soak.round import Disturbance, Round
+from tests.soak.servers import Server
+from tests.soak.subjects import SUBJECTS, Deployment
 
 RESTORES_THE_EMA = '        self.ema.module.model.load_state_dict(tensors["ema"])\n'
 
@@ -58,18 +65,66 @@ def test_a_checkpoint_that_restores_no_average_is_found(tmp_path):
     assert "soak: seed 49, round-0:" in output
 
 
-def test_a_process_that_is_left_is_found(tmp_path):
-    """In a session of its own, as an orphan may be."""
+@contextmanager
+def orphan_of(mark):
+    """A process in a session of its own, as an orphan may be."""
     program = [sys.executable, "-c", "import time; time.sleep(60)"]
-    orphan = subprocess.Popen(program, env=variables(tmp_path), start_new_session=True)
+    orphan = subprocess.Popen(program, env=variables(mark), start_new_session=True)
     try:
         # It has its own variables only once it has begun its program.
-        (found,) = wait_for(lambda: checks.processes(marked(tmp_path)))
-        assert f"process {orphan.pid} is left" in found
+        wait_for(lambda: marked(mark))
+        yield orphan
     finally:
-        kill_marked(tmp_path)
+        kill_marked(mark)
         orphan.wait()
+
+
+def test_a_process_that_is_left_is_found(tmp_path):
+    with orphan_of(tmp_path) as orphan:
+        (found,) = checks.processes(marked(tmp_path))
+        assert f"process {orphan.pid} is left" in found
     assert marked(tmp_path) == []
+
+
+def test_a_process_that_a_worker_has_left_is_found_once_the_worker_has_ended(tmp_path):
+    worker = Server(("http.server", "0", "--bind", "127.0.0.1"), tmp_path, variables(tmp_path), None)
+    subject = Deployment(tmp_path, variables(tmp_path), tmp_path / "log.txt", 0)
+    subject.worker, subject.prefect = worker, Server((), tmp_path, variables(tmp_path), None)
+    worker.start()
+    with orphan_of(tmp_path) as orphan:
+        # What runs under a worker may run.
+        assert subject.leftovers() == []
+        subject.close()
+        (found,) = subject.leftovers()
+        assert found.pid == orphan.pid
+    # The control: without it, nothing is left.
+    assert subject.leftovers() == []
+
+
+def test_a_disk_that_cannot_be_filled_is_not_filled(tmp_path):
+    """A worker's runs have no limit on their files either."""
+    disk = Disk(tmp_path / "disk")
+    possible = {
+        kind: "full disk" in subject(tmp_path, {}, None, 0).possible(disk) for kind, subject in SUBJECTS.items()
+    }
+    assert possible == {"training": True, "flow": True, "worker": False}
+    disk.can_be_filled = True
+    assert "full disk" in Deployment(tmp_path, {}, None, 0).possible(disk)
+
+
+def test_a_disturbance_that_finds_no_process_neither_counts_nor_excuses(tmp_path):
+    """As a signal to a stage between two stages."""
+    server = Server((), tmp_path, {}, None)
+    disturbed = Round("round-0", "training", 0, random.Random(0), tmp_path / "round", server, "http://127.0.0.1:9", 0.0)
+    disturbed._disturb(Disturbance("TERM stage", 0.0, 1.0, 0))
+    assert (disturbed.done, disturbed._excused) == ([], False)
+    # The control: a stage that is there. The name of its module is enough to be taken for one.
+    program = [sys.executable, "-c", "import time; time.sleep(60)", "diffusion_core", "train"]
+    with subprocess.Popen(program, env=variables(tmp_path / "round")) as stage:
+        wait_for(lambda: disturbed.subject.targets("stage"))
+        disturbed._disturb(Disturbance("TERM stage", 0.0, 1.0, 0))
+        assert stage.wait(60) == -signal.SIGTERM
+    assert (disturbed.done, disturbed._excused) == (["TERM stage"], True)
 
 
 @pytest.mark.parametrize("name", ["models/.model.json.tmp-7", ".checkpoints/d/.step-000000001.trash-7/model"])

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -16,9 +15,22 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry.tracking import training_run
-from tests.faults.commands import run, succeeds, wait_for
+from tests.faults.commands import is_killed, succeeds, wait_for
 from tests.faults.test_end_of_training import equal
-from tests.faults.timed_tracking import Loses, ends, free_port, mlflow_server, stored, timed, waited
+from tests.faults.timed_tracking import (
+    STEP,
+    TAKEN,
+    Loses,
+    answers,
+    before_steps,
+    ends,
+    free_port,
+    mlflow_server,
+    signals,
+    stored,
+    timed,
+    waited,
+)
 from tests.registry.servers import serving
 
 # Beside the two seconds of patience, on a busy machine.
@@ -88,7 +100,7 @@ def is_whole(address, folder, undisturbed, experiment="diffusion"):
 def test_a_server_that_is_down_costs_two_seconds_and_no_entry(folder, tmp_path, undisturbed):
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    assert "wait in .checkpoints/" in ends(timed(folder, **stored(address)))
+    ends(folder, address)
     # A server that is down uses all of it, so a longer patience would show.
     assert 2.0 <= waited(folder) < 2.0 + SLACK
     with mlflow_server(tmp_path / "server", port):
@@ -97,9 +109,21 @@ def test_a_server_that_is_down_costs_two_seconds_and_no_entry(folder, tmp_path, 
         is_whole(address, folder, undisturbed)
 
 
-def test_a_longer_patience_is_noticed(folder):
+# How a training would wait longer: at its begin and end, or a little at each report.
+WAITS = {
+    "at its ends": {"diffusion_core.registry.tracking:PATIENCE_SERVER": "4.0"},
+    "at each report": {
+        "diffusion_core.registry.tracking:Run.metrics": (
+            "lambda run, *values, **step: (original(run, *values, **step), run._delivery.wait_for(run._outbox, 0.4))"
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("place", WAITS)
+def test_a_longer_wait_is_noticed(folder, place):
     """The control."""
-    ends(timed(folder, "4", **stored(f"http://127.0.0.1:{free_port()}")))
+    ends(folder, f"http://127.0.0.1:{free_port()}", setting=WAITS[place])
     assert waited(folder) > 2.0 + SLACK
 
 
@@ -107,18 +131,26 @@ def test_a_longer_patience_is_noticed(folder):
 def test_a_server_that_hangs_holds_no_training(folder, server, undisturbed, moment):
     """SIGSTOP: it accepts connections and never answers."""
     address, process = server
-    store = stored(address, experiment=moment)
+    setting = before_steps(step_5=signals(process, "SIGSTOP")) if moment == "in its middle" else None
     with continued_at_the_end(process):
-        if moment == "before the training":
+        if setting is None:
             os.killpg(process.pid, signal.SIGSTOP)
-        training = timed(folder, **store)
-        if moment == "in its middle":
-            wait_for(lambda: list((folder / ".checkpoints").glob("*/outbox/sent")))
-            os.killpg(process.pid, signal.SIGSTOP)
-        ends(training)
+        ends(folder, address, moment, setting)
         assert waited(folder) < 2.0 + SLACK
-    succeeds(folder, "replay", **store)
-    is_whole(address, folder, undisturbed, experiment=moment)
+    succeeds(folder, "replay", **stored(address, moment))
+    is_whole(address, folder, undisturbed, moment)
+
+
+def test_a_server_that_dies_in_a_training_does_not_hold_it_and_gets_all_of_it_later(folder, tmp_path, undisturbed):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with mlflow_server(tmp_path / "server", port) as process:
+        ends(folder, address, setting=before_steps(step_5=signals(process, "SIGKILL")))
+        assert not answers(address)
+        assert waited(folder) < 2.0 + SLACK
+    with mlflow_server(tmp_path / "server", port):
+        succeeds(folder, "replay", **stored(address))
+        is_whole(address, folder, undisturbed)
 
 
 def lengthen(folder):
@@ -130,19 +162,13 @@ def lengthen(folder):
 
 def test_term_ends_a_training_whose_server_hangs_with_a_checkpoint(folder, server):
     address, process = server
-    store = stored(address, experiment="ended")
     lengthen(folder)
+    setting = before_steps(step_5=signals(process, "SIGSTOP"), step_25="os.kill(os.getpid(), signal.SIGTERM)")
     with continued_at_the_end(process):
-        training = timed(folder, **store)
-        wait_for(lambda: list((folder / ".checkpoints").glob("*/outbox/sent")))
-        os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(1.0)
-        training.send_signal(signal.SIGTERM)
-        training.communicate(timeout=60)
-        assert training.returncode == 143
+        assert timed(folder, address, "ended", setting).returncode == 143
         assert waited(folder) < 2.0 + SLACK
         assert list((folder / ".checkpoints").glob("*/step-*/manifest.json"))
-    succeeds(folder, "replay", **store)
+    succeeds(folder, "replay", **stored(address, "ended"))
     run_of_it, losses, _ = tracked(address, "ended")
     assert run_of_it.info.status == "KILLED"
     steps = [step for step, _ in losses]
@@ -153,9 +179,10 @@ def test_a_killed_training_logs_every_step_once_and_leaves_no_run_running(folder
     """The server dies first, then the trainer; both come back."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    with mlflow_server(tmp_path / "server", port):
-        die = "diffusion_core.training.trainer:Trainer._train_step:7"
-        assert run(folder, "train", die_at=die, **stored(address)).returncode == -signal.SIGKILL
+    with mlflow_server(tmp_path / "server", port) as process:
+        setting = before_steps(step_5=signals(process, "SIGKILL"))
+        is_killed(folder, "train", setting=setting, die_at=f"{STEP}:7", **stored(address))
+        assert not answers(address)
     with mlflow_server(tmp_path / "server", port):
         succeeds(folder, "train", **stored(address))
         # A server that is slow takes the rest later.
@@ -166,12 +193,7 @@ def test_a_killed_training_logs_every_step_once_and_leaves_no_run_running(folder
 def test_an_interrupted_training_that_nobody_resumes_is_killed_and_not_running(folder, server):
     address, _ = server
     store = stored(address, experiment="interrupted")
-    lengthen(folder)
-    training = timed(folder, **store)
-    # A slow server makes the run later than the first steps.
-    wait_for(lambda: list((folder / ".checkpoints").glob("*/outbox/sent")))
-    training.kill()
-    training.communicate()
+    is_killed(folder, "train", setting=before_steps(step_5=TAKEN), die_at=f"{STEP}:6", **store)
     (run_of_it, _, _) = tracked(address, "interrupted")
     assert run_of_it.info.status == "RUNNING"
     succeeds(folder, "replay", **store)

@@ -1,57 +1,114 @@
-"""A training that measures how long it waits for its tracking store, and real MLflow servers for it."""
+"""A training that measures how long its tracking store holds it, and real MLflow servers for it."""
 
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler
+from itertools import count
+from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from tests.faults.commands import wait_for
-from tests.faults.forks import VARIABLES
+from tests.faults.commands import run, wait_for
 from tests.registry.projects import empty_store
 
-# `diffusion train`, which writes the seconds that it waited for the store: before its first step, and after its last.
-TIMED = """
-import sys, time
-from contextlib import contextmanager
-from pathlib import Path
-from diffusion_core.registry import tracking
-from diffusion_core.registry.connection import is_server
-
-if len(sys.argv) > 1:
-    tracking.PATIENCE_SERVER = float(sys.argv[1])
-original = tracking.training_run
-
-@contextmanager
-def timed(*arguments, **options):
-    block = original(*arguments, **options)
-    began = time.monotonic()
-    run = block.__enter__()
-    waited = time.monotonic() - began
-    try:
-        yield run
-    finally:
-        began = time.monotonic()
-        block.__exit__(*sys.exc_info())
-        Path("waited").write_text(str(waited + time.monotonic() - began))
-
-tracking.training_run = timed
-sys.argv = ["diffusion", "train"]
-from diffusion_core.__main__ import main
-main()
-"""
+HERE = f"importlib.import_module({__name__!r})"
+FILE = "waited"
+STEP = "diffusion_core.training.trainer:Trainer._train_step"
 
 
-def timed(folder, *patience, **variables):
-    """Start a training that measures how long it waits for the store."""
-    environment = {**os.environ, **VARIABLES, **variables}
-    command = [sys.executable, "-c", TIMED, *patience]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+class Watch:
+    """Adds up the seconds that functions take."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def of(self, function):
+        """Return the function, with its seconds added."""
+
+        def watched(*arguments, **options):
+            began = time.monotonic()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds += time.monotonic() - began
+
+        return watched
+
+
+class WatchedRun:
+    """A run as the training sees it: its methods are watched."""
+
+    def __init__(self, run, watch):
+        self._run, self._watch = run, watch
+
+    def __getattr__(self, name):
+        value = getattr(self._run, name)
+        return self._watch.of(value) if callable(value) else value
+
+
+def watched(training_run):
+    """Return `training_run`, which writes the seconds of its begin, of its end and of all that a training logs."""
+
+    @contextmanager
+    def block(*arguments, **options):
+        watch, original = Watch(), training_run(*arguments, **options)
+        run = watch.of(original.__enter__)()
+        try:
+            yield WatchedRun(run, watch)
+        finally:
+            watch.of(original.__exit__)(*sys.exc_info())
+            Path(FILE).write_text(str(watch.seconds))
+
+    return block
+
+
+def acting(step, actions):
+    """Return a step of a training, before which an action runs where its number has one."""
+    numbers = count(1)
+
+    def acts(*arguments):
+        actions.get(next(numbers), lambda: None)()
+        return step(*arguments)
+
+    return acts
+
+
+def before_steps(**actions):
+    """Return the setting of a training that runs expressions before steps, `step_5="..."` for example."""
+    numbered = ", ".join(f"{name.removeprefix('step_')}: lambda: {action}" for name, action in actions.items())
+    return {STEP: f"{HERE}.acting(original, {{{numbered}}})"}
+
+
+def wait_until_taken():
+    """Wait until the store has taken something of the training here; a slow one does so later than the first steps."""
+    wait_for(lambda: [*Path(".checkpoints").glob("*/outbox/sent")])
+
+
+TAKEN = f"{HERE}.wait_until_taken()"
+
+
+def signals(server, name):
+    """Return the expression that sends a signal to a server, once that has taken something."""
+    return f"({TAKEN}, os.killpg({server.pid}, signal.{name}))"
+
+
+def timed(folder, address, experiment="diffusion", setting=None):
+    """Run a training that measures how long its store holds it."""
+    setting = {"diffusion_core.stages.train:training_run": f"{HERE}.watched(original)", **(setting or {})}
+    return run(folder, "train", setting=setting, **stored(address, experiment))
+
+
+def ends(*arguments, **options):
+    """Run a training that ends well, although the store has not taken all of it."""
+    done = timed(*arguments, **options)
+    assert done.returncode == 0, done.stderr
+    assert "wait in .checkpoints/" in done.stderr
 
 
 def stored(address, experiment="diffusion"):
@@ -59,15 +116,9 @@ def stored(address, experiment="diffusion"):
     return {"DIFFUSION_TRACKING_URI": address, "DIFFUSION_EXPERIMENT": experiment}
 
 
-def ends(training):
-    """Wait for the end of a training; return its messages."""
-    _, errors = training.communicate(timeout=120)
-    assert training.returncode == 0, errors
-    return errors
-
-
 def waited(folder):
-    return float((folder / "waited").read_text(encoding="utf-8"))
+    """Return the seconds that the store has held a training."""
+    return float((folder / FILE).read_text(encoding="utf-8"))
 
 
 def free_port():

@@ -58,7 +58,7 @@ class Round:
         scale = start_seconds()
         self.plan = [
             Disturbance(
-                random.choice(self.subject.disturbances),
+                random.choice(self.subject.possible(self.disk)),
                 scale * random.uniform(0.0, self.subject.pause),
                 random.uniform(0.5, LASTING),
                 random.choice([0, random.randrange(400_000)]),
@@ -137,10 +137,8 @@ class Round:
         return True
 
     def _disturb(self, disturbance):
-        self._excused = True
         self._last = time.monotonic()
         self._note(f"{disturbance.kind}, {disturbance.seconds:.1f} s")
-        self.done.append(disturbance.kind)
         seconds = disturbance.seconds
         match disturbance.kind.split():
             case ["clock", _]:
@@ -167,11 +165,16 @@ class Round:
                 self._in(seconds, self._start_worker)
             case [name, who]:
                 found = self.subject.targets(who)
+                if not found:
+                    self._note("it finds no process, and is not counted")
+                    return
                 send(signal.Signals[f"SIG{name}"], found)
                 if name == "STOP":
                     self._in(seconds, lambda: send(signal.SIGCONT, found))
                 elif who == "worker":
                     self._in(seconds, self._start_worker)
+        self._excused = True
+        self.done.append(disturbance.kind)
 
     def _start_worker(self):
         if self.subject.worker.lives():
@@ -203,7 +206,7 @@ class Round:
         self.server.start()
         self.server.wait()
         self.subject.close()
-        self.violations += checks.processes(self.subject.leftovers())
+        self._all_end()
         with (self.folder / "log.txt").open("ab") as log:
             environment = self.subject.environment
             replay = module("diffusion_core", "replay")

@@ -57,6 +57,10 @@ class Subject:
         self.folder, self.environment, self.log, self.seed = folder, environment, log, seed
         self.process = None
 
+    def possible(self, disk):
+        """Return the disturbances that can be done, with its project on that disk."""
+        return self.disturbances
+
     def prepare(self):
         """Start what it needs."""
 
@@ -134,6 +138,12 @@ class Deployment(Subject):
     )
     publishes = True
     pause = 8.0
+    is_closed = False
+
+    def possible(self, disk):
+        """Return all, but no full disk where none can be filled: the files of its runs have no limit."""
+        impossible = () if disk.can_be_filled else ("full disk",)
+        return tuple(each for each in self.disturbances if each not in impossible)
 
     def prepare(self):
         """Start a Prefect server and a worker, and deploy."""
@@ -195,8 +205,8 @@ class Deployment(Subject):
         return {"COMPLETED": 0, "FAILED": 1, "CANCELLED": 1}.get(state)
 
     def leftovers(self):
-        """Return nothing while the worker runs."""
-        return []
+        """Return the processes that should have ended with the worker; nothing before, while that runs."""
+        return marked(self.mark) if self.is_closed else []
 
     def close(self):
         """Stop the worker with its runs, and the server."""
@@ -204,6 +214,7 @@ class Deployment(Subject):
         end = time.monotonic() + 60.0
         while self.worker.lives() and time.monotonic() < end:
             time.sleep(0.2)
+        self.is_closed = True
         self.prefect.kill()
         kill_marked(f"{self.mark}-servers")
 

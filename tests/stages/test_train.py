@@ -1,7 +1,6 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,10 @@ import mlflow
 import pytest
 import torch
 from pydantic import SecretStr
-from safetensors.torch import load_file
 
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.checkpoints import only_training
-from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.tracking import Run
@@ -134,36 +131,6 @@ def test_the_number_of_threads_is_part_of_a_checkpoint(project, environment, sto
     train.run(project.train, environment)
     assert set(used) == {1}
     assert torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize("after", [1, 4, 9])
-def test_a_training_that_was_told_to_stop_goes_on_where_it_was(project, environment, after, stops_after, monkeypatch):
-    train.run(project.train, environment)
-    unbroken, losses = load_file(MODELS / "model.safetensors"), LOSS.read_text(encoding="utf-8")
-    first = run_info()["run_key"]
-    for path in (MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS):
-        path.unlink()
-    shutil.rmtree(".checkpoints")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "steps", Trainer.steps)
-        stops_after(after)
-        with pytest.raises(SystemExit) as stopped:
-            train.run(project.train, environment)
-    assert stopped.value.code == 143
-    assert not RUN_INFO.exists()
-    (checkpoint,) = Path(".checkpoints").glob("*/step-*")
-    assert int(checkpoint.name[5:]) == after + 1
-    second = Outbox(checkpoint.parent / "outbox").key
-    assert recorded(second).info.status == "KILLED"
-
-    stops_after(10**6)
-    train.run(project.train, environment)
-    resumed = load_file(MODELS / "model.safetensors")
-    assert [name for name in unbroken if not torch.equal(unbroken[name], resumed[name])] == []
-    assert LOSS.read_text(encoding="utf-8") == losses
-    assert run_info()["run_key"] == second != first
-    assert recorded(second).info.status == "FINISHED"
 
 
 def test_a_signal_that_comes_after_the_decision_to_save_still_leaves_a_checkpoint(project, environment, monkeypatch):

@@ -127,7 +127,7 @@ def test_training_lowers_the_loss():
 
 
 def test_a_step_whose_gradient_is_not_finite_changes_nothing():
-    trainer = build()
+    trainer = build(max_skipped_share=0.5)
     list(islice(trainer.steps(), 2))
     before = {name: each.clone() for name, each in state(trainer).items()}
     poison = trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("nan"))
@@ -144,7 +144,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing():
 
 
 def test_training_stops_when_no_gradient_is_finite_any_more():
-    trainer = build(images=1000)
+    trainer = build(images=1000, max_skipped_share=1.0)
     trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(TrainingDiverged, match="10 steps in a row.*learning_rate"):
         list(trainer.steps())
@@ -153,7 +153,7 @@ def test_training_stops_when_no_gradient_is_finite_any_more():
 
 def test_a_training_that_is_stopped_again_and_again_diverges_as_soon():
     def diverging(step, tensors):
-        trainer = build(images=1000)
+        trainer = build(images=1000, max_skipped_share=1.0)
         trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("inf"))
         trainer.restore(step, tensors)
         return trainer
