@@ -130,7 +130,11 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
         found = next(Path(folder).rglob(WEIGHTS), None)
-        if found is None or model_digest(found.parent) != version.tags.get(MODEL_DIGEST):
+        if (
+            found is None
+            or not (found.parent / DESCRIPTION).exists()
+            or model_digest(found.parent) != version.tags.get(MODEL_DIGEST)
+        ):
             raise Changed(
                 f"the files of version {version.version} of {version.name} are not those that were registered: restore"
                 " the store's artifacts from a backup, or move the alias to another version"
@@ -177,14 +181,22 @@ def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> Tr
         return load_model(folder)
 
 
-def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
-    """Write the decision to the version's tags and then, if it is promoted, move the alias to it."""
+def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> bool:
+    """Write the decision to the version's tags and then, if it is promoted, move the alias to it.
+
+    Returns:
+        Whether that is done; false if another process has moved the alias since, so that the decision is on an old one.
+    """
     if decision.outcome == "unchanged":
-        return
+        return True
     tags = {"gate": decision.outcome, "gate_reasons": "; ".join(decision.reasons) or "none"}
     if decision.champion is not None:
         tags["champion_before"] = str(decision.champion)
     for tag, value in tags.items():
         client.set_model_version_tag(version.name, version.version, tag, value)
     if decision.outcome == "promoted":
+        champion = find_champion(client, version.name)
+        if decision.champion != (None if champion is None else int(champion.version)):
+            return False
         client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    return True

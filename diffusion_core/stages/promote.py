@@ -30,7 +30,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     """Decide on the published version of models/, and write the decision to .cache/promotion.json.
 
     A refusal is not an error. A champion with metrics of another evaluation key is sampled and measured again, with the
-    candidate's seeds and reference.
+    candidate's seeds and reference. If another process moves the alias meanwhile, the decision is made again.
 
     Raises:
         UserError: an input is missing, models/ is not published with metrics of the current params.yaml, or the
@@ -51,20 +51,21 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
                 f"{MODELS} is not published with metrics of the present params.yaml and {REFERENCE}: run `dvc repro`"
                 " and then `python -m diffusion_core publish`"
             )
-        champion = find_champion(client, name)
-
-        reasons: list[str] = []
-        if champion is None or champion.version != candidate.version:
-            reasons += broken_limits(evaluation.figures, promote.limits)
-            if champion is not None and promote.champion:
-                earlier = recorded_evaluation(champion)
-                if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
-                    with downloaded(champion) as folder:
-                        figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
-                    earlier = Evaluation(key, figures)
-                reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
-        decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
-        settle(client, candidate, decision)
+        is_settled = False
+        while not is_settled:
+            champion = find_champion(client, name)
+            reasons: list[str] = []
+            if champion is None or champion.version != candidate.version:
+                reasons += broken_limits(evaluation.figures, promote.limits)
+                if champion is not None and promote.champion:
+                    earlier = recorded_evaluation(champion)
+                    if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
+                        with downloaded(champion) as folder:
+                            figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
+                        earlier = Evaluation(key, figures)
+                    reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
+            decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
+            is_settled = settle(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)
     write_whole(PROMOTION, decision.model_dump_json() + "\n")
     print(f"promote: {decision.sentence}")

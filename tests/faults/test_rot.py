@@ -73,10 +73,20 @@ def test_a_champion_whose_files_changed_is_refused(champion):
     flip(folder / "model.json", 20)
     with pytest.raises(UserError, match="files of version 1 of diffusion are not those that were registered"):
         load_version(client, environment.registered_model)
-    (folder / "model.safetensors").unlink()
     version = client.get_model_version_by_alias(environment.registered_model, "champion")
     with pytest.raises(UserError, match="are not those that were registered"), downloaded(version):
         pass
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json", "both"])
+def test_a_champion_without_its_files_is_refused(champion, name):
+    client, environment, folder = champion
+    if name == "both":
+        shutil.rmtree(folder)
+    else:
+        (folder / name).unlink()
+    with pytest.raises(UserError, match="files of version 1 of diffusion are not those that were registered"):
+        load_version(client, environment.registered_model)
 
 
 def test_loading_the_champion_runs_no_code_of_the_store(champion, tmp_path, monkeypatch):

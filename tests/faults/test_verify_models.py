@@ -82,10 +82,11 @@ def test_a_champion_whose_files_rotted_is_uploaded_again(project, source):
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"]) == (0, True)
     load_version(client, environment.registered_model)
-    # Without its files, too.
-    shutil.rmtree(weights.parent)
-    assert verified(project, repair=True)[0] == 0
-    load_version(client, environment.registered_model)
+    # Without one of its files, and without both.
+    for remove in ((weights.parent / "model.json").unlink, lambda: shutil.rmtree(weights.parent)):
+        remove()
+        assert verified(project, repair=True)[0] == 0
+        load_version(client, environment.registered_model)
 
 
 def test_a_rotten_checkpoint_is_found_and_set_aside(project):

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class _Dies(BaseHTTPRequestHandler):
     """Serves who asks whether it is there, and answers everything else with one status."""
 
-    status = 503
+    status, answer = 503, b"{}"
 
     def do_GET(self):
         self._answer(self.path == "/health" or self.path.endswith("experiments/search"))
@@ -19,7 +19,7 @@ class _Dies(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.send_response(200 if serves else self.status)
         self.end_headers()
-        self.wfile.write(b"{}")
+        self.wfile.write(b"{}" if serves else self.answer)
 
     def log_message(self, *arguments):
         pass
@@ -45,7 +45,7 @@ def dying_server():
 
 
 class _Refuses(_Dies):
-    status = 400
+    status, answer = 400, b'{"error_code": "BAD_REQUEST", "message": "not here"}'
 
 
 @contextmanager

@@ -89,6 +89,31 @@ def test_a_better_model_takes_the_alias_and_says_whose_it_was(environment, tmp_p
     assert version(environment, 2).tags["champion_before"] == "1"
 
 
+def test_a_champion_of_another_process_is_not_replaced_by_a_worse_model(environment, tmp_path, monkeypatch):
+    """The other one promotes while the champion before it is compared."""
+    publish_and_promote(environment, OPEN)
+    frechet, compare = projects.read_figures(tmp_path)["frechet"], promote.lost_comparisons
+    write_other_model(tmp_path, frechet=frechet / 4)
+    publish.run(environment)
+    projects.write_model(tmp_path / "models", seed=2)
+    projects.evaluate_model(tmp_path)
+    projects.write_figures(tmp_path, projects.read_figures(tmp_path) | {"frechet": frechet / 2})
+    publish.run(environment)
+    compared = []
+
+    def compare_late(figures, earlier, gate):
+        compared.append(earlier["frechet"])
+        connect(environment).set_registered_model_alias(environment.registered_model, "champion", "2")
+        return compare(figures, earlier, gate)
+
+    monkeypatch.setattr(promote, "lost_comparisons", compare_late)
+    promote.run(NOT_WORSE, projects.SAMPLE, projects.EVALUATE, environment)
+    assert compared == [frechet, frechet / 4]
+    assert champion(environment) == 2
+    assert version(environment, 3).tags["gate"] == decision(tmp_path)["outcome"] == "refused"
+    assert decision(tmp_path)["champion"] == 2
+
+
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
 def test_what_is_not_finite_never_passes(environment, tmp_path, figure):
     publish_and_promote(environment, OPEN)
