@@ -179,7 +179,8 @@ def reason(error: Exception) -> str:
 
 def is_server(uri: str) -> bool:
     """Return whether `uri` is the address of an MLflow server, not of a database."""
-    return urlsplit(uri).scheme in ("http", "https")
+    # Not by urlsplit, which raises an error for an invalid one: `connect` reports that.
+    return uri.lower().startswith(("http://", "https://"))
 
 
 def experiment_id(client: MlflowClient, environment: Environment) -> str:
@@ -192,7 +193,8 @@ def experiment_id(client: MlflowClient, environment: Environment) -> str:
     if experiment is None:
         uri = tracking_uri(environment)
         location = None if is_server(uri) else artifact_folder(uri).as_uri()
-        return client.create_experiment(environment.experiment, artifact_location=location)
+        with sent_once():
+            return client.create_experiment(environment.experiment, artifact_location=location)
     _check_artifacts(experiment, tracking_uri(environment))
     if experiment.lifecycle_stage != "active":
         raise UserError(
@@ -215,15 +217,18 @@ def _check_artifacts(experiment: Experiment, uri: str) -> None:
 
 def artifact_folder(uri: str) -> Path:
     """Return the folder of a database's artifacts: `mlartifacts` next to an SQLite file, else in this folder."""
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     return (Path() if file is None else file.parent).absolute() / ARTIFACTS
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """Return the file of an SQLite database, or None for another store."""
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of an SQLite database, or None for another store or an invalid address."""
     if is_server(uri):
         return None
-    url = sqlalchemy.make_url(uri)
+    try:
+        url = sqlalchemy.make_url(uri)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database)
@@ -244,7 +249,11 @@ def run_page(environment: Environment, experiment: str, run: str) -> str:
 
 
 def _use_credentials(uri: str) -> None:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        # Its message may show the password.
+        raise ValueError("it is not an address") from None
     if parts.username:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
     if parts.password:
@@ -270,7 +279,7 @@ def _create_database(file: Path) -> None:
 
 def _check_database(uri: str, may_create: bool) -> None:
     """Connect once, because MLflow waits minutes for a database that does not exist."""
-    file, url = _sqlite_file(uri), sqlalchemy.make_url(uri)
+    file, url = sqlite_file(uri), sqlalchemy.make_url(uri)
     missing = NoStore(f"the tracking store {without_userinfo(uri)} does not exist: name yours in {VARIABLES}")
     if file is not None and not file.exists():
         if not file.parent.is_dir():

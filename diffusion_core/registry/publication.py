@@ -45,7 +45,8 @@ def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapp
     """
     digest = model_digest(folder)
     model = _stored_model(client, run, digest) or _store_model(client, run, name, folder, digest)
-    return mlflow.register_model(f"models:/{model}", name, tags={**tags, MODEL_DIGEST: digest})
+    with sent_once():
+        return mlflow.register_model(f"models:/{model}", name, tags={**tags, MODEL_DIGEST: digest})
 
 
 def original_run(client: MlflowClient, environment: Environment, run_key: str) -> Run:
@@ -92,9 +93,10 @@ def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
 
 def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest: str) -> str:
     diffusion = load_model(folder).diffusion
-    model = client.create_logged_model(
-        run.info.experiment_id, name, source_run_id=run.info.run_id, tags={MODEL_DIGEST: digest}
-    )
+    with sent_once():
+        model = client.create_logged_model(
+            run.info.experiment_id, name, source_run_id=run.info.run_id, tags={MODEL_DIGEST: digest}
+        )
     with warnings.catch_warnings():
         # With an input example, MLflow would sample images immediately.
         warnings.filterwarnings("ignore", message=".*An input example was not provided", category=UserWarning)

@@ -206,7 +206,7 @@ def test_a_lost_answer_makes_no_second_run(server, tmp_path):
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
     address, _ = server
     with serving(Loses) as loses:
-        loses.behind, loses.created = int(address.rpartition(":")[2]), 0
+        loses.behind, loses.created, loses.path_of_lost = int(address.rpartition(":")[2]), 0, "runs/create"
         environment = Environment(tracking_uri=f"http://127.0.0.1:{loses.server_port}", experiment="lost")
         version = DatasetVersion("a", "d" * 64, None, "a")
         with training_run(environment, tmp_path / "c/one/outbox", params={}, dataset=version, tags={}) as tracking:

@@ -156,7 +156,7 @@ def mlflow_server(folder, port):
 
 
 class Loses(BaseHTTPRequestHandler):
-    """Passes requests to a server, and loses the first answer to `runs/create`."""
+    """Passes requests to a server, and loses the first answer to those whose path ends with `path_of_lost`."""
 
     def do_GET(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -166,7 +166,7 @@ class Loses(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
-        if self.path.endswith("runs/create"):
+        if self.command == "POST" and self.path.endswith(self.server.path_of_lost):
             self.server.created += 1
             if self.server.created == 1:
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -176,7 +176,7 @@ class Loses(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_POST = do_PUT = do_PATCH = do_GET
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
     def log_message(self, *arguments):
         pass

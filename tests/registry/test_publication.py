@@ -1,13 +1,17 @@
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.saved_model import model_digest
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect, experiment_id, is_transient
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.versions import find_version
+from tests.faults.timed_tracking import Loses, free_port, mlflow_server
 from tests.registry.projects import UNKNOWN_RUN, write_model
+from tests.registry.servers import serving
 
 NAME = "diffusion"
 
@@ -109,3 +113,47 @@ def test_figures_are_logged_when_they_change(client, run, tmp_path):
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "a")] == [1.0, 2.0]
     assert len(client.get_metric_history(run.info.run_id, "b")) == 2
     assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/grid.png"]
+
+
+@pytest.fixture(scope="module")
+def server_port(tmp_path_factory):
+    port = free_port()
+    with mlflow_server(tmp_path_factory.mktemp("server"), port):
+        yield port
+
+
+@pytest.fixture
+def loses(server_port, tmp_path):
+    """Return the environment of a server that loses the first answer to requests whose path ends so."""
+    with serving(Loses) as proxy:
+
+        def environment(path):
+            proxy.behind, proxy.created, proxy.path_of_lost = server_port, 0, path
+            return Environment(tracking_uri=f"http://127.0.0.1:{proxy.server_port}", experiment=path.replace("/", "-"))
+
+        yield environment
+
+
+@pytest.mark.parametrize("path", ["mlflow/logged-models", "mlflow/model-versions/create"])
+def test_a_lost_answer_makes_no_second_model_and_no_second_version(loses, folder, tmp_path, path):
+    environment = loses(path)
+    client, name = connect(environment), environment.experiment
+    client.create_experiment(name, artifact_location=(tmp_path / "artifacts").as_uri())
+    run = client.create_run(experiment_id(client, environment))
+    with pytest.raises(MlflowException) as error:
+        register(client, run, name, folder, {})
+    # So the flow does it again.
+    assert is_transient(error.value)
+    if find_version(client, name, model_digest(folder)) is None:
+        register(client, run, name, folder, {})
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    assert len(models_of(client, run)) == 1
+
+
+def test_a_lost_answer_about_a_new_experiment_is_no_refusal(loses):
+    environment = loses("mlflow/experiments/create")
+    client = connect(environment)
+    with pytest.raises(MlflowException) as error:
+        experiment_id(client, environment)
+    assert is_transient(error.value)
+    assert client.get_experiment(experiment_id(client, environment)).name == environment.experiment
