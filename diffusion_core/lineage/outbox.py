@@ -10,7 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -21,10 +21,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
-from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.errors import Unavailable
 from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
 from diffusion_core.lineage.checkpoints import LOCK, training_folders
 from diffusion_core.lineage.entries import Entry, parse
+from diffusion_core.lineage.queue_errors import DamagedQueue, QueueError, accessing
 
 # Its name in the folder of a training's checkpoints.
 OUTBOX = "outbox"
@@ -35,14 +36,6 @@ STORE, STEPS = "store", "steps"
 LONGEST_CALL = 10.0
 
 _STEPS = TypeAdapter(dict[str, int])
-
-
-class QueueError(UserError):
-    """A queue cannot be sent, now or later. Other queues can."""
-
-
-class DamagedQueue(QueueError):
-    """A file of a queue is not one that `Outbox` wrote."""
 
 
 class Outbox:
@@ -111,9 +104,13 @@ class Outbox:
                 " that store in DIFFUSION_TRACKING_URI and DIFFUSION_EXPERIMENT"
             ) from None
 
-    def sending(self) -> AbstractContextManager[None]:
-        """Return a lock for the block that sends; raises `Locked` if another process sends."""
-        return exclusive_lock(self.folder / SENDING)
+    @contextmanager
+    def sending(self, seconds: float = 0.0) -> Iterator[None]:
+        """Lock the queue for the block that sends; raises `Locked` if another process sends all these seconds."""
+        with ExitStack() as held:
+            with accessing(self.folder):
+                held.enter_context(exclusive_lock(self.folder / SENDING, seconds=seconds))
+            yield
 
     def of_training(self) -> AbstractContextManager[None]:
         """Return the lock of the checkpoints' folder; raises `Locked` while the training runs."""
@@ -153,12 +150,13 @@ class Outbox:
             DamagedQueue: its file is missing or not an image.
         """
         file = self.folder / IMAGES / entry["file"]
-        try:
-            image: npt.NDArray[np.uint8] = read_array(file)
-            if image.dtype != np.uint8 or image.ndim not in (2, 3):
-                raise ValueError(f"it holds {image.dtype} {image.shape}")
-        except (OSError, ValueError) as error:
-            raise self._damaged(file, error) from None
+        with accessing(self.folder):
+            try:
+                image: npt.NDArray[np.uint8] = read_array(file)
+                if image.dtype != np.uint8 or image.ndim not in (2, 3):
+                    raise ValueError(f"it holds {image.dtype} {image.shape}")
+            except (FileNotFoundError, ValueError) as error:
+                raise self._damaged(file, error) from None
         return image
 
     def unsent(self) -> Iterator[tuple[int, Entry]]:
@@ -175,13 +173,14 @@ class Outbox:
 
     def acknowledge(self, number: int) -> None:
         """Keep that the store has all entries up to the one with this number in `unsent`."""
-        write_whole(self.folder / SENT, str(number))
+        with accessing(self.folder):
+            write_whole(self.folder / SENT, str(number))
 
     def is_empty(self) -> bool:
-        """Return whether the store has acknowledged all entries; a damaged queue is not empty."""
+        """Return whether the store has acknowledged all entries; a queue that cannot be read is not empty."""
         try:
             return next(self.unsent(), None) is None
-        except DamagedQueue:
+        except QueueError:
             return False
 
     def last_kind(self) -> str | None:
@@ -218,23 +217,27 @@ class Outbox:
 
     def set_run_id(self, run_id: str) -> None:
         """Keep the store's id of the run."""
-        write_whole(self.folder / RUN, run_id)
+        with accessing(self.folder):
+            write_whole(self.folder / RUN, run_id)
+
+    def is_done(self) -> bool:
+        """Return whether the run has ended and the store has all entries."""
+        return self.last_kind() in (None, "end") and self.is_empty()
 
     def clear_if_done(self) -> bool:
-        """Remove the entries and images if the run has ended and the store has all; return whether that is so."""
-        if self.last_kind() not in (None, "end") or not self.is_empty():
-            return False
-        # A thread that sends meanwhile would see entries that nothing says are sent.
-        try:
-            with exclusive_lock(self.folder / SENDING, seconds=LONGEST_CALL):
+        """Clear the queue if the run is done, and return whether it did; only within `of_training`."""
+        if self.is_done():
+            # A thread that sends meanwhile would see entries that nothing says are sent.
+            with suppress(Locked), self.sending(LONGEST_CALL):
                 self.clear()
-        except Locked:
-            # Another process sends, and clears.
-            return False
-        return True
+                return True
+        return False
 
     def clear(self) -> None:
-        """Remove all entries and images; key, run, store and last steps stay. Only within `sending`."""
+        """Remove all entries and images; key, run, store and last steps stay.
+
+        Only within `sending` and `of_training`: a training that appends meanwhile would lose that.
+        """
         if steps := self.last_steps():
             known = self.cleared_steps()
             steps = {name: max(step, known.get(name, step)) for name, step in steps.items()}
@@ -248,7 +251,8 @@ class Outbox:
         return int(self._text(SENT, r"\d{1,18}")) if (self.folder / SENT).exists() else 0
 
     def _text(self, name: str, pattern: str) -> str:
-        text = (self.folder / name).read_bytes().decode(errors="replace")
+        with accessing(self.folder):
+            text = (self.folder / name).read_bytes().decode(errors="replace")
         if not re.fullmatch(pattern, text):
             raise self._damaged(self.folder / name, "it has other characters")
         return text
@@ -262,7 +266,7 @@ class Outbox:
         file = self.folder / ENTRIES
         if not file.exists():
             return
-        with file.open("rb") as stream:
+        with accessing(self.folder), file.open("rb") as stream:
             stream.seek(start)
             end = start
             for line in stream:

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import Locked
-from diffusion_core.lineage.outbox import Outbox, QueueError
+from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.queue_errors import InaccessibleQueue, QueueError
 from diffusion_core.registry.connection import connect, reason, store_refusal
 from diffusion_core.registry.sending import Sender
 
@@ -99,6 +100,9 @@ class Delivery(threading.Thread):
                     if self._own is not None and outbox is not self._own:
                         self._send_one(self._own)
         except QueueError as error:
+            if outbox is self._own and isinstance(error, InaccessibleQueue):
+                # Its disk may have room again.
+                raise UserError(str(error)) from None
             # The training does not need it, and the other queues are sent.
             _logger.warning("%s", error)
             self._outboxes.remove(outbox)

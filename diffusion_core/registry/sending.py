@@ -11,25 +11,26 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.entries import Entry
-from diffusion_core.lineage.outbox import DamagedQueue, Outbox, QueueError
+from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.registry.connection import experiment_id, is_transient, reason, sent_once
 
 # Tags of MLflow runs: the queue's key, and the run that a new one replaces.
 RUN_KEY = "run_key"
 CONTINUES = "continues_missing_run"
 
+# The end of MLflow's name of an image's preview.
+PREVIEW = "+compressed.webp"
+
 LONGEST_DIGEST = 36
 # Limits of MLflow's call log_batch.
 MOST_METRICS, MOST_PARAMS = 1000, 100
 
 _logger = logging.getLogger(__name__)
-
-
-class RefusedQueue(QueueError):
-    """The store refuses an entry, and would refuse it again."""
 
 
 class Sender:
@@ -155,9 +156,14 @@ class Sender:
         run, key, step = self._run_id(), entry["key"], entry["step"]
         # MLflow's names of such files begin with key and step; the rest is random.
         begins = tuple(f"images/{key}{mark}step{mark}{step}{mark}" for mark in "%+")
-        if any(each.path.startswith(begins) for each in self._client.list_artifacts(run, "images")):
+        files = [each.path for each in self._client.list_artifacts(run, "images") if each.path.startswith(begins)]
+        if not files:
+            self._client.log_image(run, self._outbox.image(entry), key=key, step=step, timestamp=entry["time"])
             return
-        self._client.log_image(run, self._outbox.image(entry), key=key, step=step, timestamp=entry["time"])
+        # It made three calls, for the image, its preview and the tag. A kill or an error may have come in between.
+        if not any(file.endswith(PREVIEW) for file in files):
+            self._client.log_image(run, self._outbox.image(entry), f"{files[0].removesuffix('.png')}{PREVIEW}")
+        self._client.set_tag(run, MLFLOW_LOGGED_IMAGES, "True")
 
     def _start(self, entry: Entry) -> None:
         """Create the run or, for a training that resumes, set the one that there is to running."""

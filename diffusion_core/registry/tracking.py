@@ -16,17 +16,19 @@ import numpy.typing as npt
 
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
+from diffusion_core.errors import Unavailable
 from diffusion_core.files import Locked
 from diffusion_core.lineage.identity import flattened
-from diffusion_core.lineage.outbox import DamagedQueue, Outbox, QueueError
+from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
-from diffusion_core.registry.connection import answering, connect, is_server, store_name, tracking_uri
+from diffusion_core.lineage.queue_errors import QueueError, accessing
+from diffusion_core.registry.connection import answering, connect, sqlite_file, store_name, tracking_uri
 from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.sending import Sender
 from diffusion_core.registry.system_metrics import system_metrics
 
-# Seconds that a training waits for a store, in all. A new database takes seconds to be made.
-PATIENCE_SERVER, PATIENCE_DATABASE = 2.0, 60.0
+# Seconds that a training waits for a store, in all. A new SQLite file takes seconds to be made.
+PATIENCE_SERVER, PATIENCE_SQLITE = 2.0, 60.0
 
 _logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def training_run(
     run = Run(outbox, delivery)
     run.start(flattened(params), dataset, tags)
     delivery.start()
-    patience = PATIENCE_SERVER if is_server(tracking_uri(environment)) else PATIENCE_DATABASE
+    patience = PATIENCE_SERVER if sqlite_file(tracking_uri(environment)) is None else PATIENCE_SQLITE
     patience = delivery.wait_for(outbox, patience)
     if delivery.refusal is not None:
         if is_new:
@@ -156,17 +158,13 @@ def _others(own: Outbox, store: str) -> list[Outbox]:
                 end_abandoned(other)
                 if other.is_for(store):
                     others.append(other)
-        except DamagedQueue as error:
+        except QueueError as error:
             _logger.warning("%s", error)
     return others
 
 
-def replay(environment: Environment, key: str | None = None) -> int:
+def replay(environment: Environment) -> int:
     """Send what earlier trainings could not send to this store and experiment; return the number of entries.
-
-    Args:
-        environment: the environment, with store and experiment.
-        key: the key of the only queue to send, or None for all.
 
     Raises:
         QueueError: a queue cannot be sent; all others were.
@@ -176,15 +174,42 @@ def replay(environment: Environment, key: str | None = None) -> int:
     count, errors = 0, []
     for outbox in Outbox.all(environment.checkpoints):
         try:
-            if key is None or outbox.key == key:
+            # What another process sends now needs no second one.
+            with suppress(Locked):
                 count += _replay(outbox, environment)
         except QueueError as error:
-            if key is None:
-                _logger.warning("%s", error)
+            _logger.warning("%s", error)
             errors.append(error)
     if errors:
         raise errors[0]
     return count
+
+
+def replay_training(environment: Environment, key: str) -> None:
+    """Send what a training could not send to this store and experiment, because publication needs its run.
+
+    Args:
+        environment: the environment, with store and experiment.
+        key: the key of the training's queue.
+
+    Raises:
+        QueueError: the queue cannot be sent.
+        Unavailable: the store does not answer, or another process sends the queue now.
+        UserError: the store refuses this user, or its experiment cannot be used.
+    """
+    for outbox in Outbox.all(environment.checkpoints):
+        try:
+            is_wanted = outbox.key == key
+        except QueueError as error:
+            _logger.warning("%s", error)
+            continue
+        try:
+            if is_wanted:
+                _replay(outbox, environment)
+        except Locked:
+            raise Unavailable(
+                f"another process sends what waits in {outbox.folder}: wait until it has ended, and run this again"
+            ) from None
 
 
 def _replay(outbox: Outbox, environment: Environment) -> int:
@@ -199,16 +224,20 @@ def _replay(outbox: Outbox, environment: Environment) -> int:
         )
         return 0
     count = 0
-    with suppress(Locked), outbox.sending(), answering(environment):
-        for sent in Sender(connect(environment), environment, outbox).send():
-            count += sent
-    outbox.clear_if_done()
+    with outbox.sending():
+        with answering(environment):
+            for sent in Sender(connect(environment), environment, outbox).send():
+                count += sent
+        # The training may have begun again.
+        with suppress(Locked), accessing(outbox.folder), outbox.of_training():
+            if outbox.is_done():
+                outbox.clear()
     return count
 
 
 def end_abandoned(outbox: Outbox) -> None:
     """End the run of a training whose process was killed; a training that runs keeps its own."""
-    with suppress(Locked), outbox.of_training():
+    with suppress(Locked), accessing(outbox.folder), outbox.of_training():
         if outbox.last_kind() not in (None, "end"):
             outbox.cut_torn_line()
             outbox.append({"kind": "end", "status": "KILLED", "time": _now()})

@@ -9,14 +9,14 @@ from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
-from diffusion_core.lineage.outbox import QueueError
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
+from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, run_page
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.sending import RUN_KEY
-from diffusion_core.registry.tracking import replay
+from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import find_version, record_evaluation
 from diffusion_core.stages.paths import (
     METRICS,
@@ -49,8 +49,8 @@ def run(environment: Environment) -> None:
     client = connect(environment)
     # The run is in the store only when its entries have arrived.
     try:
-        replay(environment, info.run_key)
-    except QueueError as error:
+        replay_training(environment, info.run_key)
+    except (DamagedQueue, RefusedQueue) as error:
         print(f"publish: {error}")
     with answering(environment):
         training = original_run(client, environment, info.run_key)

@@ -4,11 +4,13 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable
@@ -108,6 +110,34 @@ def test_a_kill_at_any_call_of_the_store_sends_each_entry_once(environment, monk
     assert len(stored(environment, run_id).inputs.dataset_inputs) == 1
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+def test_an_image_of_which_a_part_arrived_is_completed(environment, tmp_path, monkeypatch, calls):
+    """MLflow sends the image, its preview, and a tag without which its pages show no images."""
+    outbox = Outbox(FOLDER)
+    run = tracking.Run(outbox, Delivery(environment, []))
+    run.start({}, DATASET, {})
+    run.image(np.full((8, 8, 1), 200, np.uint8), key="samples", step=1)
+    original, numbers = MlflowClient.log_artifact, count(1)
+
+    def dies(*arguments, **options):
+        original(*arguments, **options)
+        if next(numbers) == calls:
+            raise Dies
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", dies)
+        with pytest.raises(Dies):
+            deliver(environment, outbox)
+    run_id = find_run(connect(environment), outbox.key)
+    assert "mlflow.loggedImages" not in stored(environment, run_id).data.tags
+    deliver(environment, Outbox(FOLDER))
+    assert pictures(environment, run_id) == [1]
+    assert stored(environment, run_id).data.tags["mlflow.loggedImages"] == "True"
+    (preview,) = (tmp_path / "mlartifacts").rglob("*.webp")
+    with Image.open(preview) as image:
+        assert image.getextrema()[0] == (200, 200)
+
+
 class _Flaky(BaseHTTPRequestHandler):
     """Answers 503 to every second request, and passes the others on to a store in memory."""
 
@@ -160,7 +190,7 @@ def slow(monkeypatch, seconds):
 def test_a_slow_store_costs_a_training_its_patience_in_all(environment, monkeypatch):
     """Each call succeeds, and 100 tags of 0.1 seconds wait."""
     slow(monkeypatch, 0.1)
-    monkeypatch.setattr(tracking, "PATIENCE_DATABASE", 1.0)
+    monkeypatch.setattr(tracking, "PATIENCE_SQLITE", 1.0)
     outbox = waiting("one", finished=False)
     for number in range(100):
         outbox.append({"kind": "tag", "key": f"tag{number}", "value": ""})

@@ -6,15 +6,17 @@ import threading
 import pytest
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import Unavailable
-from diffusion_core.lineage.outbox import DamagedQueue, Outbox
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage.checkpoints import only_training
+from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.queue_errors import DamagedQueue, InaccessibleQueue, RefusedQueue
 from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import answering, connect, store_name
 from diffusion_core.registry.delivery import Delivery
-from diffusion_core.registry.sending import RefusedQueue, find_run
-from diffusion_core.registry.tracking import replay
+from diffusion_core.registry.sending import find_run
+from diffusion_core.registry.tracking import replay, replay_training
 from tests.registry.projects import new_environment
-from tests.registry.trainings import deliver, history, is_sent, stored, track, waiting
+from tests.registry.trainings import DATASET, deliver, history, is_sent, stored, track, waiting
 
 
 def test_a_queue_survives_a_line_that_was_being_written(tmp_path):
@@ -44,6 +46,26 @@ def test_a_queue_is_not_cleared_under_a_thread_that_sends_it(tmp_path):
         assert (outbox.folder / "entries.jsonl").exists()
     clearing.join()
     assert not (outbox.folder / "entries.jsonl").exists()
+
+
+def test_a_replay_clears_nothing_that_the_training_appends_when_it_begins_again(environment, monkeypatch):
+    outbox, clear = waiting("one"), Outbox.clear
+
+    def begin():
+        with only_training(outbox.folder.parent):
+            tracking.Run(outbox, Delivery(environment, [])).start({}, DATASET, {})
+
+    training = threading.Thread(target=begin)
+
+    def clear_late(queue):
+        training.start()
+        training.join(0.5)
+        clear(queue)
+
+    monkeypatch.setattr(Outbox, "clear", clear_late)
+    assert replay(environment) == 2
+    training.join()
+    assert [entry["kind"] for entry in outbox.entries()] == ["start"]
 
 
 def test_a_queue_in_a_folder_that_was_copied_has_the_same_run(tmp_path):
@@ -146,7 +168,10 @@ def test_an_entry_that_the_store_refuses_stops_its_queue_alone(environment, capl
     assert last.is_empty()
     assert stored(environment, own).info.status == "FINISHED"
     assert caplog.text.count(f"refuses what waits in {refused.folder} ") == 2
-    assert replay(environment, key=last.key) == 0
+    # The control: that of its own training is.
+    replay_training(environment, last.key)
+    with pytest.raises(RefusedQueue):
+        replay_training(environment, refused.key)
 
 
 @pytest.mark.parametrize("file", ["entries.jsonl", "key", "sent", "store"])
@@ -160,3 +185,27 @@ def test_a_damaged_queue_stops_no_other(environment, file):
     with pytest.raises(DamagedQueue, match=f"{damaged.folder}/{file} is damaged"):
         replay(environment)
     assert last.is_empty()
+
+
+@pytest.mark.parametrize("file", [".lock", "outbox/.sending", "outbox/entries.jsonl", "outbox/key", "outbox/sent"])
+def test_a_queue_that_the_disk_refuses_stops_no_other(environment, caplog, file):
+    """As the disk refuses files of another user. It refuses a folder in the place of a file to root too."""
+    refused, other = waiting("a"), waiting("b")
+    path = refused.folder.parent / file
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    own = track(environment, lambda _: is_sent(other))
+    assert stored(environment, own).info.status == "FINISHED"
+    assert other.is_empty()
+    assert f"so what waits in {refused.folder} is not sent" in caplog.text
+    last = waiting("c")
+    with pytest.raises(InaccessibleQueue, match=f"the disk refuses .*{path} "):
+        replay(environment)
+    assert last.is_empty()
+
+
+def test_a_training_whose_own_queue_the_disk_refuses_does_not_begin(environment):
+    """The control: what its own queue cannot take would be lost."""
+    (waiting("one").folder / ".sending").mkdir()
+    with pytest.raises(UserError, match=r"the disk refuses .*/outbox/\.sending "):
+        track(environment)

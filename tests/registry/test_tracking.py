@@ -1,10 +1,12 @@
 """A training's run keeps what it was told, ends as the training did, and goes on when that resumes."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import Outbox
@@ -13,7 +15,8 @@ from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.sending import find_run
-from tests.registry.trainings import DATASET, FOLDER, PARAMS, history, pictures, stored, track
+from diffusion_core.registry.tracking import replay, training_run
+from tests.registry.trainings import DATASET, FOLDER, PARAMS, history, pictures, stored, track, waiting
 
 
 def leave_by(error):
@@ -137,6 +140,27 @@ def test_a_store_that_refuses_is_told_before_any_work(environment):
     with pytest.raises(UserError, match="keeps its artifacts in file:///elsewhere"):
         track(environment, leave_by(AssertionError("the block ran")))
     assert Outbox(FOLDER).is_empty()
+
+
+@pytest.mark.parametrize("uri", ["http://[::1:5000", "databricks", "postgresql://user@host:notaport/db"])
+def test_an_invalid_address_is_told_before_any_work(environment, uri):
+    wrong = Environment(tracking_uri=uri)
+    with pytest.raises(UserError, match="cannot be used .* correct DIFFUSION_TRACKING_URI"):
+        track(wrong, leave_by(AssertionError("the block ran")))
+    waiting("two")
+    with pytest.raises(UserError, match="cannot be used .* correct DIFFUSION_TRACKING_URI"):
+        replay(wrong)
+
+
+def test_a_database_server_that_never_answers_costs_a_training_two_seconds(environment, silent_port, caplog):
+    """Only an SQLite file has longer, because it may have to be made."""
+    hangs = Environment(tracking_uri=f"postgresql://user@127.0.0.1:{silent_port}/db")
+    began = time.monotonic()
+    with training_run(hangs, FOLDER, params=PARAMS, dataset=DATASET, tags={}):
+        pass
+    # The first is the control: all of it was waited for.
+    assert 2.0 <= time.monotonic() - began < 4.0
+    assert f"2 entries for the tracking store postgresql://127.0.0.1:{silent_port}/db wait" in caplog.text
 
 
 def test_a_resumed_training_goes_on_with_its_system_metrics(environment):

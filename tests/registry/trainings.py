@@ -37,8 +37,13 @@ def history(environment, run_id, name):
 
 
 def pictures(environment, run_id):
+    """Return the steps of a run's images, each of which has its preview."""
     files = [file.path for file in connect(environment).list_artifacts(run_id, "images")]
-    return sorted(int(name.split("+")[2]) for name in files if name.endswith(".png"))
+    images, previews = (
+        sorted(int(name.split("+")[2]) for name in files if name.endswith(end)) for end in (".png", ".webp")
+    )
+    assert images == previews
+    return images
 
 
 def waiting(name, *entries, finished=True):

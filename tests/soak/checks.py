@@ -54,9 +54,9 @@ def histories(client, run):
 
 
 def images(client, run):
-    """Return the steps of a run's images."""
+    """Return the steps of a run's images and of their previews."""
     names = [Path(file.path) for file in client.list_artifacts(run, "images")]
-    return Counter(name.name.split("+")[2] for name in names if name.suffix == ".png")
+    return Counter((name.name.split("+")[2], name.suffix) for name in names)
 
 
 def tracking_differences(address, experiment, undisturbed, publishes, in_order):

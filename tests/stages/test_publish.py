@@ -4,9 +4,10 @@ import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.evaluation import SamplesOrigin
 from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.lineage.queue_errors import InaccessibleQueue
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, experiment_id
@@ -26,6 +27,7 @@ from tests.registry.projects import (
     write_run_info,
 )
 from tests.registry.servers import dying_server
+from tests.registry.trainings import waiting
 
 NAME = "diffusion"
 
@@ -184,10 +186,12 @@ def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp
 
 def test_queues_of_other_trainings_stop_no_publication(environment, tmp_path, capsys):
     """Only the model's own is sent, and one that cannot be sent is told."""
-    others = [Outbox(tmp_path / f".checkpoints/{name}/outbox") for name in ("a", "b")]
+    others = [Outbox(tmp_path / f".checkpoints/{name}/outbox") for name in ("a", "b", "c")]
     for outbox in others:
         outbox.append({"kind": "tag", "key": "a", "value": "b"})
     (others[0].folder / "entries.jsonl").write_bytes(b"{}\n")
+    (others[2].folder / "key").unlink()
+    (others[2].folder / "key").mkdir()
     run_stage(environment)
     assert len(published(environment)) == 1
     assert not any(outbox.is_empty() for outbox in others)
@@ -197,6 +201,22 @@ def test_queues_of_other_trainings_stop_no_publication(environment, tmp_path, ca
     write_run_info(tmp_path / "models", "0" * 32)
     run_stage(environment)
     assert "publish: .checkpoints/a/outbox/entries.jsonl is damaged" in capsys.readouterr().out
+
+
+def test_a_run_that_may_still_arrive_gets_no_stand_in(environment, tmp_path):
+    outbox = waiting("a")
+    write_run_info(tmp_path / "models", outbox.key)
+    with outbox.sending(), pytest.raises(Unavailable, match=r"another process sends what .*/a/outbox"):
+        run_stage(environment)
+    (outbox.folder / ".sending").unlink()
+    (outbox.folder / ".sending").mkdir()
+    with pytest.raises(InaccessibleQueue):
+        run_stage(environment)
+    assert published(environment) == []
+    (outbox.folder / ".sending").rmdir()
+    run_stage(environment)
+    (version,) = published(environment)
+    assert connect(environment).get_run(version.run_id).data.tags[RUN_KEY] == outbox.key
 
 
 def test_the_flow_is_told_version_and_page(environment, tmp_path):
