@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
@@ -21,6 +22,7 @@ from diffusion_core.registry.connection import connect, experiment_id, store_nam
 from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.sending import RUN_KEY, Sender, find_run
 from diffusion_core.registry.tracking import end_abandoned, replay, training_run
+from tests.faults.commands import wait_for
 from tests.registry.servers import serving
 from tests.registry.trainings import DATASET, FOLDER, PARAMS, deliver, history, pictures, stored, track, waiting
 
@@ -177,35 +179,39 @@ def test_metrics_arrive_once_and_in_order_over_a_connection_that_fails_every_sec
         assert server.taken == [(step, float(step)) for step in range(1, 9)]
 
 
-def slow(monkeypatch, seconds):
+@contextmanager
+def slow(outbox, seconds):
+    """Let each tag of a queue take so long; then wait for its thread, which would send what the next test queues."""
     original = MlflowClient.set_tag
 
     def set_tag(*arguments, **options):
         time.sleep(seconds)
         original(*arguments, **options)
 
-    monkeypatch.setattr(MlflowClient, "set_tag", set_tag)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MlflowClient, "set_tag", set_tag)
+        yield
+    wait_for(outbox.is_empty)
 
 
 def test_a_slow_store_costs_a_training_its_patience_in_all(environment, monkeypatch):
     """Each call succeeds, and 100 tags of 0.1 seconds wait."""
-    slow(monkeypatch, 0.1)
     monkeypatch.setattr(tracking, "PATIENCE_SQLITE", 1.0)
     outbox = waiting("one", finished=False)
     for number in range(100):
         outbox.append({"kind": "tag", "key": f"tag{number}", "value": ""})
-    began = time.monotonic()
-    with training_run(environment, FOLDER, params=PARAMS, dataset=DATASET, tags={}):
-        took = time.monotonic() - began
-        # The first is the control: this store is slow enough to use all of it.
-        assert 1.0 <= took < 2.0
+    with slow(outbox, 0.1):
         began = time.monotonic()
-    assert time.monotonic() - began < 1.0
-    assert not outbox.is_empty()
+        with training_run(environment, FOLDER, params=PARAMS, dataset=DATASET, tags={}):
+            took = time.monotonic() - began
+            # The first is the control: this store is slow enough to use all of it.
+            assert 1.0 <= took < 2.0
+            began = time.monotonic()
+        assert time.monotonic() - began < 1.0
+        assert not outbox.is_empty()
 
 
-def test_the_entries_of_a_training_go_before_those_of_others(environment, monkeypatch):
-    slow(monkeypatch, 0.1)
+def test_the_entries_of_a_training_go_before_those_of_others(environment):
     other = waiting("two", finished=False)
     for number in range(100):
         other.append({"kind": "tag", "key": f"tag{number}", "value": ""})
@@ -217,15 +223,16 @@ def test_the_entries_of_a_training_go_before_those_of_others(environment, monkey
             time.sleep(0.02)
         body.ended = time.monotonic()
 
-    track(environment, body)
-    # The entries of the other take ten seconds and more.
-    assert time.monotonic() - body.ended < 8.0
-    # On a busy machine the calls for it come after the deadline.
-    client, key = connect(environment), Outbox(FOLDER).key
-    while (run := find_run(client, key)) is None or stored(environment, run).info.status != "FINISHED":
+    with slow(other, 0.1):
+        track(environment, body)
+        # The entries of the other take ten seconds and more.
+        assert time.monotonic() - body.ended < 8.0
+        # On a busy machine the calls for it come after the deadline.
+        client, key = connect(environment), Outbox(FOLDER).key
+        while (run := find_run(client, key)) is None or stored(environment, run).info.status != "FINISHED":
+            assert not other.is_empty()
+            time.sleep(0.02)
         assert not other.is_empty()
-        time.sleep(0.02)
-    assert not other.is_empty()
 
 
 def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment):
