@@ -1,15 +1,12 @@
 """Move the alias `champion` to the published version, if it passes the gate."""
 
-from collections.abc import Mapping
 from pathlib import Path
-
-from mlflow.entities.model_registry import ModelVersion
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
-from diffusion_core.lineage.evaluation import evaluation_key, sampling_key
+from diffusion_core.lineage.evaluation import Evaluation, evaluation_key, sampling_key
 from diffusion_core.lineage.promotion import Decision, broken_limits, lost_comparisons
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
 from diffusion_core.metrics.evaluation import evaluate_samples
@@ -54,22 +51,19 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
                 f"{MODELS} is not published with metrics of the present params.yaml and {REFERENCE}: run `dvc repro`"
                 " and then `python -m diffusion_core publish`"
             )
-
-        def measured(champion: ModelVersion) -> Mapping[str, float]:
-            earlier = recorded_evaluation(champion)
-            if earlier is not None and earlier.key == key and earlier.figures.keys() >= promote.champion.keys():
-                return earlier.figures
-            with downloaded(champion) as folder:
-                return _measure(champion.version, folder, reference, sample, evaluate, environment)
-
         is_settled = False
         while not is_settled:
             champion = find_champion(client, name)
             reasons: list[str] = []
             if champion is None or champion.version != candidate.version:
-                reasons = broken_limits(evaluation.figures, promote.limits)
+                reasons += broken_limits(evaluation.figures, promote.limits)
                 if champion is not None and promote.champion:
-                    reasons += lost_comparisons(evaluation.figures, measured(champion), promote.champion)
+                    earlier = recorded_evaluation(champion)
+                    if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
+                        with downloaded(champion) as folder:
+                            figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
+                        earlier = Evaluation(key, figures)
+                    reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
             decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
             is_settled = settle(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)

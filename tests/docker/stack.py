@@ -17,6 +17,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.ports import free_port
+
 FOLDER = Path("docker")
 BIN = Path(sys.executable).parent.absolute()
 COMPOSE = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
@@ -55,12 +57,6 @@ def words(dockerfile):
     """Return the default command of an image."""
     (command,) = (rest for word, rest in instructions(dockerfile) if word == "CMD")
     return json.loads(command)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def postgres_programs():

@@ -13,7 +13,8 @@ from starlette.routing import WebSocketRoute
 
 from tests.docker.calls import MLFLOW, PREFECT, ask, every_route, lets_in, status
 from tests.docker.programs import DEPLOY, MLFLOW_ROUTES, WORKS
-from tests.docker.stack import BIN, GOOD, answers, family, free_port, started, words
+from tests.docker.stack import BIN, GOOD, answers, family, started, words
+from tests.ports import free_port
 
 REFUSED = (401, 403)
 

@@ -24,13 +24,13 @@ from tests.faults.timed_tracking import (
     answers,
     before_steps,
     ends,
-    free_port,
     mlflow_server,
     signals,
     stored,
     timed,
     waited,
 )
+from tests.ports import free_port
 from tests.registry.servers import serving
 
 # Beside the two seconds of patience, on a busy machine.

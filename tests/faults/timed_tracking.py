@@ -121,12 +121,6 @@ def waited(folder):
     return float((folder / FILE).read_text(encoding="utf-8"))
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def answers(address):
     try:
         urlopen(f"{address}/health", timeout=2).close()

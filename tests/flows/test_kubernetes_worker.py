@@ -16,9 +16,10 @@ from prefect.states import Running
 
 from flows.deploy import deploy
 from tests.docker.kubernetes import container, problems, the
-from tests.docker.stack import answers, free_port
+from tests.docker.stack import answers
 from tests.flows.cluster import LOG, NAMESPACE, running_cluster
 from tests.flows.repository import CHECKOUT
+from tests.ports import free_port
 
 PASSWORD = "admin:canary-of-prefect"
 RULES = the("Role")["rules"]

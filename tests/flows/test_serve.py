@@ -2,7 +2,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from prefect.settings import PREFECT_API_URL
 
 from stack.serve import MLFLOW, PREFECT, CannotServe, Server, running, watch
 from tests.flows.repository import CHECKOUT
+from tests.ports import free_port
 from tests.registry.projects import new_environment
 
 # It listens at the port it is given, and has a child.
@@ -25,12 +25,6 @@ import http.server, subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from diffusion_core.registry.connection import connect, experiment_id, is_transi
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.versions import find_version
-from tests.faults.timed_tracking import Loses, free_port, mlflow_server
+from tests.faults.timed_tracking import Loses, mlflow_server
+from tests.ports import free_port
 from tests.registry.projects import UNKNOWN_RUN, write_model
 from tests.registry.servers import serving
 

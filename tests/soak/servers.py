@@ -2,21 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from urllib.request import urlopen
 
+from tests.ports import free_port
 from tests.registry.projects import empty_store
 from tests.soak.project import module
 
 START_SECONDS = 120.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
