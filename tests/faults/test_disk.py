@@ -51,7 +51,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_sentence_and_keeps_the_last_good_
     is_killed(
         folder,
         "train",
-        die_at="diffusion_core.training.trainer:Trainer.tensors:2",
+        die_at="diffusion_core.training.saving:save_checkpoint:2",
         DIFFUSION_CHECKPOINT_SECONDS="0.001",
     )
     (kept,) = (folder / ".checkpoints").glob("*/step-*")

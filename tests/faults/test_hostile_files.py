@@ -33,7 +33,7 @@ def stopped(digits, tmp_path_factory):
     """A project whose training was killed after its first checkpoint."""
     folder = tmp_path_factory.mktemp("stopped") / "project"
     shutil.copytree(digits, folder)
-    place = "diffusion_core.training.trainer:Trainer.tensors:2"
+    place = "diffusion_core.training.saving:save_checkpoint:2"
     is_killed(folder, "train", die_at=place, DIFFUSION_CHECKPOINT_SECONDS="0.001")
     return folder
 
