@@ -27,6 +27,7 @@ from benchmarks.machine import describe
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.config.environment import Environment
 from diffusion_core.files import flush
+from diffusion_core.lineage.checkpoints import KEEP
 from diffusion_core.lineage.outbox import ENTRIES, Outbox
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.sending import Sender
@@ -56,14 +57,19 @@ def trainer() -> Trainer:
     return trained
 
 
-def written(folder: Path, size: int) -> float:
-    """Return the seconds of a plain write of `size` bytes, until they are on disk."""
+def written(folder: Path, number: int, size: int) -> float:
+    """Return the seconds of a plain write of `size` bytes to a new file, until they are on disk.
+
+    As with checkpoints, the newest `KEEP` files stay: to write over a file is faster, as the kernel has its pages.
+    """
     block = memoryview(os.urandom(2**24))
+    plain = folder / f"plain-{number}"
     began = time.perf_counter()
-    with (folder / "plain").open("wb", buffering=0) as file:
+    with plain.open("wb", buffering=0) as file:
         for start in range(0, size, len(block)):
             file.write(block[: min(len(block), size - start)])
-    flush(folder / "plain")
+    flush(plain)
+    (folder / f"plain-{number - KEEP}").unlink(missing_ok=True)
     return time.perf_counter() - began
 
 
@@ -78,7 +84,7 @@ def checkpoints(folder: Path) -> dict[str, object]:
     whole: list[float] = []
     with Saver(folder) as saver:
         for number in range(REPEATS):
-            plain.append(written(folder, size))
+            plain.append(written(folder, number, size))
             began = time.perf_counter()
             saver.save(Checkpoint(number, tensors, {}))
             blocked.append(time.perf_counter() - began)

@@ -67,8 +67,8 @@ class Saver:
         tensor = tensor.detach()
         copy = self._copies.get((part, name))
         if copy is None:
-            # Only from pinned memory does a GPU copy without a detour.
-            copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            # In the same order in memory, which is the fastest. Only to pinned memory does a GPU copy without a detour.
+            copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._copies[part, name] = copy
         # Only CUDA is waited for below.
         return copy.copy_(tensor, non_blocking=tensor.is_cuda)
