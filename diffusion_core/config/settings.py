@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from diffusion_core.config.section import BY_KIND, Section, Seed
 from diffusion_core.config.train import TrainSettings
+from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
 from diffusion_core.data.sources import SourceChoice
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import MetricChoice, every_metric
@@ -39,10 +40,14 @@ class IngestSettings(Section):
 
 
 class PrepareSettings(Section):
-    """Size and colours of the prepared images, and the share of the validation split."""
+    """Size and colours of the prepared images, how files are read, and the share of the validation split."""
 
     image_size: int | tuple[int, int] = Field(description="of a square, or height and width")
     color: Literal["grayscale", "rgb", "rgba"]
+    color_profile: ColorProfile = Field("convert", description="of a file: convert colours to sRGB by it, or ignore it")
+    range: SampleRange = Field("type", description="of more than 8 bits: what the file says, or what its data need")
+    max_pixels: PositiveInt = Field(200_000_000, description="of the largest image that is decoded")
+    max_seconds: PositiveFloat = Field(20.0, description="for decoding one image")
     validation_fraction: float = Field(0.1, gt=0.0, lt=1.0)
 
     @field_validator("image_size", mode="before")
@@ -63,6 +68,11 @@ class PrepareSettings(Section):
     def channels(self) -> int:
         """Channels of the images: 1 (gray), 3 (RGB) or 4 (RGBA)."""
         return {"grayscale": 1, "rgb": 3, "rgba": 4}[self.color]
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files are decoded."""
+        return Decoding(self.size, self.channels, self.range, self.color_profile, self.max_pixels, self.max_seconds)
 
 
 class ReferenceSettings(Section):

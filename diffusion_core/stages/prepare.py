@@ -9,13 +9,16 @@ from tqdm import tqdm
 
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
-from diffusion_core.data.decode import decode_all
 from diffusion_core.data.labels import class_name, class_names, split_of, strays
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
 from diffusion_core.data.shards import ShardWriter
+from diffusion_core.data.workers import decode_all
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced
 from diffusion_core.stages.paths import PREPARED, RAW, needs
+
+# The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
+DARK = 1 / 16
 
 
 def run(prepare: PrepareSettings) -> None:
@@ -61,10 +64,13 @@ def _is_hidden(file: Path) -> bool:
 def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:
     """Write the pixels of each file to the shards, and return one row per file without labels."""
     rows = []
-    decoded_files = decode_all(files, prepare.size, prepare.channels)
+    decoded_files = decode_all(files, prepare.decoding)
+    used = []
     with tqdm(decoded_files, total=len(files), desc="prepare", unit="image", disable=None) as progress:
         for file, decoded in zip(files, progress, strict=True):
             shard = row = split = None
+            if decoded.used is not None:
+                used.append(decoded.used)
             if decoded.pixels is not None:
                 shard, row = shards.append(decoded.pixels)
                 split = split_of(decoded.sha256, prepare.validation_fraction)
@@ -82,7 +88,19 @@ def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings
                     quarantined=decoded.reason,
                 )
             )
+    _warn_of_dark(used)
     return rows
+
+
+def _warn_of_dark(used: Sequence[float]) -> None:
+    """Say how many images of more than 8 bits are nearly black by what their files say of their range."""
+    dark = [share for share in used if share < DARK]
+    if dark:
+        print(
+            f"prepare: {len(dark)} of {len(used)} images of more than 8 bits use less than a sixteenth of their range"
+            f" ({min(dark):.2%} to {max(dark):.2%} of it), so they are nearly black. If their files hold fewer bits"
+            " than they say, set prepare.range to data"
+        )
 
 
 def _label(rows: list[ManifestRow]) -> tuple[list[str], list[ManifestRow]]:

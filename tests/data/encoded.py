@@ -1,12 +1,12 @@
 """Images as files, and what decoding makes of them."""
 
 import io
-from pathlib import Path
 
 from PIL import Image
 from skimage import data
 
 from diffusion_core.data.decode import Decoded, decode
+from diffusion_core.data.decoding import Decoding
 
 
 def photograph(width: int = 64, height: int = 48) -> Image.Image:
@@ -19,7 +19,5 @@ def encoded(image: Image.Image, name: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def decode_bytes(folder: Path, content: bytes, size: tuple[int, int] = (2, 2), channels: int = 3) -> Decoded:
-    file = folder / "image"
-    file.write_bytes(content)
-    return decode(file, size, channels)
+def decode_bytes(content: bytes, size: tuple[int, int] = (2, 2), channels: int = 3, **options: object) -> Decoded:
+    return decode(content, Decoding(size, channels, **options))

@@ -11,7 +11,7 @@ from tests.faults.forks import commands
 from tests.faults.test_full_disk import NO_STORE
 
 STEPS = "diffusion_core.training.trainer:Trainer.steps"
-WORKER = "diffusion_core.data.decode:_follow_parent"
+WORKER = "diffusion_core.data.workers:_follow_parent"
 BIG = (5000, 5000)
 
 
@@ -60,7 +60,7 @@ def test_an_image_that_does_not_fit_is_no_bad_image(project, big_image):
     assert sentence.startswith("error: prepare: memory is too small to decode data/raw/0/big.png: free some, or take ")
     assert prepared.read_bytes() == before
     # The control: it would be put into quarantine.
-    unknown = {"diffusion_core.data.decode:_lacks_memory": "lambda error: False"}
+    unknown = {"diffusion_core.data.decode:_lacks_memory": "lambda error, most: False"}
     project.succeeds("prepare", setting={WORKER: "with_memory(original, 32)", **unknown})
     assert '"quarantined": 1' in prepared.read_text()
     # With memory, it is an image as others are.
@@ -72,7 +72,7 @@ def test_hostile_images_are_counted_and_take_bounded_memory(project):
     """A bomb's header, a cut file, no bytes and another program's file; links are left out before, by `ingest`."""
     raw = project.folder / "data/raw/0"
     whole = (raw / "0000.png").read_bytes()
-    Image.new("1", (9600, 9600)).save(raw / "bomb.png")
+    Image.new("1", (14_200, 14_200)).save(raw / "bomb.png")
     (raw / "cut.png").write_bytes(whole[: len(whole) // 2])
     (raw / "empty.png").write_bytes(b"")
     (raw / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")

@@ -154,6 +154,21 @@ def test_a_killed_run_leaves_no_process_and_no_trace_in_the_next() -> None:
     assert sorted(file.name for file in Path("data").iterdir()) == ["prepared", "raw"]
 
 
+def test_images_that_are_nearly_black_by_their_type_are_counted(capsys: pytest.CaptureFixture) -> None:
+    fill(20)
+    random = np.random.default_rng(1)
+    for number in range(40):
+        samples = random.integers(100, 3400, (40, 40)).astype(np.uint16)
+        Image.fromarray(samples).save(RAW / "2" / f"deep{number}.tiff")
+    prepare.run(SETTINGS)
+    told = "prepare: 40 of 40 images of more than 8 bits use less than a sixteenth of their range (5.1"
+    assert told in capsys.readouterr().out
+    assert ImageDataset.open(PREPARED).images().reshape(60, -1).max(axis=1).min() < 14
+    prepare.run(SETTINGS.model_copy(update={"range": "data"}))
+    assert "sixteenth" not in capsys.readouterr().out
+    assert ImageDataset.open(PREPARED).images().reshape(60, -1).max(axis=1).min() > 100
+
+
 def no_files() -> None:
     RAW.mkdir(parents=True)
 
@@ -175,7 +190,7 @@ def copies_of_one_image() -> None:
     [
         (lambda: None, 0.3, "data/raw is missing: run the stage that makes it with `dvc repro ingest`"),
         (no_files, 0.3, "data/raw holds no images: fill it with `dvc repro --force --single-item ingest`"),
-        (no_image, 0.3, r"prepare: none of the 5 files in data/raw .*\(0.png: not one of BMP.*2.png: not one of"),
+        (no_image, 0.3, r"prepare: none of the 5 files in data/raw .*\(0.png: not one of AVIF.*2.png: not one of"),
         (lambda: fill(20), 1e-9, "prepare.validation_fraction is 1e-09, .* validation split of 20 images: raise it"),
         (copies_of_one_image, 0.999, "prepare.validation_fraction is 0.999, .* train split of 5 images: lower it"),
     ],

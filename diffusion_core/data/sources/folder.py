@@ -6,20 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from PIL import Image
 from tqdm import tqdm
 
 from diffusion_core.choices import Choice
+from diffusion_core.data.formats import image_suffixes
 from diffusion_core.errors import UserError
-
-# Pillow has about forty more formats, for example EPS, for which it starts Ghostscript. The list is short, so that
-# unexpected files reach no other decoder.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-
-
-def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of `FORMATS`, in lower case and with the dot."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:

@@ -23,7 +23,7 @@ from diffusion_core.data.downloads import (
     read_index,
     write_index,
 )
-from diffusion_core.data.sources.folder import image_suffixes
+from diffusion_core.data.formats import image_suffixes
 from diffusion_core.errors import UserError
 from diffusion_core.files import sha256_of
 from diffusion_core.parallel import in_parallel

@@ -1,0 +1,138 @@
+"""Decodes many files in several processes, in the order of the files.
+
+A file that takes too long, or whose decoder dies, costs the process that decodes it. Then the files that were waiting
+are decoded one by one, each in a process of its own, so that the one to blame is known.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from diffusion_core.data.decode import Decoded, decode
+from diffusion_core.data.decoding import Decoding
+from diffusion_core.errors import UserError
+from diffusion_core.files import sha256_of
+
+CHUNK = 64  # files per task of a worker process
+
+
+def decode_all(files: Sequence[Path], wanted: Decoding, *, workers: int | None = None) -> Iterator[Decoded]:
+    """Yield what `decode` makes of each of `files`, in order.
+
+    At most two chunks per worker are in progress or wait for the caller.
+
+    Args:
+        files: the image files; not empty.
+        wanted: how to decode them.
+        workers: number of processes, by default one per core; does not affect the result.
+
+    Raises:
+        UserError: memory is too small for a file.
+        OSError: a file cannot be read.
+    """
+    chunks = deque(files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
+    workers = min(workers or os.cpu_count() or 1, len(chunks))
+    while chunks:
+        yield from _until_one_dies(chunks, wanted, workers)
+        for _ in range(min(2 * workers + 1, len(chunks))):
+            for file in chunks.popleft():
+                yield _alone(file, wanted)
+
+
+def _until_one_dies(chunks: deque[Sequence[Path]], wanted: Decoding, workers: int) -> Iterator[Decoded]:
+    """Take chunks and yield their results until a process dies or none are left; what has no result stays."""
+    ahead = iter([*chunks])
+    pool = ProcessPoolExecutor(workers, initializer=_follow_parent)
+    try:
+        waiting = deque(pool.submit(_decode_chunk, chunk, wanted) for chunk in islice(ahead, 2 * workers))
+        while waiting:
+            results = waiting.popleft().result()
+            chunks.popleft()
+            yield from results
+            waiting.extend(pool.submit(_decode_chunk, chunk, wanted) for chunk in islice(ahead, 1))
+    except BrokenProcessPool:
+        return
+    except MemoryError as error:
+        raise _too_small(str(error)) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _alone(file: Path, wanted: Decoding) -> Decoded:
+    """Decode a file in a process of its own."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=_send, args=(sender, file, wanted))
+    process.start()
+    sender.close()
+    try:
+        result = receiver.recv()
+    except EOFError:
+        result = None
+    finally:
+        receiver.close()
+        process.join()
+    if isinstance(result, Decoded):
+        return result
+    if isinstance(result, OSError):
+        raise result
+    if isinstance(result, MemoryError) or process.exitcode == -signal.SIGKILL:
+        raise _too_small(str(file))
+    if process.exitcode == -signal.SIGALRM:
+        reason = f"decoding takes longer than prepare.max_seconds, which is {wanted.max_seconds:g}"
+    else:
+        reason = f"its decoder dies with exit code {process.exitcode}"
+    return Decoded(sha256_of(file), reason=reason)
+
+
+def _too_small(file: str) -> UserError:
+    return UserError(
+        f"prepare: memory is too small to decode {file}: free some, or take the largest images out of the source"
+    )
+
+
+def _decode_chunk(files: Sequence[Path], wanted: Decoding) -> list[Decoded]:
+    return [_decode_file(file, wanted) for file in files]
+
+
+def _decode_file(file: Path, wanted: Decoding) -> Decoded:
+    # No decoder can be interrupted, so what takes too long ends the process.
+    signal.setitimer(signal.ITIMER_REAL, wanted.max_seconds)
+    try:
+        return decode(file.read_bytes(), wanted)
+    except MemoryError:
+        raise MemoryError(str(file)) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _send(sender: Connection, file: Path, wanted: Decoding) -> None:
+    _follow_parent()
+    try:
+        result: Decoded | Exception = _decode_file(file, wanted)
+    except (MemoryError, OSError) as error:
+        result = error
+    sender.send(result)
+
+
+def _follow_parent() -> None:
+    """Ignore INT, which the parent handles, and end this worker when its parent ends, even if killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
