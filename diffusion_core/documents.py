@@ -42,12 +42,17 @@ def read_yaml(file: Path) -> Any:
         ValueError: it is not YAML, too large, or nested too deeply.
         OSError: it is missing or cannot be read.
     """
+    return parse_yaml(read_small(file).decode())
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the content of YAML 1.2; raises ValueError as `read_yaml` does."""
     # Imported here, because a model is loaded without it.
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        return YAML(typ="safe", pure=True).load(read_small(file).decode())
+        return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except RecursionError:

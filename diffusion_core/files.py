@@ -33,6 +33,11 @@ def disk_refusal(error: OSError) -> UserError | None:
     return UserError(f"the disk refuses{where} ({error.strerror}): make room or correct its rights")
 
 
+def read_differently(file: Path) -> OSError:
+    """Return the error to raise where a disk gives back other bytes than were written."""
+    return OSError(errno.EIO, "what was written is read back differently", str(file))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Let an error of a disk in the block name `path` if it names no file, as that of a failed write does not."""

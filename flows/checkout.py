@@ -4,12 +4,14 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from diffusion_core.documents import read_yaml
+from diffusion_core.documents import parse_yaml, read_yaml
 from diffusion_core.files import Locked, disk_refusal, exclusive_lock, write_whole
 from flows.failure import StageFailed
 
@@ -17,6 +19,8 @@ LOCK = Path(".cache/pipeline.lock")
 PARAMS = Path("params.yaml")
 # What params.yaml has without the overrides, while a run with some works here; what it had with them, after that.
 BEFORE, OVERRIDDEN = Path(".cache/params.before"), Path(".cache/params.overridden")
+# The overrides of that run, one a line.
+OVERRIDES = Path(".cache/params.overrides")
 
 _logger = logging.getLogger(__name__)
 
@@ -42,10 +46,7 @@ def only_run(seconds: float = 0.0) -> Iterator[None]:
         with _disk_refusals():
             _hold(held, seconds)
             if BEFORE.exists():
-                _restore_params()
-                _logger.warning(
-                    "%s is restored, because a run with overrides was killed; what it had is in %s", PARAMS, OVERRIDDEN
-                )
+                _restore_unless_edited()
         yield
 
 
@@ -73,6 +74,7 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
         return
     _check(overrides)
     with _disk_refusals():
+        write_whole(OVERRIDES, "\n".join(overrides))
         write_whole(BEFORE, PARAMS.read_bytes().decode())
     try:
         yield
@@ -81,11 +83,43 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
             _restore_params()
 
 
+def _restore_unless_edited() -> None:
+    """Restore params.yaml after a run that was killed, unless more than that run's overrides has changed since."""
+    try:
+        before, now = read_yaml(BEFORE), read_yaml(PARAMS)
+        is_untouched = now in (before, _overridden(before, OVERRIDES.read_text(encoding="utf-8").splitlines()))
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        is_untouched = False
+    if is_untouched:
+        _restore_params()
+        _logger.warning(
+            "%s is restored, because a run with overrides was killed; what it had is in %s", PARAMS, OVERRIDDEN
+        )
+        return
+    BEFORE.replace(OVERRIDDEN)
+    _logger.warning(
+        "%s was edited after a run with overrides was killed, so it stays as it is; what it had before that run is in"
+        " %s: compare them with `diff %s %s`",
+        *(PARAMS, OVERRIDDEN, PARAMS, OVERRIDDEN),
+    )
+
+
+def _overridden(content: Any, overrides: Sequence[Override]) -> Any:
+    """Return what params.yaml has after the overrides are set."""
+    content = deepcopy(content)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *path, last = key.split(".")
+        reduce(lambda node, part: node[part], path, content)[last] = parse_yaml(value)
+    return content
+
+
 def _restore_params() -> None:
     """Restore what `BEFORE` has; a kill or a full disk at any moment leaves that to the next run."""
     if PARAMS.exists():
         shutil.copyfile(PARAMS, OVERRIDDEN)
-    write_whole(PARAMS, BEFORE.read_bytes().decode())
+    # A link stays one.
+    write_whole(PARAMS.resolve() if PARAMS.is_symlink() else PARAMS, BEFORE.read_bytes().decode())
     BEFORE.unlink()
 
 

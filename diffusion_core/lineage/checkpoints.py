@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_core.documents import read_json
-from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.errors import Unavailable
 from diffusion_core.files import (
     Locked,
     discard,
@@ -26,6 +26,7 @@ from diffusion_core.files import (
     exclusive_lock,
     flush,
     naming,
+    read_differently,
     sha256_of,
     write_whole,
 )
@@ -42,8 +43,12 @@ LOCK = ".lock"
 LONGEST_LOOK = 3.0
 # Seconds in which DVC, in another checkout, has recorded the model of a training that ended.
 SECONDS_TO_RECORD = 3600.0
-# Errors that say that a file is missing or its disk has a bad sector. Others pass, or are of rights: the file is whole.
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
+# Errors that say that a file is missing, or that its disk or file system is damaged. Others pass, or are of rights: the
+# file is whole.
+DAMAGE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EIO, errno.EUCLEAN, errno.EBADMSG),
+)
 
 
 @contextmanager
@@ -51,15 +56,15 @@ def only_training(folder: Path) -> Iterator[None]:
     """Lock a training's folder against other processes while the block runs.
 
     Raises:
-        UserError: another training process has the lock.
+        Unavailable: another process has the lock.
     """
     try:
         with exclusive_lock(folder / LOCK, seconds=LONGEST_LOOK):
             yield
     except Locked:
-        raise UserError(
-            f"another training of the same data and parameters keeps its checkpoints in {folder}: wait until it ends,"
-            " or stop it"
+        raise Unavailable(
+            f"another training of the same data and parameters keeps its checkpoints in {folder}, or"
+            " `diffusion verify --repair` repairs them: wait until it ends, or stop it"
         ) from None
 
 
@@ -172,8 +177,15 @@ def fingerprint(file: Path, sha256: str | None = None) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write JSON, flush it to disk, and return its fingerprint."""
+    """Write JSON, flush it to disk, compare what is there, and return its fingerprint.
+
+    Raises:
+        OSError: the disk is full or refuses, or gives back other bytes.
+    """
+    text = (json.dumps(content, indent=2) + "\n").encode()
     with naming(file):
-        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        file.write_bytes(text)
     flush(file)
+    if file.read_bytes() != text:
+        raise read_differently(file)
     return fingerprint(file)

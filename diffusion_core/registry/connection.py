@@ -161,7 +161,7 @@ def is_transient(error: MlflowException | OSError) -> bool:
 
 
 def _is_down(error: Exception) -> bool:
-    """Return whether a store did not answer; unlike for `passes`, the status codes in `TRY_AGAIN` do not count."""
+    """Return whether a store did not answer; the status codes in `TRY_AGAIN` are answers."""
     if isinstance(error, HTTPError):
         return error.code >= SERVER_ERRORS
     if isinstance(error, MlflowException):

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -52,9 +51,10 @@ class Delivery(threading.Thread):
         while True:
             self._woken.clear()
             try:
-                self._send()
+                are_free = self._send()
                 self.problem, self.refusal, pause = None, None, FIRST_PAUSE
-                self._woken.wait()
+                # Another process that was sending a queue may have ended before it saw the last entry.
+                self._woken.wait(None if are_free else LONGEST_PAUSE)
             except Unavailable as error:
                 self._note(str(error))
             except UserError as error:
@@ -82,15 +82,16 @@ class Delivery(threading.Thread):
                 self._progress.wait(min(left, 0.1))
         return max(end - time.monotonic(), 0.0)
 
-    def _send(self) -> None:
-        for outbox in [*self._outboxes]:
-            self._send_one(outbox)
+    def _send(self) -> bool:
+        """Send all queues, and return whether no other process was sending one of them."""
+        are_free = [self._send_one(outbox) for outbox in [*self._outboxes]]
+        return all(are_free)
 
-    def _send_one(self, outbox: Outbox) -> None:
+    def _send_one(self, outbox: Outbox) -> bool:
         if outbox not in self._outboxes or outbox.is_empty():
-            return
+            return True
         try:
-            with suppress(Locked), outbox.sending():
+            with outbox.sending():
                 if outbox.folder not in self._senders:
                     client = connect(self._environment)
                     self._senders[outbox.folder] = Sender(client, self._environment, outbox)
@@ -99,13 +100,16 @@ class Delivery(threading.Thread):
                         self._progress.notify_all()
                     if self._own is not None and outbox is not self._own:
                         self._send_one(self._own)
+        except Locked:
+            return False
         except QueueError as error:
             if outbox is self._own and isinstance(error, InaccessibleQueue):
                 # Its disk may have room again.
-                raise UserError(str(error)) from None
+                raise (Unavailable if isinstance(error, Unavailable) else UserError)(str(error)) from None
             # The training does not need it, and the other queues are sent.
             _logger.warning("%s", error)
             self._outboxes.remove(outbox)
+        return True
 
     def _note(self, problem: str) -> None:
         if self.problem is None:

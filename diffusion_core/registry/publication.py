@@ -57,10 +57,12 @@ def original_run(client: MlflowClient, environment: Environment, run_key: str) -
     experiment = experiment_id(client, environment)
     found = client.search_runs([experiment], f"tags.{STANDS_IN_FOR} = '{run_key}'", max_results=1)
     if found:
-        return found[0]
-    with sent_once():
-        run = client.create_run(experiment, tags={STANDS_IN_FOR: run_key})
-    client.set_terminated(run.info.run_id)
+        run = found[0]
+    else:
+        with sent_once():
+            run = client.create_run(experiment, tags={STANDS_IN_FOR: run_key})
+    if run.info.status == "RUNNING":
+        client.set_terminated(run.info.run_id)
     return run
 
 

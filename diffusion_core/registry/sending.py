@@ -126,8 +126,9 @@ class Sender:
     def _end_doubles(self, time: int) -> None:
         """End the empty runs that a server made of requests which seemed lost, and take the queue's key from them."""
         for run in find_runs(self._client, self._outbox.key):
-            if run.info.run_id != self._outbox.run_id and run.info.status == "RUNNING":
-                self._client.set_terminated(run.info.run_id, "KILLED", time)
+            if run.info.run_id != self._outbox.run_id:
+                if run.info.status == "RUNNING":
+                    self._client.set_terminated(run.info.run_id, "KILLED", time)
                 self._client.delete_tag(run.info.run_id, RUN_KEY)
 
     def _pass_lost_run(self) -> int:

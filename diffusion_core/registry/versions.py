@@ -189,14 +189,21 @@ def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> b
     """
     if decision.outcome == "unchanged":
         return True
+    if decision.outcome == "promoted" and not _is_champion(client, version.name, decision.champion):
+        return False
     tags = {"gate": decision.outcome, "gate_reasons": "; ".join(decision.reasons) or "none"}
     if decision.champion is not None:
         tags["champion_before"] = str(decision.champion)
     for tag, value in tags.items():
         client.set_model_version_tag(version.name, version.version, tag, value)
     if decision.outcome == "promoted":
-        champion = find_champion(client, version.name)
-        if decision.champion != (None if champion is None else int(champion.version)):
+        if not _is_champion(client, version.name, decision.champion):
             return False
         client.set_registered_model_alias(version.name, CHAMPION, version.version)
     return True
+
+
+def _is_champion(client: MlflowClient, name: str, number: int | None) -> bool:
+    """Return whether the alias names this version now, or none where `number` says none."""
+    champion = find_champion(client, name)
+    return number == (None if champion is None else int(champion.version))

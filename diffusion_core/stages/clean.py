@@ -6,7 +6,7 @@ that has not ended may need it.
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -87,7 +87,7 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
     While a training's folder is locked here, no process writes a checkpoint in it.
     """
     for folder in sorted(path for path in environment.checkpoints.glob("[!.]*") if _is_training(path)):
-        with suppress(Locked), exclusive_lock(folder / LOCK):
+        with suppress(Locked), _locked(folder):
             if (folder / OUTBOX).exists() and not Outbox(folder / OUTBOX).is_empty():
                 print(f"clean: {folder} stays: entries wait in it for the tracking store; say `diffusion replay`")
             elif _changed(folder) < before:
@@ -100,6 +100,18 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
                 for path, why in sorted(left.items()):
                     if _changed(path) < before:
                         yield Unneeded(path, why, _size(path))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a training's folder; raises `Locked` if another process has it or the folder is another user's."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive_lock(folder / LOCK))
+        except PermissionError as error:
+            print(f"clean: {folder} stays: {error.filename} cannot be opened ({error.strerror})")
+            raise Locked from None
+        yield
 
 
 def _is_training(folder: Path) -> bool:

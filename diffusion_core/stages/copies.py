@@ -153,7 +153,12 @@ class Copies:
         return True
 
     def _delete_old(self, found: dict[str, dict[str, Object]], kept: list[Path]) -> None:
-        """Delete copies that are older than those of `kept`, newest first, and than the newest `KEEP`."""
+        """Keep as many of the newest whole copies as `kept` has checkpoints, at least `KEEP`; delete what is older.
+
+        Args:
+            found: the objects of each copy in the bucket.
+            kept: the checkpoints in this folder, newest first.
+        """
         names = {path.name for path in kept if not (path / MILESTONE).exists()} or {kept[0].name}
         count = max(KEEP, len(names))
         older = {name: each for name, each in found.items() if name and name < kept[0].name and MILESTONE not in each}

@@ -29,6 +29,8 @@ from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+# The folder of a checkout whose environment names no other.
+OWN_CHECKPOINTS = Environment.model_fields["checkpoints"].default
 # Model, EMA and the optimizer's two averages.
 COPIES_OF_WEIGHTS = 4
 
@@ -61,7 +63,8 @@ def report_unused(plan: Plan) -> None:
     stored = {
         folder: other
         for folder in training_folders(plan.folder.parent)
-        if folder != plan.folder and newest_step(folder) is not None and (other := Identity.stored(folder))
+        if folder != plan.folder and not is_finished(folder) and newest_step(folder) is not None
+        if (other := Identity.stored(folder))
     }
     if stored:
         newest = max(stored, key=lambda folder: folder.stat().st_mtime)
@@ -73,8 +76,9 @@ def report_unused(plan: Plan) -> None:
 def _remove_finished(own: Path) -> None:
     """Remove what finished trainings have left beside the folder `own`, except milestones."""
     sweep_discarded(own.parent)
-    # A checkout has one models/: to train here again gives up the model before. In another checkout it does not.
-    is_shared = not own.parent.resolve().is_relative_to(Path.cwd())
+    # A checkout has one models/: to train here again gives up the model before. In another checkout, whose folder of
+    # checkpoints DIFFUSION_CHECKPOINTS names too, it does not.
+    is_shared = own.parent.resolve() != OWN_CHECKPOINTS.resolve()
     seconds = SECONDS_TO_RECORD if is_shared else 0.0
     for folder in training_folders(own.parent):
         try:
@@ -105,6 +109,6 @@ def _check_room(folder: Path, trainer: Trainer, environment: Environment) -> Non
     if free < needed:
         raise UserError(
             f"{folder} has {free / 1e6:,.0f} MB free; checkpoints and model of this training need"
-            f" {needed / 1e6:,.0f} MB: make room (`diffusion clean` shows what may go), or name another folder in"
-            " DIFFUSION_CHECKPOINTS"
+            f" {needed / 1e6:,.0f} MB: make room, or name another folder in DIFFUSION_CHECKPOINTS."
+            " `diffusion clean` shows what may go, and with `--days 0` what is recent too"
         )

@@ -177,13 +177,17 @@ def _checkpoints(environment: Environment, repair: bool) -> Iterator[Finding]:
     """Compare checkpoints with their manifests."""
     for folder in training_folders(environment.checkpoints):
         for path in checkpoints(folder):
-            damage = problem(path)
+            try:
+                damage = problem(path)
+            except UserError as error:
+                yield Finding(str(path), *_parts(error))
+                continue
             # A training that runs may have removed it meanwhile.
             if damage is not None and path.exists():
                 found = Finding(str(path), damage, "the training resumes from the checkpoint before it")
                 try:
                     found = replace(found, is_repaired=repair and _restored(environment, path))
-                except UserError as error:
+                except (UserError, OSError) as error:
                     found = replace(found, problem=f"{damage}, and its copy cannot be fetched ({error})")
                 yield found
 

@@ -42,9 +42,10 @@ def end_long_ago(folder):
     os.utime(folder / FINISHED, (before, before))
 
 
-def test_a_model_is_safe_while_dvc_in_another_checkout_records_it(digits, tmp_path):
+@pytest.mark.parametrize("place", ["shared", "other/.stack/checkpoints"])
+def test_a_model_is_safe_while_dvc_in_another_checkout_records_it(digits, tmp_path, place):
     """It is killed before it has, and deletes the outputs; another training in the shared folder has begun since."""
-    shared, one, other = (tmp_path / name for name in ("shared", "one", "other"))
+    shared, one, other = (tmp_path / name for name in (place, "one", "other"))
     for checkout in (one, other):
         shutil.copytree(digits, checkout)
     succeeds(one, "train", DIFFUSION_CHECKPOINTS=str(shared))

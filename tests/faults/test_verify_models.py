@@ -1,6 +1,10 @@
 """`diffusion verify` finds models, champions and checkpoints that rotted, and repairs what can be had again."""
 
+import errno
+import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +91,32 @@ def test_a_champion_whose_files_rotted_is_uploaded_again(project, source):
         remove()
         assert verified(project, repair=True)[0] == 0
         load_version(client, environment.registered_model)
+
+
+def test_a_checkpoint_that_cannot_be_read_hides_no_other(project, monkeypatch, capsys):
+    """The disk's answer is given here."""
+    folders = [project / ".checkpoints" / (name * 16) for name in "ab"]
+    for folder in folders:
+        save_checkpoint(folder, Checkpoint(1, {"model": {"w": torch.ones(9)}}, {}))
+    refused, rotten = (folder / "step-000000001/model.safetensors" for folder in folders)
+    flip(rotten)
+    open_file = Path.open
+
+    def stale(path, *arguments, **options):
+        if path.absolute() == refused:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(SystemExit):
+        verify.run(environment_of(project), repair=True, as_json=True)
+    found = {
+        Path(each["what"]).parent.name: each["problem"] for each in json.loads(capsys.readouterr().out)["findings"]
+    }
+    assert "cannot be read now (Stale file handle)" in found["a" * 16]
+    assert "differs from its manifest" in found["b" * 16]
+    assert not rotten.exists()
 
 
 def test_a_rotten_checkpoint_is_found_and_set_aside(project):

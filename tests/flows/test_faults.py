@@ -82,6 +82,21 @@ def test_overrides_of_a_flow_that_was_killed_are_for_that_run_alone(project, cap
     assert not BEFORE.exists()
 
 
+@pytest.mark.parametrize("content", ["train: {seed: 7, images: 5}\n", "train: {seed: 1}\n", "train: {}\n", "{"])
+def test_parameters_that_were_edited_after_a_flow_was_killed_stay(tmp_path, monkeypatch, caplog, content):
+    monkeypatch.chdir(tmp_path)
+    PARAMS.write_text("train: {seed: 0}\n")
+    # As a kill leaves it.
+    with monkeypatch.context() as patch, only_run(), params_kept(["train.seed=7"]):
+        patch.setattr("flows.checkout._restore_params", lambda: None)
+    PARAMS.write_text(content)
+    with only_run():
+        assert PARAMS.read_text() == content
+    assert OVERRIDDEN.read_text() == "train: {seed: 0}\n"
+    assert "params.yaml was edited after a run with overrides was killed, so it stays as it is" in caplog.text
+    assert not BEFORE.exists()
+
+
 def test_a_disk_that_refuses_to_restore_the_parameters_leaves_them_whole_to_the_next_run(tmp_path, monkeypatch):
     with small_disk(tmp_path / "disk", 4) as disk:
         monkeypatch.chdir(disk.seen)

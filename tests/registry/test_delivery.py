@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
 from diffusion_core.config.environment import Environment
@@ -235,7 +237,17 @@ def test_the_entries_of_a_training_go_before_those_of_others(environment):
         assert not other.is_empty()
 
 
-def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment, fails, monkeypatch):
+    """Nor does it keep the queue's key, if the store does not answer between the two."""
+    delete, answers = MlflowClient.delete_tag, iter([not fails])
+
+    def delete_tag(*arguments):
+        if not next(answers, True):
+            raise MlflowException("no answer", error_code=TEMPORARILY_UNAVAILABLE)
+        return delete(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", delete_tag)
     outbox = waiting("one", finished=False)
     client = connect(environment)
     double = client.create_run(experiment_id(client, environment), tags={RUN_KEY: outbox.key}).info.run_id
@@ -244,6 +256,9 @@ def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment):
     own = client.create_run(experiment_id(client, environment), tags={RUN_KEY: outbox.key}).info.run_id
     outbox.set_run_id(own)
     tracking.Run(outbox, Delivery(environment, [])).finish("FINISHED")
+    if fails:
+        with pytest.raises(MlflowException, match="no answer"):
+            deliver(environment, outbox)
     deliver(environment, outbox)
     assert [stored(environment, run).info.status for run in (own, double)] == ["FINISHED", "KILLED"]
     assert find_run(client, outbox.key) == own

@@ -158,3 +158,15 @@ def test_a_lost_answer_about_a_new_experiment_is_no_refusal(loses):
         experiment_id(client, environment)
     assert is_transient(error.value)
     assert client.get_experiment(experiment_id(client, environment)).name == environment.experiment
+
+
+def test_a_substitute_run_that_a_lost_answer_left_does_not_stay_running(loses):
+    environment = loses("mlflow/runs/create")
+    client = connect(environment)
+    experiment_id(client, environment)
+    with pytest.raises(MlflowException) as error:
+        original_run(client, environment, UNKNOWN_RUN)
+    assert is_transient(error.value)
+    run = original_run(client, environment, UNKNOWN_RUN)
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert original_run(client, environment, UNKNOWN_RUN).info.run_id == run.info.run_id

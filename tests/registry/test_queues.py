@@ -1,7 +1,10 @@
 """A queue goes to its own run and store, and one that cannot be sent stops no other."""
 
+import errno
+import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +212,22 @@ def test_a_training_whose_own_queue_the_disk_refuses_does_not_begin(environment)
     (waiting("one").folder / ".sending").mkdir()
     with pytest.raises(UserError, match=r"the disk refuses .*/outbox/\.sending "):
         track(environment)
+
+
+def test_an_error_that_passes_is_tried_again(environment, monkeypatch):
+    """The disk's answer is given here: flows run a stage again that ends so."""
+    outbox = waiting("one")
+    read = Path.read_bytes
+
+    def stale(path):
+        if path == outbox.folder / "key":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", stale)
+        for publishes in (lambda: replay(environment), lambda: replay_training(environment, "another")):
+            with pytest.raises(Unavailable, match=r"cannot be read now \(Stale file handle\): correct that"):
+                publishes()
+    # The control: a queue that can be read stops no publication.
+    replay_training(environment, "another")

@@ -1,5 +1,6 @@
 """A small disk that can be filled: a tmpfs where this process may mount one."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -43,9 +44,16 @@ class Disk:
 
     def fill(self, left):
         """Fill it, but for some bytes."""
-        room = os.statvfs(self.folder)
         with self._ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - left))
+            while True:
+                room = os.statvfs(self.folder)
+                try:
+                    os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_frsize - left))
+                    return
+                except OSError as error:
+                    # What is disturbed has written meanwhile.
+                    if error.errno != errno.ENOSPC:
+                        raise
 
     def free(self):
         """Make room again."""

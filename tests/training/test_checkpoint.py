@@ -112,7 +112,10 @@ def test_a_checkpoint_that_cannot_be_opened_now_is_not_damaged(folder):
 
 @pytest.mark.parametrize(
     ("number", "raised"),
-    [(errno.EMFILE, Unavailable), (errno.ESTALE, Unavailable), (errno.EACCES, UserError), (errno.EIO, None)],
+    [
+        *((errno.EMFILE, Unavailable), (errno.ESTALE, Unavailable), (errno.EACCES, UserError)),
+        *((errno.EIO, None), (errno.EUCLEAN, None), (errno.EBADMSG, None)),
+    ],
 )
 def test_only_an_error_that_shows_damage_sets_a_checkpoint_aside(folder, monkeypatch, number, raised):
     """The disk's answer is given here, for the newest checkpoint alone; a bad sector is damage of one file."""

@@ -3,6 +3,7 @@
 import math
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,17 +121,47 @@ def test_one_value_among_many_is_found_in_every_type(value, dtype):
             check_finite([torch.empty(0), tensor], 1)
 
 
-def test_what_the_disk_gives_back_differently_is_no_checkpoint(tmp_path, monkeypatch):
+def flipped(at):
+    """Flip a bit of a byte."""
+
+    def harm(content):
+        content[at] ^= 1
+        return content
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        flipped(-1),
+        flipped(0),
+        flipped(7),
+        lambda content: content.replace(b"F32", b"I32"),
+        lambda content: content.replace(b"[64,3]", b"[3,64]"),
+        lambda content: content.replace(b"data_offsets", b"data_offsetz"),
+        lambda content: content + b"\0",
+        lambda content: content[:-8],
+    ],
+    ids=["data", "length", "great length", "type", "shape", "key", "longer", "shorter"],
+)
+def test_what_the_disk_gives_back_differently_is_no_checkpoint(harm, tmp_path, monkeypatch):
     """It is read back and compared with what is in memory; the hash alone would be that of the wrong file."""
     write = checkpoint_module.save_tensors
 
-    def flips(tensors, file):
+    def harms(tensors, file):
         write(tensors, file)
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
+        file.write_bytes(harm(bytearray(file.read_bytes())))
 
-    monkeypatch.setattr(checkpoint_module, "save_tensors", flips)
+    monkeypatch.setattr(checkpoint_module, "save_tensors", harms)
+    with pytest.raises(OSError, match="what was written is read back differently"), Saver(tmp_path) as saver:
+        saver.save(checkpoint(1))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_state_that_the_disk_gives_back_differently_is_no_checkpoint(tmp_path, monkeypatch):
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: write(path, content.replace(b"1", b"7")))
     with pytest.raises(OSError, match="what was written is read back differently"), Saver(tmp_path) as saver:
         saver.save(checkpoint(1))
     assert [*tmp_path.iterdir()] == []
