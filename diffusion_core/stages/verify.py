@@ -25,6 +25,10 @@ from diffusion_core.stages.paths import MODELS, PREPARED
 logger = logging.getLogger(__name__)
 
 AGAIN = "say `diffusion verify --repair`, or make it again with `dvc repro --force` of its stage"
+# DVC takes a rotten entry for whole, and would put it over the good file that a stage makes.
+REMOVE = (
+    "say `diffusion verify --repair`; if that has nowhere to take it from, remove this file, and then run `dvc repro`"
+)
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _entries(cache: Cache, rotten: list[str], repair: bool) -> Iterator[Finding]
                 is_repaired = cache.restore(entry, entry in in_remote)
             except UserError as error:
                 problem = f"its bytes are not those of its name, the checkout does not have it, and {error}"
-        yield Finding(str(cache.path(entry)), problem, AGAIN, is_repaired)
+        yield Finding(str(cache.path(entry)), problem, REMOVE, is_repaired)
 
 
 def _folders() -> Iterator[Finding]:

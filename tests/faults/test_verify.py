@@ -61,7 +61,7 @@ def test_what_is_nowhere_else_is_said_and_not_repaired(project):
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"]) == (1, False)
     assert "the remote does not have it" in found["problem"]
-    assert "dvc repro --force" in found["remedy"]
+    assert "remove this file, and then run `dvc repro`" in found["remedy"]
     assert path.read_bytes() == rotten
 
 

@@ -69,6 +69,27 @@ def test_without_copies_it_would_be(tmp_path, gate, monkeypatch):
     assert torch.equal(load_newest(tmp_path).tensors["model"]["w"], torch.full((64, 3), 7.0))
 
 
+def test_the_thread_that_writes_computes_alone_and_changes_nothing_for_the_training(tmp_path, monkeypatch):
+    """A second team of threads would halve the training's speed."""
+    save, threads = saving.save_checkpoint, []
+
+    def counts(*arguments):
+        threads.append(torch.get_num_threads())
+        return save(*arguments)
+
+    monkeypatch.setattr(saving, "save_checkpoint", counts)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Saver(tmp_path) as saver:
+            saver.save(checkpoint(1))
+            saver.wait()
+            assert torch.get_num_threads() == 2
+        assert threads == [1]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_second_checkpoint_waits_for_the_first_and_memory_is_used_again(tmp_path, gate):
     with Saver(tmp_path) as saver:
         saver.save(checkpoint(1))
