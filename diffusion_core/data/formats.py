@@ -5,25 +5,26 @@ files reach no other decoder.
 """
 
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 
 from PIL import Image
 
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "JXL", "PNG", "TIFF", "WEBP")
-# The packages that bring a format to Pillow, which this project reads where they are installed.
-PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 
 
 @cache
 def readable() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this installation reads, by Pillow's names."""
-    for package in PLUGINS.values():
-        if find_spec(package) is not None:
-            plugin = import_module(package)
-            # pillow_jxl registers itself when it is imported.
-            if hasattr(plugin, "register_heif_opener"):
-                plugin.register_heif_opener()
+    """Return those of `FORMATS` that this installation reads, by Pillow's names.
+
+    HEIF and JXL come with the packages pillow-heif and pillow-jxl-plugin, where these are installed.
+    """
+    if find_spec("pillow_heif") is not None:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    if find_spec("pillow_jxl") is not None:
+        # It registers itself.
+        import pillow_jxl  # noqa: F401
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

@@ -21,7 +21,7 @@ from diffusion_core.files import Locked
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.provenance import DatasetVersion
-from diffusion_core.lineage.queue_errors import InaccessibleQueue, QueueError, accessing
+from diffusion_core.lineage.queue_errors import QueueError, UnreadableNow, accessing
 from diffusion_core.registry.connection import answering, connect, sqlite_file, store_name, tracking_uri
 from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.sending import Sender
@@ -197,13 +197,13 @@ def replay_training(environment: Environment, key: str) -> None:
         Unavailable: the store does not answer, or another process sends the queue now.
         UserError: the store refuses this user, or its experiment cannot be used.
     """
-    unknown: list[InaccessibleQueue] = []
+    unknown: list[UnreadableNow] = []
     for outbox in Outbox.all(environment.checkpoints):
         try:
             is_wanted = outbox.key == key
         except QueueError as error:
             _logger.warning("%s", error)
-            unknown += [error] if isinstance(error, InaccessibleQueue) else []
+            unknown += [error] if isinstance(error, UnreadableNow) else []
             continue
         try:
             if is_wanted:
@@ -213,7 +213,7 @@ def replay_training(environment: Environment, key: str) -> None:
             raise Unavailable(
                 f"another process sends what waits in {outbox.folder}: wait until it has ended, and run this again"
             ) from None
-    # It may be one of these.
+    # It may be one of these. What the disk refuses for good is another user's.
     if unknown:
         raise unknown[0]
 
