@@ -17,7 +17,7 @@ from flows.failure import StageFailed
 
 LOCK = Path(".cache/pipeline.lock")
 PARAMS = Path("params.yaml")
-# What params.yaml has without the overrides, while a run with some works here; what it had with them, after that.
+# What params.yaml has without the overrides, while a run with some works here; and what was put aside after that.
 BEFORE, OVERRIDDEN = Path(".cache/params.before"), Path(".cache/params.overridden")
 # The overrides of that run, one a line.
 OVERRIDES = Path(".cache/params.overrides")
@@ -86,7 +86,7 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
 def _restore_unless_edited() -> None:
     """Restore params.yaml after a run that was killed, unless more than that run's overrides has changed since."""
     try:
-        before, now = read_yaml(BEFORE), read_yaml(PARAMS)
+        before, now = read_yaml(BEFORE), read_yaml(PARAMS if PARAMS.exists() else BEFORE)
         is_untouched = now in (before, _overridden(before, OVERRIDES.read_text(encoding="utf-8").splitlines()))
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         is_untouched = False

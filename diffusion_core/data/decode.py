@@ -122,4 +122,4 @@ def _reason(error: Exception, size: int) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):  # its message has the memory address of the stream
         return f"not one of {', '.join(readable())}, or its header is damaged"
-    return str(error) if isinstance(error, readers.Refused) else f"damaged: {error}"
+    return str(error) if isinstance(error, readers.Refused) else f"damaged: {str(error) or type(error).__name__}"

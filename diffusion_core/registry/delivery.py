@@ -54,7 +54,7 @@ class Delivery(threading.Thread):
                 are_free = self._send()
                 self.problem, self.refusal, pause = None, None, FIRST_PAUSE
                 # Another process that was sending a queue may have ended before it saw the last entry.
-                self._woken.wait(None if are_free else LONGEST_PAUSE)
+                self._woken.wait(None if are_free else FIRST_PAUSE)
             except Unavailable as error:
                 self._note(str(error))
             except UserError as error:

@@ -108,7 +108,7 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(exclusive_lock(folder / LOCK))
-        except PermissionError as error:
+        except OSError as error:
             print(f"clean: {folder} stays: {error.filename} cannot be opened ({error.strerror})")
             raise Locked from None
         yield

@@ -136,6 +136,19 @@ def test_a_pattern_finer_than_the_result_becomes_its_mean() -> None:
     assert np.abs(pixels.astype(int) - 127.5).max() <= 1.5
 
 
+def test_a_jpeg_of_any_size_is_reduced_to_what_the_whole_one_shows() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        width, height, side = (int(each) for each in (*random.integers(1, 1000, 2), random.choice([4, 8, 16, 32])))
+        # A slope is linear, so no filter changes it, and a part that is off by a pixel would.
+        slope = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 120, width)).astype(np.uint8)
+        jpeg = encoded(Image.fromarray(slope), "JPEG", quality=95)
+        whole = encoded(Image.open(io.BytesIO(jpeg)), "PNG")
+        one, other = (decode_bytes(each, (side, side), 1) for each in (jpeg, whole))
+        assert one.reason is None, (width, height, side)
+        assert np.abs(one.pixels.astype(int) - other.pixels).max() <= 3, (width, height, side)
+
+
 @pytest.mark.parametrize("shape", [(512, 512), (520, 384), (391, 517), (897, 900)])
 @pytest.mark.parametrize("size", [(16, 16), (8, 16), (20, 12)])
 def test_a_reduced_jpeg_looks_like_the_whole_one(size: tuple[int, int], shape: tuple[int, int]) -> None:

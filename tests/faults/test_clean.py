@@ -56,6 +56,17 @@ def test_trainings_that_are_old_go_and_others_stay(project, capsys):
     assert not running.exists()
 
 
+def test_a_training_whose_lock_the_disk_refuses_stays_and_the_others_are_looked_at(project, capsys):
+    """As of another user; a folder in the place of a file is refused to root too."""
+    refused, other = training(project, "a"), training(project, "b")
+    (refused / LOCK).unlink(missing_ok=True)
+    (refused / LOCK).mkdir()
+    text = cleaned(project, capsys, remove=True)
+    assert f"{refused.name} stays: " in text
+    assert refused.exists()
+    assert not other.exists()
+
+
 def test_damaged_checkpoints_and_leftovers_of_dead_processes_go(project, capsys):
     folder = training(project, "a", old=False)
     damaged, saving = folder / "step-000000001.damaged-0", folder / f"step-000000003.tmp-{DEAD}"

@@ -97,6 +97,16 @@ def test_parameters_that_were_edited_after_a_flow_was_killed_stay(tmp_path, monk
     assert not BEFORE.exists()
 
 
+def test_parameters_that_are_missing_after_a_flow_was_killed_come_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    PARAMS.write_text("train: {seed: 0}\n")
+    with monkeypatch.context() as patch, only_run(), params_kept(["train.seed=7"]):
+        patch.setattr("flows.checkout._restore_params", lambda: None)
+    PARAMS.unlink()
+    with only_run():
+        assert PARAMS.read_text() == "train: {seed: 0}\n"
+
+
 def test_a_disk_that_refuses_to_restore_the_parameters_leaves_them_whole_to_the_next_run(tmp_path, monkeypatch):
     with small_disk(tmp_path / "disk", 4) as disk:
         monkeypatch.chdir(disk.seen)

@@ -26,7 +26,18 @@ from diffusion_core.registry.sending import RUN_KEY, Sender, find_run
 from diffusion_core.registry.tracking import end_abandoned, replay, training_run
 from tests.faults.commands import wait_for
 from tests.registry.servers import serving
-from tests.registry.trainings import DATASET, FOLDER, PARAMS, deliver, history, pictures, stored, track, waiting
+from tests.registry.trainings import (
+    DATASET,
+    FOLDER,
+    PARAMS,
+    deliver,
+    history,
+    is_sent,
+    pictures,
+    stored,
+    track,
+    waiting,
+)
 
 
 def test_an_unreachable_server_holds_nothing_and_loses_nothing(tmp_path, environment, caplog):
@@ -262,3 +273,14 @@ def test_a_run_that_a_lost_answer_left_does_not_stay_running(environment, fails,
     deliver(environment, outbox)
     assert [stored(environment, run).info.status for run in (own, double)] == ["FINISHED", "KILLED"]
     assert find_run(client, outbox.key) == own
+
+
+def test_what_another_process_left_in_a_queue_that_it_was_sending_is_sent(environment):
+    """It may have ended before it saw the last entry, and nobody wakes the thread again."""
+    outbox = waiting("one")
+    delivery = Delivery(environment, [outbox])
+    with outbox.sending():
+        threading.Thread(target=delivery.run, daemon=True).start()
+        time.sleep(1.0)
+        assert not outbox.is_empty()
+    assert is_sent(outbox)
