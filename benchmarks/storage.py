@@ -7,10 +7,10 @@ server alternately. Results are written to benchmarks/storage.json. The server s
 It reads the whole object for the ETag of each response, which dominates the time of the large object.
 """
 
+import contextlib
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,7 +25,9 @@ from unittest.mock import patch
 
 from benchmarks.machine import describe
 from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.sources.s3 import S3
+from diffusion_core.stages import ingest
 from diffusion_core.storage import Store, download, open_store
 
 RESULTS = Path("benchmarks/storage.json")
@@ -63,16 +65,14 @@ def fill(bucket: Path) -> None:
             stream.write(os.urandom(10**7))
 
 
-def fetch(folder: Path, before: Path, environment: Environment) -> float:
-    """Return the seconds to fetch the small objects with the source."""
-    folder.mkdir()
+def fetch(project: Path, environment: Environment) -> float:
+    """Return the seconds to bring the small objects, or what is new of them, into the project's data/raw."""
+    settings = IngestSettings(source=S3(f"s3://{BUCKET}/{SMALL}"))
+    project.mkdir(exist_ok=True)
     began = time.perf_counter()
-    parts = folder.with_name("parts")
-    count = S3(f"s3://{BUCKET}/{SMALL}").fetch(folder, before=before, parts=parts, environment=environment)
-    assert count == OBJECTS
-    taken = time.perf_counter() - began
-    shutil.rmtree(parts)
-    return taken
+    with contextlib.chdir(project):
+        ingest.run(settings, environment)
+    return time.perf_counter() - began
 
 
 def large(store: Store, folder: Path) -> float:
@@ -106,14 +106,14 @@ def peer(address: str, folder: Path) -> float:
     return taken
 
 
-def requests_of_a_rerun(store: Store, before: Path, folder: Path, environment: Environment) -> Counter[str]:
+def requests_of_a_rerun(store: Store, project: Path, environment: Environment) -> Counter[str]:
     """Return the number of requests of each kind if nothing is new."""
     made: Counter[str] = Counter()
     store.client.meta.events.register(
         "before-send.s3", lambda event_name, **_: made.update([event_name.split(".")[-1]])
     )
     with patch("diffusion_core.storage.open_store", return_value=store):
-        fetch(folder, before, environment)
+        fetch(project, environment)
     return made
 
 
@@ -126,12 +126,12 @@ def measure(folder: Path, address: str) -> dict[str, Any]:
     ours: list[float] = []
     rclones: list[float] = []
     for repeat in range(REPEATS):
-        raw = folder / f"raw-{repeat}"
-        small.append(fetch(raw, folder / "nothing", environment))
-        reruns.append(fetch(folder / f"again-{repeat}", raw, environment))
+        project = folder / f"project-{repeat}"
+        small.append(fetch(project, environment))
+        reruns.append(fetch(project, environment))
         ours.append(large(store, folder))
         rclones.append(peer(address, folder))
-    requests = requests_of_a_rerun(store, folder / "raw-0", folder / "counted", environment)
+    requests = requests_of_a_rerun(store, folder / "project-0", environment)
     ratios = [theirs / own for own, theirs in zip(ours, rclones, strict=True)]
     return {
         "small objects": {"per_second": round(OBJECTS / statistics.median(small)), "seconds": small},

@@ -256,6 +256,15 @@ def _acquired(file: Path, deadline: float) -> BaseFileLock:
             raise Locked(f"another process holds {file}") from None
 
 
+def link(file: Path, place: Path) -> None:
+    """Make `place` a hard link to the file, or a copy if linking fails."""
+    try:
+        # The file may be DVC's symbolic link to its cache.
+        os.link(file.resolve(), place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with file.open("rb") as stream:

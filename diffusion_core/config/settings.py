@@ -6,12 +6,13 @@ The whole file is checked before any stage starts, so that an error in the last 
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from diffusion_core.config.section import BY_KIND, Section, Seed
 from diffusion_core.config.train import TrainSettings
 from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
+from diffusion_core.data.labels import FirstFolder
 from diffusion_core.data.sources import SourceChoice
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import MetricChoice, every_metric
@@ -48,7 +49,10 @@ class PrepareSettings(Section):
     range: SampleRange = Field("type", description="of more than 8 bits: what the file says, or what its data need")
     max_pixels: PositiveInt = Field(200_000_000, description="of the largest image that is decoded")
     max_seconds: PositiveFloat = Field(20.0, description="for decoding one image")
-    validation_fraction: float = Field(0.1, gt=0.0, lt=1.0)
+    first_folder: FirstFolder = Field("auto", description="of a path: a class or a split; auto: by the names")
+    validation_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="where the source names no such split")
+    duplicates: Literal["keep", "drop"] = Field("keep", description="all near-duplicates, or only the first of each")
+    duplicate_distance: NonNegativeFloat = Field(0.4, description="of near-duplicates, as a share of their contrast")
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +21,18 @@ class DatasetInfo(BaseModel):
     """The content of `dataset.json`.
 
     Attributes:
-        count: kept images, `train + validation`; `count + quarantined` is the number of files from ingest.
+        count: images, `train + validation + test`; with `quarantined` and `dropped` it is the number of files.
         train: images of the training split.
         validation: images of the validation split.
-        quarantined: files that are not in the dataset.
+        test: images of the test split, which no stage uses.
+        quarantined: files that do not become images.
+        dropped: near-duplicates that are left out.
         classes: the name of each label; empty if images have no labels.
         image_size: height and width in pixels.
         channels: 1 (gray), 3 (RGB) or 4 (RGBA).
-        shards: sha256 of each shard.
-        digest: sha256 of pixels, labels, splits and class names; equal for equal datasets.
+        shards: sha256 of each shard; where a shard has pixels that no row of the manifest names, these are not used.
+        decoder: digest of the code, libraries and settings that made the pixels of the files.
+        digest: sha256 of pixels, labels, splits and class names; equal for equal datasets, whatever their shards.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,18 +40,21 @@ class DatasetInfo(BaseModel):
     count: int
     train: int
     validation: int
+    test: int
     quarantined: int
+    dropped: int
     classes: list[str]
     image_size: tuple[int, int]
     channels: int
     shards: list[str]
+    decoder: str
     digest: str
 
 
-def dataset_digest(shards: Sequence[str], rows: Sequence[ManifestRow], classes: Sequence[str]) -> str:
-    """Return the sha256 of labels, splits, class names and pixels; `shards` has the sha256 of each shard."""
-    kept = [row for row in rows if row.quarantined is None]
-    identity = [shards, [row.label for row in kept], [row.split for row in kept], classes]
+def dataset_digest(rows: Sequence[ManifestRow], classes: Sequence[str]) -> str:
+    """Return the sha256 of the pixels, labels and splits of the images, in order, and of the class names."""
+    kept = [row for row in rows if row.split is not None]
+    identity = [[row.pixels for row in kept], [row.label for row in kept], [row.split for row in kept], classes]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
@@ -82,7 +88,7 @@ class ImageDataset:
 
         Args:
             folder: the output of `prepare`.
-            split: the split to open, or None for both.
+            split: the split to open, or None for all.
 
         Raises:
             UserError: a file is missing or damaged, or the files do not fit each other.
@@ -91,24 +97,26 @@ class ImageDataset:
             info = DatasetInfo.model_validate_json(read_small(folder / INFO))
         manifest = read_manifest(folder / MANIFEST)
         with reading(folder / MANIFEST):
-            kept = manifest.filter(manifest["quarantined"].is_null())
+            kept = manifest.filter(manifest["split"].is_valid())
             names = ("split", "shard", "row", "label", "source")
             splits, shard, row, labels, sources = (kept[name].to_numpy() for name in names)
-            counts = [np.sum(splits == "train"), np.sum(splits == "validation"), len(kept), len(manifest)]
-            if counts != [info.train, info.validation, info.count, info.count + info.quarantined]:
+            counts = [*(np.sum(splits == name) for name in get_args(Split)), len(kept), len(manifest)]
+            files = info.count + info.quarantined + info.dropped
+            if counts != [info.train, info.validation, info.test, info.count, files]:
                 raise ValueError(f"its counts are not those of {INFO}")
             if info.classes and not set(labels.tolist()) <= set(range(len(info.classes))):
                 raise ValueError(f"it has labels that are not classes of {INFO}")
             # Before counting, which takes memory for each number up to the largest.
             if len(kept) and not 0 <= shard.min() <= shard.max() < len(info.shards):
                 raise ValueError(f"its shards are not those of {INFO}")
-            rows = np.bincount(shard, minlength=len(info.shards))
-            if not rows.all() or not ((row >= 0) & (row < rows[shard])).all():
-                raise ValueError(f"its shards are not those of {INFO}")
         for number, sha256 in enumerate(info.shards):
             check_shard(folder, number, sha256)
         image_shape = (*info.image_size, info.channels)
-        shards = [map_shard(folder, number, (int(count), *image_shape)) for number, count in enumerate(rows)]
+        shards = [map_shard(folder, number, image_shape) for number in range(len(info.shards))]
+        with reading(folder / MANIFEST):
+            rows = np.array([len(each) for each in shards])
+            if not ((row >= 0) & (row < rows[shard])).all():
+                raise ValueError("it names rows that its shards do not have")
         wanted = np.full(len(kept), True) if split is None else splits == split
         of_classes = labels[wanted] if info.classes else None
         return cls(info, shards, shard[wanted], row[wanted], of_classes, sources[wanted])
@@ -124,7 +132,7 @@ class ImageDataset:
         return tuple(np.bincount(self.labels, minlength=len(self.info.classes)).tolist())
 
     def sources(self, indices: npt.NDArray[np.integer]) -> list[str]:
-        """Return the paths below `data/raw` of the images at `indices`, or their indices if the paths are not known."""
+        """Return the paths in the source of the images at `indices`, or their indices if the paths are not known."""
         known = indices if self._sources is None else self._sources[indices]
         return [str(each) for each in known]
 

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diffusion_core.data import color, framing, readers
 from diffusion_core.data.decoding import Decoding
+from diffusion_core.data.duplicates import perceptual_hash
 from diffusion_core.data.formats import readable
 from diffusion_core.errors import is_out_of_memory
 
@@ -33,20 +34,22 @@ class Decoded:
     """The result of decoding one file: `pixels`, or the `reason` why there are none.
 
     Attributes:
-        sha256: sha256 of the file's bytes, in hexadecimal.
         width: width in the file's header; None if the header is damaged.
         height: height in the file's header; None if the header is damaged.
         mode: Pillow's name of the mode in the file's header; None if the header is damaged.
         pixels: uint8 (height, width, channels) of the requested size, or None.
+        sha256: sha256 of the pixels, in hexadecimal, or None.
+        perceptual_hash: of the pixels, or None.
         reason: why there are no pixels, or None.
         used: largest sample as a share of white, where the file has more than 8 bits a sample.
     """
 
-    sha256: str
     width: int | None = None
     height: int | None = None
     mode: str | None = None
     pixels: npt.NDArray[np.uint8] | None = None
+    sha256: str | None = None
+    perceptual_hash: int | None = None
     reason: str | None = None
     used: float | None = None
 
@@ -57,7 +60,6 @@ def decode(content: bytes, wanted: Decoding) -> Decoded:
     Raises:
         MemoryError: memory is too small to decode it, which says nothing of the file.
     """
-    sha256 = hashlib.sha256(content).hexdigest()
     width = height = mode = None
     try:
         with (
@@ -73,11 +75,12 @@ def decode(content: bytes, wanted: Decoding) -> Decoded:
             )
             read = readers.read(header, content, request)
             pixels = _pixels(read, wanted)
-        return Decoded(sha256, width, height, mode, pixels, used=read.used)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        return Decoded(width, height, mode, pixels, digest, perceptual_hash(pixels), used=read.used)
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if _lacks_memory(error, wanted.max_pixels):
             raise MemoryError(str(error)) from None
-        return Decoded(sha256, width, height, mode, reason=_reason(error, len(content)))
+        return Decoded(width, height, mode, reason=_reason(error, len(content)))
 
 
 @contextmanager

@@ -1,54 +1,16 @@
-"""The files fetched from a bucket, and the index of those in data/raw.
+"""Files that are fetched from a bucket, until data/raw has them.
 
-Files are fetched into a persistent folder. A file's name is a digest of its object; a complete file has its own sha256
-as suffix. `.s3.json` is versioned with the images of data/raw, so that a fresh clone does not fetch them again.
+They lie in a persistent folder, so that an interrupted fetch goes on. A file's name is a digest of its object; a
+complete file has its own sha256 as suffix.
 """
 
-import json
 import math
-import os
-import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusion_core.files import Locked, exclusive_lock, sha256_of
 from diffusion_core.parallel import in_parallel
-
-INDEX = ".s3.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A fetched object.
-
-    Attributes:
-        etag: the store's ETag, without quotes.
-        size: bytes.
-        sha256: sha256 of the bytes, in hexadecimal.
-    """
-
-    etag: str
-    size: int
-    sha256: str
-
-
-def read_index(folder: Path, url: str) -> dict[str, Entry]:
-    """Return the entries by path below `folder`; empty if the index is missing, damaged or of another address."""
-    try:
-        content = json.loads((folder / INDEX).read_bytes())
-        return {path: Entry(**entry) for path, entry in content["objects"].items()} if content["url"] == url else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        # Everything is fetched again, and the index is written again.
-        return {}
-
-
-def write_index(folder: Path, url: str, entries: Mapping[str, Entry]) -> None:
-    """Write the index; equal entries give equal bytes."""
-    content = {"url": url, "objects": {path: asdict(entries[path]) for path in sorted(entries)}}
-    (folder / INDEX).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
 
 HASHING_THREADS = 4
 LOCK = ".lock"
@@ -79,18 +41,8 @@ def arrived(folder: Path, digests: Collection[str]) -> dict[str, str]:
     return {file.stem: file.suffix[1:] for file, is_whole in zip(files, whole, strict=True) if is_whole}
 
 
-def keep_only(folder: Path, names: Collection[str]) -> None:
-    """Remove all files from the folder except `names` and the lock."""
+def keep_only(folder: Path, digests: Collection[str]) -> None:
+    """Remove all files from the folder except the lock and the complete files of these objects."""
     for file in folder.iterdir():
-        if file.name not in names and file.name != LOCK and not file.is_dir():
+        if file.name != LOCK and not file.is_dir() and not (file.suffix and file.stem in digests):
             file.unlink()
-
-
-def link(file: Path, place: Path) -> None:
-    """Make `place` a hard link to the file, or a copy if linking fails."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        # The file may be DVC's symbolic link to its cache.
-        os.link(file.resolve(), place)
-    except OSError:
-        shutil.copyfile(file, place)

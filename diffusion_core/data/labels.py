@@ -1,44 +1,129 @@
-"""The class of an image, from the name of its folder, and its split, from its content."""
+"""The class of an image and the split that its source gives it: from a table, or from the names of its folders."""
 
 import re
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from diffusion_core.data.manifest import Split
+from diffusion_core.errors import UserError
+
+FirstFolder = Literal["auto", "class", "split"]
+
+SPLITS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
-def class_names(sources: Iterable[str]) -> list[str]:
-    """Return the names of the images' top-level folders in natural order (`9` before `10`).
+@dataclass(frozen=True)
+class Place:
+    """What a source says of an image.
 
-    The list is empty, so that images have no labels, if an image is in no folder or all images are in one folder.
+    Attributes:
+        folder: the folder that may be its class, or None if it lies in none.
+        label: its class by a table, or None.
+        split: its split by a table or a folder, or None.
     """
-    tops = {PurePosixPath(source).parts[:-1][:1] for source in sources}
-    if () in tops or len(tops) < 2:
+
+    folder: str | None
+    label: str | None
+    split: Split | None
+
+
+def places(
+    paths: Sequence[str], labels: Sequence[str | None], splits: Sequence[str | None], first: FirstFolder
+) -> list[Place]:
+    """Return what folders and tables say of each image.
+
+    Args:
+        paths: path of each image in its source.
+        labels: class of each by a table, or None.
+        splits: name of the split of each by a table, or None.
+        first: whether the first folder of a path is a class or a split; "auto": a split if all images lie in folders
+            with names of splits, and one of these is `train`.
+
+    Raises:
+        UserError: a name is not that of a split.
+    """
+    tops = {_folders(path)[0] if _folders(path) else None for path in paths}
+    named = {SPLITS.get(top.lower()) if top else None for top in tops}
+    if first == "split" and None in named:
+        odd = sorted(str(top or "no folder") for top in tops if not top or top.lower() not in SPLITS)
+        raise UserError(
+            f"prepare.first_folder is split, and images lie in {', '.join(odd[:3])}: rename these folders to one of"
+            f" {', '.join(SPLITS)}"
+        )
+    are_splits = first == "split" or (first == "auto" and None not in named and "train" in named)
+    found = []
+    for path, label, split in zip(paths, labels, splits, strict=True):
+        folders = _folders(path)
+        by_folder = SPLITS[folders[0].lower()] if are_splits else None
+        rest = folders[1:] if are_splits else folders
+        found.append(Place(rest[0] if rest else None, label, by_folder if split is None else _split(path, split)))
+    return found
+
+
+def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
+    """Return the names of the classes in natural order (`9` before `10`).
+
+    They are the labels of a table or, without one, the folders. The list is empty, so that images have no labels, if
+    there is no table and an image lies in no folder or all lie in one.
+
+    Args:
+        kept: the places of the images.
+        quarantined: the places of the files that are no images.
+
+    Raises:
+        UserError: some images alone have a label, a class has lost all its images, or two names differ in case alone.
+    """
+    by_table = any(place.label is not None for place in kept)
+    counts = Counter(place.label if by_table else place.folder for place in kept)
+    if by_table and counts[None]:
+        raise UserError(
+            f"{counts[None]} of {len(kept)} images have no label, and the others have one in a table: add their rows"
+        )
+    if None in counts or (len(counts) < 2 and not by_table):
         return []
-    return sorted((top[0] for top in tops), key=_natural)
+    names = sorted((name for name in counts if name is not None), key=_natural)
+    lost = Counter(place.label if by_table else place.folder for place in quarantined)
+    if gone := sorted(name for name in lost if name is not None and name not in counts):
+        told = ", ".join(f"{name} ({lost[name]} files)" for name in gone)
+        raise UserError(f"prepare: no file of the classes {told} decodes: mend these files, or remove them")
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.casefold(), []).append(name)
+    if same := next((each for each in alike.values() if len(each) > 1), None):
+        told = " and ".join(f"{name} ({counts[name]} images)" for name in same)
+        raise UserError(f"prepare: the classes {told} differ in case alone: give them one name, or two others")
+    return names
 
 
-def strays(sources: Iterable[str]) -> list[str]:
+def class_of(place: Place) -> str | None:
+    """Return the name of an image's class, where its source has classes."""
+    return place.folder if place.label is None else place.label
+
+
+def strays(paths: Iterable[str], found: Iterable[Place]) -> list[str]:
     """Return the images in no folder, if the folders of the other images would otherwise be classes."""
-    paths = [PurePosixPath(source) for source in sources]
-    folders = {path.parts[0] for path in paths if len(path.parts) > 1}
-    return [str(path) for path in paths if len(path.parts) == 1] if len(folders) > 1 else []
+    pairs = [*zip(paths, found, strict=True)]
+    if any(place.label is not None for _, place in pairs) or len({place.folder for _, place in pairs} - {None}) < 2:
+        return []
+    return [path for path, place in pairs if place.folder is None]
 
 
-def class_name(source: str) -> str:
-    """Return the top-level folder of a path."""
-    return PurePosixPath(source).parts[0]
+def _folders(path: str) -> list[str]:
+    return path.split("/")[:-1]
+
+
+def _split(path: str, name: str) -> Split:
+    if (split := SPLITS.get(name.lower())) is None:
+        raise UserError(f"the table of {path} has the split {name!r}: write one of {', '.join(SPLITS)}")
+    return split
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
     # split() alternates text and number, so that equal types are compared; the name at the end orders 1 and 01.
     return [int(part) if part.isdigit() else part.casefold() for part in re.split(r"(\d+)", name)], name
-
-
-def split_of(sha256: str, validation_fraction: float) -> Split:
-    """Return the split of the file with this sha256 (hexadecimal).
-
-    The first 64 bits of the digest, as a fraction of 2^64, are uniform on [0, 1). So the split of a file does not
-    depend on other files, its copies have the same split, and a greater `validation_fraction` only adds to validation.
-    """
-    return "validation" if int(sha256[:16], 16) / 2**64 < validation_fraction else "train"

@@ -1,8 +1,8 @@
-"""`manifest.parquet`: one row for each ingested file, kept or quarantined."""
+"""`manifest.parquet`: one row for each ingested file, whether its image is in the dataset or not."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from diffusion_core.data.shards import reading
 
 MANIFEST = "manifest.parquet"
 
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "test"]
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +26,10 @@ SCHEMA = pa.schema(
         pa.field("width", pa.int64()),
         pa.field("height", pa.int64()),
         pa.field("mode", pa.string()),
+        pa.field("used", pa.float64()),
+        pa.field("pixels", pa.string()),
+        pa.field("perceptual_hash", pa.uint64()),
+        pa.field("duplicate_of", pa.string()),
         pa.field("quarantined", pa.string()),
     ]
 )
@@ -36,15 +40,19 @@ class ManifestRow:
     """One ingested file.
 
     Attributes:
-        source: path below `data/raw`, with `/` between its parts.
+        source: its path in the source, with `/` between its parts.
         sha256: sha256 of the file's bytes, in hexadecimal.
         label: index of the class in `DatasetInfo.classes`; None if there are no classes.
-        split: the split of the image; None if the file was quarantined.
+        split: the split of the image; None if the file was quarantined, or dropped as a near-duplicate.
         shard: number of the shard with the pixels; None if the file was quarantined.
         row: index in the shard; None if the file was quarantined.
         width: width of the original; None if its header is damaged.
         height: height of the original; None if its header is damaged.
         mode: Pillow's mode of the original; None if its header is damaged.
+        used: largest sample of the original as a share of white, where it has more than 8 bits a sample.
+        pixels: sha256 of the prepared pixels, in hexadecimal; None if the file was quarantined.
+        perceptual_hash: 64 bits that look-alikes share, see `duplicates`; None if the file was quarantined.
+        duplicate_of: source of the first of its near-duplicates; None if it is the first or the only one.
         quarantined: why the file is not in the dataset; None if it is.
     """
 
@@ -57,13 +65,17 @@ class ManifestRow:
     width: int | None
     height: int | None
     mode: str | None
+    used: float | None
+    pixels: str | None
+    perceptual_hash: int | None
+    duplicate_of: str | None
     quarantined: str | None
 
 
-def write_manifest(file: Path, rows: Iterable[ManifestRow]) -> None:
+def write_manifest(file: Path, rows: Sequence[ManifestRow]) -> None:
     """Write `rows` to `file` and flush it to disk; equal rows give equal bytes."""
     with file.open("wb") as stream:
-        table = pa.Table.from_pylist([asdict(row) for row in rows], SCHEMA)
+        table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA)
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         stream.flush()
         os.fsync(stream.fileno())
@@ -80,3 +92,8 @@ def read_manifest(file: Path) -> pa.Table:
         if not table.schema.equals(SCHEMA):
             raise ValueError("its columns are not those of a manifest")
     return table
+
+
+def rows_of(table: pa.Table) -> list[ManifestRow]:
+    """Return the rows of a manifest."""
+    return [ManifestRow(**row) for row in table.to_pylist()]

@@ -5,7 +5,7 @@ A shard is a NumPy file (uint8, N x H x W x C), read by memory mapping.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -27,6 +27,11 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"images-{number:05d}.npy"
 
 
+def images_per_shard(image_shape: tuple[int, int, int], shard_bytes: int = SHARD_BYTES) -> int:
+    """Return how many images a full shard holds."""
+    return max(1, shard_bytes // int(np.prod(image_shape)))
+
+
 class ShardWriter:
     """Writes images of one shape into shards of at most `shard_bytes` of pixels, but at least one image.
 
@@ -35,16 +40,26 @@ class ShardWriter:
     Args:
         folder: the folder of the shards.
         image_shape: (H, W, C).
+        digests: the sha256 of each shard that the folder has already; the next one follows them.
         shard_bytes: maximum bytes of pixels per shard.
 
     Attributes:
-        digests: the sha256 of each written shard.
+        digests: the sha256 of each shard.
+        image_shape: (H, W, C).
     """
 
-    def __init__(self, folder: Path, image_shape: tuple[int, int, int], *, shard_bytes: int = SHARD_BYTES) -> None:
-        self.digests: list[str] = []
+    def __init__(
+        self,
+        folder: Path,
+        image_shape: tuple[int, int, int],
+        digests: Sequence[str] = (),
+        *,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self.digests = [*digests]
+        self.image_shape = image_shape
         self._folder = folder
-        self._pixels = np.empty((max(1, shard_bytes // int(np.prod(image_shape))), *image_shape), np.uint8)
+        self._pixels = np.empty((images_per_shard(image_shape, shard_bytes), *image_shape), np.uint8)
         self._rows = 0
 
     def append(self, image: npt.NDArray[np.uint8]) -> tuple[int, int]:
@@ -69,17 +84,17 @@ class ShardWriter:
         self._rows = 0
 
 
-def map_shard(folder: Path, number: int, shape: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+def map_shard(folder: Path, number: int, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Map a shard into memory, read-only.
 
     Raises:
-        UserError: the file is missing or damaged, or is not uint8 of `shape`.
+        UserError: the file is missing or damaged, or has no uint8 images of `image_shape`.
     """
     file = shard_file(folder, number)
     with reading(file):
         pixels: npt.NDArray[np.uint8] = read_array(file)
-        if pixels.shape != shape or pixels.dtype != np.uint8:
-            raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 {shape}")
+        if pixels.shape[1:] != image_shape or pixels.dtype != np.uint8:
+            raise ValueError(f"it holds {pixels.dtype} {pixels.shape} and not uint8 images of {image_shape}")
     return pixels
 
 

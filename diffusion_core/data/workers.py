@@ -19,46 +19,51 @@ from pathlib import Path
 
 from diffusion_core.data.decode import Decoded, decode
 from diffusion_core.data.decoding import Decoding
+from diffusion_core.data.raw import RawFile
 from diffusion_core.errors import UserError
-from diffusion_core.files import sha256_of
 
 CHUNK = 64  # files per task of a worker process
 
 
-def decode_all(files: Sequence[Path], wanted: Decoding, *, workers: int | None = None) -> Iterator[Decoded]:
+def decode_all(
+    folder: Path, files: Sequence[RawFile], wanted: Decoding, *, workers: int | None = None
+) -> Iterator[Decoded]:
     """Yield what `decode` makes of each of `files`, in order.
 
     At most two chunks per worker are in progress or wait for the caller.
 
     Args:
-        files: the image files; not empty.
+        folder: data/raw.
+        files: the images.
         wanted: how to decode them.
         workers: number of processes, by default one per core; does not affect the result.
 
     Raises:
-        UserError: memory is too small for a file.
-        OSError: a file cannot be read.
+        UserError: memory is too small for a file, or a pack is missing or damaged.
+        OSError: a pack cannot be read.
     """
     chunks = deque(files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
     workers = min(workers or os.cpu_count() or 1, len(chunks))
     while chunks:
-        yield from _until_one_dies(chunks, wanted, workers)
+        yield from _until_one_dies(folder, chunks, wanted, workers)
         for _ in range(min(2 * workers + 1, len(chunks))):
             for file in chunks.popleft():
-                yield _alone(file, wanted)
+                yield _alone(folder, file, wanted)
 
 
-def _until_one_dies(chunks: deque[Sequence[Path]], wanted: Decoding, workers: int) -> Iterator[Decoded]:
+def _until_one_dies(
+    folder: Path, chunks: deque[Sequence[RawFile]], wanted: Decoding, workers: int
+) -> Iterator[Decoded]:
     """Take chunks and yield their results until a process dies or none are left; what has no result stays."""
     ahead = iter([*chunks])
     pool = ProcessPoolExecutor(workers, initializer=_follow_parent)
     try:
-        waiting = deque(pool.submit(_decode_chunk, chunk, wanted) for chunk in islice(ahead, 2 * workers))
+        waiting = deque(pool.submit(_decode_chunk, folder, chunk, wanted) for chunk in islice(ahead, 2 * workers))
         while waiting:
             results = waiting.popleft().result()
             chunks.popleft()
             yield from results
-            waiting.extend(pool.submit(_decode_chunk, chunk, wanted) for chunk in islice(ahead, 1))
+            waiting.extend(pool.submit(_decode_chunk, folder, chunk, wanted) for chunk in islice(ahead, 1))
     except BrokenProcessPool:
         return
     except MemoryError as error:
@@ -67,10 +72,10 @@ def _until_one_dies(chunks: deque[Sequence[Path]], wanted: Decoding, workers: in
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(file: Path, wanted: Decoding) -> Decoded:
+def _alone(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
     """Decode a file in a process of its own."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=_send, args=(sender, file, wanted))
+    process = multiprocessing.Process(target=_send, args=(sender, folder, file, wanted))
     process.start()
     sender.close()
     try:
@@ -82,15 +87,15 @@ def _alone(file: Path, wanted: Decoding) -> Decoded:
         process.join()
     if isinstance(result, Decoded):
         return result
-    if isinstance(result, OSError):
+    if isinstance(result, OSError | UserError):
         raise result
     if isinstance(result, MemoryError) or process.exitcode == -signal.SIGKILL:
-        raise _too_small(str(file))
+        raise _too_small(file.path)
     if process.exitcode == -signal.SIGALRM:
         reason = f"decoding takes longer than prepare.max_seconds, which is {wanted.max_seconds:g}"
     else:
         reason = f"its decoder dies with exit code {process.exitcode}"
-    return Decoded(sha256_of(file), reason=reason)
+    return Decoded(reason=reason)
 
 
 def _too_small(file: str) -> UserError:
@@ -99,26 +104,26 @@ def _too_small(file: str) -> UserError:
     )
 
 
-def _decode_chunk(files: Sequence[Path], wanted: Decoding) -> list[Decoded]:
-    return [_decode_file(file, wanted) for file in files]
+def _decode_chunk(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> list[Decoded]:
+    return [_decode_file(folder, file, wanted) for file in files]
 
 
-def _decode_file(file: Path, wanted: Decoding) -> Decoded:
+def _decode_file(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
     # No decoder can be interrupted, so what takes too long ends the process.
     signal.setitimer(signal.ITIMER_REAL, wanted.max_seconds)
     try:
-        return decode(file.read_bytes(), wanted)
+        return decode(file.read(folder), wanted)
     except MemoryError:
-        raise MemoryError(str(file)) from None
+        raise MemoryError(file.path) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _send(sender: Connection, file: Path, wanted: Decoding) -> None:
+def _send(sender: Connection, folder: Path, file: RawFile, wanted: Decoding) -> None:
     _follow_parent()
     try:
-        result: Decoded | Exception = _decode_file(file, wanted)
-    except (MemoryError, OSError) as error:
+        result: Decoded | Exception = _decode_file(folder, file, wanted)
+    except (MemoryError, OSError, UserError) as error:
         result = error
     sender.send(result)
 

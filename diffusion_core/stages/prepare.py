@@ -1,54 +1,88 @@
 """Decode data/raw to data/prepared, so that no later stage decodes images."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from itertools import compress
+from typing import get_args
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
-from diffusion_core.data.labels import class_name, class_names, split_of, strays
-from diffusion_core.data.manifest import MANIFEST, ManifestRow, write_manifest
-from diffusion_core.data.shards import ShardWriter
+from diffusion_core.data.decode import Decoded
+from diffusion_core.data.decoding import Decoding
+from diffusion_core.data.duplicates import groups
+from diffusion_core.data.earlier import Earlier
+from diffusion_core.data.labels import Place, class_of, classes, places, strays
+from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, write_manifest
+from diffusion_core.data.raw import RawFile, read_index
+from diffusion_core.data.shards import ShardWriter, map_shard
+from diffusion_core.data.splits import across, splits
 from diffusion_core.data.workers import decode_all
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced
+from diffusion_core.lineage.provenance import code_files, json_digest
 from diffusion_core.stages.paths import PREPARED, RAW, needs
 
 # The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
 DARK = 1 / 16
+# What decides the pixels of a file, beside the settings.
+CODE = tuple(f"data/{name}.py" for name in ("bit_depth", "color", "decode", "formats", "framing", "readers"))
+LIBRARIES = ("pillow", "numpy", "simplejpeg", "imagecodecs", "tifffile")
 
 
 def run(prepare: PrepareSettings) -> None:
     """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`.
 
-    After an error `data/prepared` does not change. DVC removes it before this stage; `dvc checkout` restores it.
+    Images that the last run decoded, by the same code and settings, are not decoded again. After an error
+    `data/prepared` does not change.
 
     Raises:
         UserError: there are no images, no image can be decoded, or a split would be empty.
     """
-    files = sorted(file for file in needs(RAW, "ingest").rglob("*") if file.is_file() and not _is_hidden(file))
+    files = read_index(needs(RAW, "ingest"))
     if not files:
         raise UserError(f"{RAW} holds no images: fill it with `dvc repro --force --single-item ingest`")
+    told = places(
+        [file.path for file in files],
+        [file.label for file in files],
+        [file.split for file in files],
+        prepare.first_folder,
+    )
+    decoder = _decoder(prepare.decoding)
+    earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
     with replaced(PREPARED) as folder:
-        shards = ShardWriter(folder, (*prepare.size, prepare.channels))
-        rows = _decode(files, shards, prepare)
+        shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
+        decoded = _decode(files, earlier, shards, prepare)
         shards.flush()
-        classes, rows = _label(rows)
-        info = _describe(shards.digests, rows, classes, prepare)
+        _warn_of_dark([row.used for row in decoded.values() if row.used is not None])
+        pixels = [map_shard(folder, number, shards.image_shape) for number in range(len(shards.digests))]
+        names, rows = _rows(files, [decoded[file.sha256] for file in files], told, pixels, prepare)
+        info = _describe(shards.digests, rows, names, prepare, decoder)
         write_manifest(folder / MANIFEST, rows)
         with (folder / INFO).open("w", encoding="utf-8") as stream:
             stream.write(info.model_dump_json(indent=2) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-    print(f"prepare: {info.train} images to train, {info.validation} to validate, {len(classes)} classes")
-    if outside := strays(row.source for row in rows if row.quarantined is None):
+    _tell(info, rows, told)
+
+
+def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Sequence[Place]) -> None:
+    tests = f", {info.test} to test" if info.test else ""
+    print(f"prepare: {info.train} images to train, {info.validation} to validate{tests}, {len(info.classes)} classes")
+    kept = [(row.source, place) for row, place in zip(rows, told, strict=True) if row.quarantined is None]
+    if outside := strays(*zip(*kept, strict=True)):
         print(
             f"prepare: the folders are not classes, as {len(outside)} images lie in none of them ({outside[0]}):"
             " move these into a folder if you want classes"
         )
+    if same := sum(row.duplicate_of is not None for row in rows):
+        done = "left out" if info.dropped else "kept, in the split of the first of each"
+        print(f"prepare: {same} images are near-duplicates of others: {done}; see the column `duplicate_of`")
     if info.quarantined:
         print(
             f"prepare: left out {info.quarantined} of {len(rows)} files;"
@@ -56,40 +90,57 @@ def run(prepare: PrepareSettings) -> None:
         )
 
 
-def _is_hidden(file: Path) -> bool:
-    """Return whether a file is hidden: an index of a source or a file of the file system."""
-    return any(part.startswith(".") for part in file.relative_to(RAW).parts)
+def _decoder(wanted: Decoding) -> str:
+    """Return a digest of all that decides the pixels of a file."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    return json_digest([asdict(wanted), code_files(*CODE), libraries])
 
 
-def _decode(files: Sequence[Path], shards: ShardWriter, prepare: PrepareSettings) -> list[ManifestRow]:
-    """Write the pixels of each file to the shards, and return one row per file without labels."""
-    rows = []
-    decoded_files = decode_all(files, prepare.decoding)
-    used = []
-    with tqdm(decoded_files, total=len(files), desc="prepare", unit="image", disable=None) as progress:
-        for file, decoded in zip(files, progress, strict=True):
-            shard = row = split = None
-            if decoded.used is not None:
-                used.append(decoded.used)
-            if decoded.pixels is not None:
-                shard, row = shards.append(decoded.pixels)
-                split = split_of(decoded.sha256, prepare.validation_fraction)
-            rows.append(
-                ManifestRow(
-                    source=file.relative_to(RAW).as_posix(),
-                    sha256=decoded.sha256,
-                    label=None,
-                    split=split,
-                    shard=shard,
-                    row=row,
-                    width=decoded.width,
-                    height=decoded.height,
-                    mode=decoded.mode,
-                    quarantined=decoded.reason,
-                )
-            )
-    _warn_of_dark(used)
-    return rows
+def _decode(
+    files: Sequence[RawFile], earlier: Earlier, shards: ShardWriter, prepare: PrepareSettings
+) -> dict[str, ManifestRow]:
+    """Write the pixels that no shard has to the shards, and return a row for each sha256."""
+    found = dict(earlier.kept)
+    first = {file.sha256: file for file in files if file.sha256 not in found}
+    with tqdm(total=len(first), desc="prepare", unit="image", disable=None) as progress:
+        for row, pixels in _new(first, earlier, prepare):
+            shard, place = (None, None) if pixels is None else shards.append(pixels)
+            found[row.sha256] = replace(row, shard=shard, row=place)
+            progress.update()
+    return found
+
+
+def _new(
+    files: Mapping[str, RawFile], earlier: Earlier, prepare: PrepareSettings
+) -> Iterator[tuple[ManifestRow, npt.NDArray[np.uint8] | None]]:
+    """Yield a row without its place, and the pixels, of each of these files; pixels of earlier shards are copied."""
+    unknown = [file for sha256, file in files.items() if sha256 not in earlier.moved]
+    decoded = decode_all(RAW, unknown, prepare.decoding)
+    for sha256, file in files.items():
+        if sha256 in earlier.moved:
+            yield earlier.moved[sha256]
+        else:
+            result = next(decoded)
+            yield _row(file, result), result.pixels
+
+
+def _row(file: RawFile, decoded: Decoded) -> ManifestRow:
+    return ManifestRow(
+        source=file.path,
+        sha256=file.sha256,
+        label=None,
+        split=None,
+        shard=None,
+        row=None,
+        width=decoded.width,
+        height=decoded.height,
+        mode=decoded.mode,
+        used=decoded.used,
+        pixels=decoded.sha256,
+        perceptual_hash=decoded.perceptual_hash,
+        duplicate_of=None,
+        quarantined=decoded.reason,
+    )
 
 
 def _warn_of_dark(used: Sequence[float]) -> None:
@@ -103,19 +154,54 @@ def _warn_of_dark(used: Sequence[float]) -> None:
         )
 
 
-def _label(rows: list[ManifestRow]) -> tuple[list[str], list[ManifestRow]]:
-    """Return the classes of the kept images, and the rows with labels."""
-    classes = class_names(row.source for row in rows if row.quarantined is None)
-    if not classes:
-        return [], rows
-    labels = {name: label for label, name in enumerate(classes)}
-    return classes, [
-        row if row.quarantined is not None else replace(row, label=labels[class_name(row.source)]) for row in rows
-    ]
+def _rows(
+    files: Sequence[RawFile],
+    decoded: Sequence[ManifestRow],
+    told: Sequence[Place],
+    shards: Sequence[npt.NDArray[np.uint8]],
+    prepare: PrepareSettings,
+) -> tuple[list[str], list[ManifestRow]]:
+    """Return the names of the classes, and the rows with labels, splits and the first of their near-duplicates."""
+    is_kept = [row.quarantined is None for row in decoded]
+    kept, places_kept = [*compress(decoded, is_kept)], [*compress(told, is_kept)]
+    names = classes(places_kept, [place for place, is_image in zip(told, is_kept, strict=True) if not is_image])
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    digests = [row.pixels or "" for row in kept]
+    group = groups(
+        [row.perceptual_hash or 0 for row in kept],
+        digests,
+        lambda number: _pixels(kept[number], shards),
+        prepare.duplicate_distance,
+    )
+    split = splits([place.split for place in places_kept], digests, group, prepare.validation_fraction)
+    if leaked := across(group, split):
+        print(
+            f"prepare: {leaked} images of validation or test have near-duplicates to train on, because the source"
+            " names their splits"
+        )
+    first: dict[int, str] = {}
+    found = iter(zip(group.tolist(), split, strict=True))
+    rows = []
+    for file, row, place in zip(files, decoded, told, strict=True):
+        # What an earlier manifest says of these is not of this file.
+        label = own = duplicate = None
+        if row.quarantined is None:
+            number, own = next(found)
+            original = first.setdefault(number, file.path)
+            duplicate = None if original == file.path else original
+            own = None if duplicate is not None and prepare.duplicates == "drop" else own
+            label = numbers.get(class_of(place))
+        rows.append(replace(row, source=file.path, label=label, split=own, duplicate_of=duplicate))
+    return names, rows
+
+
+def _pixels(row: ManifestRow, shards: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    assert row.shard is not None
+    return shards[row.shard][row.row]
 
 
 def _describe(
-    digests: Sequence[str], rows: Sequence[ManifestRow], classes: list[str], prepare: PrepareSettings
+    digests: Sequence[str], rows: Sequence[ManifestRow], names: list[str], prepare: PrepareSettings, decoder: str
 ) -> DatasetInfo:
     """Return the description of the dataset.
 
@@ -123,27 +209,28 @@ def _describe(
         UserError: no image can be decoded, or a split is empty.
     """
     quarantined = [row for row in rows if row.quarantined is not None]
-    train, validation = (sum(row.split == split for row in rows) for split in ("train", "validation"))
-    if not train + validation:
+    count = {name: sum(row.split == name for row in rows) for name in get_args(Split)}
+    if not any(count.values()):
         first = "; ".join(f"{row.source}: {row.quarantined}" for row in quarantined[:3])
         raise UserError(
             f"prepare: none of the {len(rows)} files in {RAW} is an image that decodes ({first}):"
             " bring other images by ingest.source"
         )
-    if not train or not validation:
-        empty, change = ("train", "lower it") if validation else ("validation", "raise it")
+    if not count["train"] or not count["validation"]:
+        empty, change = ("train", "lower it") if count["validation"] else ("validation", "raise it")
         raise UserError(
             f"prepare.validation_fraction is {prepare.validation_fraction}, which leaves no image to the {empty} split"
-            f" of {train + validation} images: {change}, or bring more images"
+            f" of {sum(count.values())} images: {change}, or bring more images"
         )
     return DatasetInfo(
-        count=train + validation,
-        train=train,
-        validation=validation,
+        count=sum(count.values()),
+        **count,
         quarantined=len(quarantined),
-        classes=classes,
+        dropped=sum(row.split is None and row.quarantined is None for row in rows),
+        classes=names,
         image_size=prepare.size,
         channels=prepare.channels,
         shards=list(digests),
-        digest=dataset_digest(digests, rows, classes),
+        decoder=decoder,
+        digest=dataset_digest(rows, names),
     )

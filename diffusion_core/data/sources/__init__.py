@@ -3,32 +3,46 @@
 To add a source, add a file here and list its class in `SourceChoice`.
 """
 
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
+from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.s3 import S3
+from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Digits | Folder | S3
+SourceChoice = Digits | Folder | S3 | Zip
 
 
 class Source(Protocol):
-    """Copies the bytes of images into a folder."""
+    """Lists images and returns their bytes."""
 
-    def fetch(self, folder: Path, *, before: Path, parts: Path, environment: Environment) -> int:
-        """Write the images below `folder` and return their number.
-
-        Equal sources give equal files. A direct sub-folder of `folder` is a class; hidden files are for the source.
+    def items(self, environment: Environment) -> Sequence[Item]:
+        """Return the images by path; not empty.
 
         Args:
-            folder: an empty folder in a folder of the pipeline.
-            before: the result of the last fetch, if it exists; not changed.
-            parts: a persistent folder for complete downloads; a source that needs it creates it.
-            environment: credentials and endpoints. A source that needs none of these takes `**_`.
+            environment: credentials and endpoints.
 
         Raises:
             UserError: the source cannot be read or has no image; the message names the key of `ingest.source`.
+        """
+        ...
+
+    def contents(
+        self, wanted: Sequence[Item], items: Sequence[Item], downloads: Path, environment: Environment
+    ) -> Generator[bytes, None, None]:
+        """Yield the bytes of each of `wanted`, in order.
+
+        Args:
+            wanted: some of the images.
+            items: all images, which tell a source what it may forget.
+            downloads: a folder that persists after an error; a source that needs it creates it.
+            environment: credentials and endpoints.
+
+        Raises:
+            UserError: the source cannot be read, or changed meanwhile.
         """
         ...

@@ -1,13 +1,16 @@
-"""The digits of scikit-learn, as a folder of images."""
+"""The digits of scikit-learn, as image files."""
 
+import io
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from diffusion_core.choices import Choice
+from diffusion_core.data.sources.item import Item
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,21 @@ class Digits(Choice):
 
     kind: Literal["digits"] = "digits"
 
-    def fetch(self, folder: Path, **_: object) -> int:
-        """Write `<digit>/<index in the dataset>.png` and return 1797."""
+    def items(self, *_: object) -> list[Item]:
+        """Return `<digit>/<index in the dataset>.png` for each."""
         # Imported here, because only this source needs scikit-learn.
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-        for name in digits.target_names:
-            (folder / str(name)).mkdir()
-        for position, (image, label) in enumerate(zip(pixels, digits.target, strict=True)):
-            Image.fromarray(image).save(folder / str(label) / f"{position:04d}.png")
-        return len(pixels)
+        stamp = f"scikit-learn {version('scikit-learn')}, Pillow {version('pillow')}"
+        names = sorted(f"{label}/{position:04d}.png" for position, label in enumerate(load_digits().target))
+        return [Item(name, None, stamp) for name in names]
+
+    def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
+        """Yield each as a PNG."""
+        from sklearn.datasets import load_digits
+
+        pixels = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+        for item in wanted:
+            file = io.BytesIO()
+            Image.fromarray(pixels[int(item.path[2:6])]).save(file, "PNG")
+            yield file.getvalue()

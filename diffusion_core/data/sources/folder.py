@@ -1,16 +1,21 @@
 """A folder of the user's own images."""
 
 import os
-import shutil
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from tqdm import tqdm
-
 from diffusion_core.choices import Choice
 from diffusion_core.data.formats import image_suffixes
+from diffusion_core.data.sources.item import Item
 from diffusion_core.errors import UserError
+
+# Nanoseconds after which a later change of a file has a later date, on any file system.
+CERTAIN = 3 * 10**9
+# Where the pipeline writes.
+DATA = Path("data")
 
 
 def image_files(root: Path, name: str) -> tuple[list[Path], int, int]:
@@ -59,10 +64,9 @@ def refuse(error: OSError, name: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Folder(Choice):
-    """Copies every image file below `path` to the same relative path in `data/raw`.
+    """Every image file below `path`; its relative path is its path in `data/raw`.
 
     A file is an image if its suffix is; `prepare` checks whether it decodes. Hidden files and folders are ignored.
-    Files are copied, not linked, because DVC must own the bytes that it versions.
 
     Attributes:
         path: the folder; absolute, from `~`, or relative to the project's folder.
@@ -71,30 +75,37 @@ class Folder(Choice):
     path: Path
     kind: Literal["folder"] = "folder"
 
-    def fetch(self, folder: Path, **_: object) -> int:
-        """Copy the images into `folder` and return their number.
+    def items(self, *_: object) -> list[Item]:
+        """Return the images; the stamp of each is its date.
 
         Raises:
-            UserError: `path` is missing, is not a folder, cannot be read, overlaps the parent of `folder` or has no
-                image file, or the name of a file is not UTF-8.
+            UserError: `path` is missing, is not a folder, cannot be read, overlaps the pipeline's data or has no image
+                file, or the name of a file is not UTF-8.
         """
-        root = self._root(folder.parent)
+        root = self._root()
         images, others, links = image_files(root, "ingest.source.path")
         if others or links:
             print(f"ingest: left out {others} files that are not images and {links} links that lead elsewhere")
         if not images:
             suffixes = " ".join(sorted(image_suffixes()))
             raise UserError(f"ingest.source.path is {self.path}, which holds no image ({suffixes}): add some to it")
-        for image in tqdm(images, desc="ingest", unit="file", disable=None):
-            copy = folder / image.relative_to(root)
-            copy.parent.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        return [_item(root, image, now) for image in images]
+
+    def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
+        """Yield the bytes of each file.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        root = self._root()
+        for item in wanted:
             try:
-                shutil.copyfile(image, copy)
+                yield (root / item.path).read_bytes()
             except (PermissionError, FileNotFoundError) as error:
                 refuse(error, "ingest.source.path")
-        return len(images)
 
-    def _root(self, output: Path) -> Path:
+    def _root(self) -> Path:
         try:
             root = self.path.expanduser().resolve()
         except RuntimeError as error:  # `~name` of an unknown user, or a cycle of links
@@ -103,10 +114,22 @@ class Folder(Choice):
             raise UserError(f"ingest.source.path is {self.path}, which does not exist: correct it in params.yaml")
         if not root.is_dir():
             raise UserError(f"ingest.source.path is {self.path}, which is not a folder: name the folder of the images")
-        output = output.resolve()
+        output = DATA.resolve()
         if root.is_relative_to(output) or output.is_relative_to(root):
             raise UserError(
                 f"ingest.source.path is {self.path}, which overlaps {output}, where the pipeline writes:"
                 " keep the images in a folder of their own"
             )
         return root
+
+
+def _item(root: Path, file: Path, now: int) -> Item:
+    try:
+        state = file.stat()
+    except OSError as error:
+        refuse(error, "ingest.source.path")
+    # Renaming and copying keep the first date and change the second.
+    dates = (state.st_mtime_ns, state.st_ctime_ns)
+    # A file that was written just now may be written again without a change of its dates.
+    stamp = " ".join(map(str, dates)) if now - max(dates) > CERTAIN else None
+    return Item(file.relative_to(root).as_posix(), state.st_size, stamp)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,23 +13,13 @@ from tqdm import tqdm
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.choices import Choice
 from diffusion_core.config.environment import Environment
-from diffusion_core.data.downloads import (
-    HASHING_THREADS,
-    Entry,
-    arrived,
-    keep_only,
-    link,
-    only_download,
-    read_index,
-    write_index,
-)
+from diffusion_core.data.downloads import arrived, keep_only, only_download
 from diffusion_core.data.formats import image_suffixes
+from diffusion_core.data.sources.item import Item
 from diffusion_core.errors import UserError
-from diffusion_core.files import sha256_of
-from diffusion_core.parallel import in_parallel
 
 if TYPE_CHECKING:
-    from diffusion_core.storage import Object, Store
+    from diffusion_core.storage import Object
 
 # Maximum bytes of a file name on Linux.
 LONGEST_NAME = 255
@@ -44,8 +34,8 @@ def _checked(url: str) -> str:
 class S3(Choice):
     """Fetches the image objects below `url`; their keys relative to it become their paths.
 
-    Only new and replaced objects are fetched. Images of the last fetch, found by its index, are linked, so that DVC has
-    their bytes already. Images in `parts`, of an interrupted fetch or another checkout, are linked too.
+    Only new and replaced objects are fetched, and of those only what no interrupted fetch or other checkout has left in
+    the folder of downloads.
 
     Attributes:
         url: `s3://bucket/prefix`.
@@ -54,8 +44,8 @@ class S3(Choice):
     url: Annotated[str, AfterValidator(_checked)]
     kind: Literal["s3"] = "s3"
 
-    def fetch(self, folder: Path, *, before: Path, parts: Path, environment: Environment) -> int:
-        """Fetch or link the images into `folder`, write the index, and return their number.
+    def items(self, environment: Environment) -> list[Item]:
+        """Return the images; the stamp of each is its ETag.
 
         Raises:
             UserError: the store cannot be used, has no image below `url`, or a key is not a valid path.
@@ -64,25 +54,33 @@ class S3(Choice):
         from diffusion_core.storage import open_store
 
         address = parse_s3(self.url)
-        store = open_store(environment)
-        images = _images(store.objects(address.bucket, address.prefix), address)
-        entries = _take_over(images, before, read_index(before, self.url), folder)
-        staged = {path: _digest(address.bucket, image) for path, image in images.items()}
+        images = _images(open_store(environment).objects(address.bucket, address.prefix), address)
+        return [Item(path, image.size, image.etag) for path, image in sorted(images.items())]
+
+    def contents(
+        self, wanted: Sequence[Item], items: Sequence[Item], downloads: Path, environment: Environment
+    ) -> Generator[bytes, None, None]:
+        """Fetch all objects that `downloads` lacks, and yield the bytes of each.
+
+        Raises:
+            UserError: the store cannot be used, or an object has changed.
+        """
+        address = parse_s3(self.url)
+        objects = {item.path: _object(address, item) for item in items}
+        digests = {path: _digest(address.bucket, each) for path, each in objects.items()}
         # One folder per address, because `keep_only` removes all other files.
-        place = parts / hashlib.sha256(str(address).encode()).hexdigest()[:16]
+        place = downloads / hashlib.sha256(str(address).encode()).hexdigest()[:16]
         with only_download(place):
-            here = arrived(place, {staged[path] for path in images.keys() - entries.keys()})
-            hashes = {path: here[digest] for path, digest in staged.items() if digest in here}
-            missing = {path: image for path, image in images.items() if path not in entries and path not in hashes}
-            print(f"ingest: {len(missing)} of {len(images)} images are new", flush=True)
+            here = arrived(place, {digests[item.path] for item in wanted})
+            missing = [item.path for item in wanted if digests[item.path] not in here]
             if missing:
-                hashes |= _download(store, address.bucket, missing, {path: place / staged[path] for path in missing})
-            for path, sha256 in hashes.items():
-                link(place / f"{staged[path]}.{sha256}", folder / path)
-                entries[path] = Entry(images[path].etag, images[path].size, sha256)
-            keep_only(place, {f"{staged[path]}.{entry.sha256}" for path, entry in entries.items()})
-        write_index(folder, self.url, entries)
-        return len(images)
+                here |= _download(
+                    environment, address.bucket, objects, {path: place / digests[path] for path in missing}
+                )
+            for item in wanted:
+                digest = digests[item.path]
+                yield (place / f"{digest}.{here[digest]}").read_bytes()
+            keep_only(place, {*digests.values()})
 
 
 def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Object"]:
@@ -121,46 +119,31 @@ def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Objec
     return images
 
 
-def _take_over(
-    images: Mapping[str, "Object"], before: Path, known: Mapping[str, Entry], folder: Path
-) -> dict[str, Entry]:
-    """Link the files of `before` that equal the bucket's objects into `folder`, and return their entries."""
-    same = [
-        path
-        for path, image in images.items()
-        if path in known and (known[path].etag, known[path].size) == (image.etag, image.size)
-    ]
-    entries = {}
-    whole = in_parallel(lambda path: _is_whole(before / path, known[path]), same, HASHING_THREADS)
-    for path, is_whole in zip(same, whole, strict=True):
-        if is_whole:
-            entries[path] = known[path]
-            link(before / path, folder / path)
-    return entries
-
-
 def _download(
-    store: "Store", bucket: str, missing: Mapping[str, "Object"], files: Mapping[str, Path]
+    environment: Environment, bucket: str, objects: Mapping[str, "Object"], files: Mapping[str, Path]
 ) -> dict[str, str]:
-    """Fetch objects into `files`, add their sha256 as suffix, and return the sha256 by path."""
-    from diffusion_core.storage import download_all
+    """Fetch objects into `files`, add their sha256 as suffix, and return the sha256 by the file's first name."""
+    from diffusion_core.storage import download_all, open_store
 
-    paths = {file: path for path, file in files.items()}
     hashes = {}
-    total = sum(image.size for image in missing.values())
-    with tqdm(desc="ingest", total=total, unit="B", unit_scale=True, disable=None) as progress:
-        wanted = [(image, files[path]) for path, image in missing.items()]
-        for image, file, sha256 in download_all(store, bucket, wanted):
+    total = sum(objects[path].size for path in files)
+    with tqdm(desc="fetch", total=total, unit="B", unit_scale=True, disable=None) as progress:
+        wanted = [(objects[path], file) for path, file in files.items()]
+        for image, file, sha256 in download_all(open_store(environment), bucket, wanted):
             file.rename(file.with_suffix(f".{sha256}"))
-            hashes[paths[file]] = sha256
+            hashes[file.name] = sha256
             progress.update(image.size)
     return hashes
+
+
+def _object(address: S3Address, item: Item) -> "Object":
+    from diffusion_core.storage import Object
+
+    assert item.size is not None
+    assert item.stamp is not None
+    return Object(f"{address.prefix}{item.path}", item.size, item.stamp, 0.0)
 
 
 def _digest(bucket: str, image: "Object") -> str:
     content = json.dumps([bucket, image.key, image.etag, image.size])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _is_whole(file: Path, entry: Entry) -> bool:
-    return file.is_file() and file.stat().st_size == entry.size and sha256_of(file) == entry.sha256

@@ -1,0 +1,96 @@
+"""What the last run of `prepare` made, so that the next one decodes only what is new."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from diffusion_core.data.compaction import worth_keeping
+from diffusion_core.data.dataset import INFO, DatasetInfo
+from diffusion_core.data.manifest import MANIFEST, ManifestRow, read_manifest, rows_of
+from diffusion_core.data.shards import check_shard, images_per_shard, map_shard, reading, shard_file
+from diffusion_core.documents import read_small
+from diffusion_core.errors import UserError
+from diffusion_core.files import link
+
+
+class Earlier:
+    """The images of an earlier dataset that are wanted again.
+
+    Args:
+        folder: the dataset.
+        rows: rows of the images, by the sha256 of their file.
+        shards: the pixels of each shard that the rows name, by number.
+        digests: the sha256 of each shard.
+        stays: the shards that stay as they are.
+
+    Attributes:
+        kept: the images whose shard stays; their row has its new number.
+        moved: the pixels that are to be written again, uint8 (H, W, C), and their row.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Mapping[str, ManifestRow],
+        shards: Mapping[int, npt.NDArray[np.uint8]],
+        digests: Sequence[str],
+        stays: Collection[int],
+    ) -> None:
+        self._folder = folder
+        self._digests = digests
+        self._stays = sorted(stays)
+        numbers = {old: new for new, old in enumerate(self._stays)}
+        self.kept: dict[str, ManifestRow] = {}
+        self.moved: dict[str, tuple[ManifestRow, npt.NDArray[np.uint8]]] = {}
+        for sha256, row in rows.items():
+            if row.shard in numbers:
+                new = numbers[row.shard]
+                self.kept[sha256] = row if new == row.shard else replace(row, shard=new)
+            elif row.shard is not None:
+                self.moved[sha256] = row, shards[row.shard][row.row]
+
+    @classmethod
+    def of(cls, folder: Path, decoder: str, wanted: Collection[str]) -> Self:
+        """Return what an earlier dataset has of the images that are wanted; nothing if another decoder made it.
+
+        What is damaged, or was quarantined, is decoded again.
+
+        Args:
+            folder: the dataset; may be missing.
+            decoder: digest of what decides the pixels.
+            wanted: the sha256 of each file.
+        """
+        try:
+            with reading(folder / INFO):
+                info = DatasetInfo.model_validate_json(read_small(folder / INFO))
+            rows = rows_of(read_manifest(folder / MANIFEST)) if info.decoder == decoder else []
+        except UserError:
+            return cls(folder, {}, {}, [], [])
+        image_shape = (*info.image_size, info.channels)
+        shards: dict[int, npt.NDArray[np.uint8]] = {}
+        for number, sha256 in enumerate(info.shards):
+            with suppress(UserError):
+                check_shard(folder, number, sha256)
+                shards[number] = map_shard(folder, number, image_shape)
+        lengths = {number: len(pixels) for number, pixels in shards.items()}
+        found = {
+            row.sha256: row
+            for row in rows
+            if row.sha256 in wanted and row.shard in lengths and row.row in range(lengths[row.shard])
+        }
+        used = Counter(shard for shard, _ in {(row.shard, row.row) for row in found.values()} if shard is not None)
+        grows = len(found) < len({*wanted})
+        stays = worth_keeping(used, lengths, images_per_shard(image_shape), grows=grows)
+        return cls(folder, found, shards, info.shards, stays)
+
+    def link(self, folder: Path) -> list[str]:
+        """Link the shards that stay into a folder, and return the sha256 of each."""
+        for new, old in enumerate(self._stays):
+            link(shard_file(self._folder, old), shard_file(folder, new))
+        return [self._digests[number] for number in self._stays]

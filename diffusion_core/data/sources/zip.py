@@ -1,0 +1,71 @@
+"""Images in a zip file."""
+
+import stat
+import zipfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from diffusion_core.choices import Choice
+from diffusion_core.data.sources.archive import check_size, opening
+from diffusion_core.data.sources.item import Item
+from diffusion_core.data.sources.metadata import labelled, table_names
+from diffusion_core.data.sources.names import image_names
+
+
+@dataclass(frozen=True)
+class Zip(Choice):
+    """Every image in a zip file; nothing is unpacked to the disk.
+
+    Links and hidden files are left out. A file `labels.csv`, `metadata.csv` or `metadata.jsonl` names the classes.
+
+    Attributes:
+        path: the file; absolute, from `~`, or relative to the project's folder.
+    """
+
+    path: Path
+    kind: Literal["zip"] = "zip"
+
+    def items(self, *_: object) -> list[Item]:
+        """Return the images; the stamp of each is its CRC-32.
+
+        Raises:
+            UserError: the file is missing, damaged, encrypted or has no image, or an entry is refused.
+        """
+        with self._opened() as archive:
+            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
+            tables = table_names(files)
+            items = []
+            for name in image_names(files, self._key, used=tables):
+                check_size(self._key, name, files[name].file_size)
+                items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
+            for name in tables:
+                check_size(self._key, name, files[name].file_size)
+            return labelled(items, {name: archive.read(name) for name in tables}, self._key)
+
+    def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
+        """Yield the bytes of each.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with self._opened() as archive:
+            for item in wanted:
+                yield archive.read(item.path)
+
+    @property
+    def _key(self) -> str:
+        return f"ingest.source.path is {self.path}"
+
+    @contextmanager
+    def _opened(self) -> Generator[zipfile.ZipFile, None, None]:
+        damage = (zipfile.BadZipFile, RuntimeError, NotImplementedError)
+        with opening(self._key, self.path, *damage) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+
+
+def _is_file(info: zipfile.ZipInfo) -> bool:
+    mode = info.external_attr >> 16
+    return not info.is_dir() and stat.S_IFMT(mode) in (0, stat.S_IFREG)
