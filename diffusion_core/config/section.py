@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 # Valid for both NumPy and PyTorch.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from diffusion_core.config.section import BY_KIND, Section, Seed
+from diffusion_core.config.section import BY_KIND, Section, Seed, Share
 from diffusion_core.config.train import TrainSettings
 from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
 from diffusion_core.data.labels import FirstFolder
@@ -22,6 +22,7 @@ from diffusion_core.samplers.guidance import Guidance
 
 __all__ = [
     "Comparison",
+    "DataLimits",
     "EvaluateSettings",
     "IngestSettings",
     "Limit",
@@ -40,6 +41,16 @@ class IngestSettings(Section):
     source: Annotated[SourceChoice, BY_KIND]
 
 
+class DataLimits(Section):
+    """What the images must keep, or `prepare` stops and leaves the earlier version; null is no limit."""
+
+    min_images: PositiveInt | None = Field(None, description="in the dataset")
+    max_quarantined_share: Share | None = Field(None, description="of the files")
+    min_images_per_class: PositiveInt | None = Field(None, description="where there are classes")
+    max_duplicates_share: Share | None = Field(None, description="near-duplicates of others, of all that decode")
+    max_drift: NonNegativeFloat | None = Field(None, description="of any measure: the population stability index")
+
+
 class PrepareSettings(Section):
     """Size and colours of the prepared images, how files are read, and the share of the validation split."""
 
@@ -53,6 +64,7 @@ class PrepareSettings(Section):
     validation_fraction: float = Field(0.1, gt=0.0, lt=1.0, description="where the source names no such split")
     duplicates: Literal["keep", "drop"] = Field("keep", description="all near-duplicates, or only the first of each")
     duplicate_distance: NonNegativeFloat = Field(0.4, description="of near-duplicates, as a share of their contrast")
+    limits: DataLimits = DataLimits()
 
     @field_validator("image_size", mode="before")
     @classmethod

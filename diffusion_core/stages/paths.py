@@ -15,9 +15,11 @@ SAMPLES = Path("samples")
 SAMPLES_ORIGIN = SAMPLES / "origin.json"
 
 METRICS = Path("metrics/evaluate.json")
+DATA_METRICS = Path("metrics/data.json")
 METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
+DATA_PAGE = PLOTS / "data.html"
 
 # Held by the process that trains in this checkout.
 TRAINING_LOCK = Path(".cache/training.lock")

@@ -1,5 +1,6 @@
-"""Decode data/raw to data/prepared, so that no later stage decodes images."""
+"""Decode data/raw to data/prepared, so that no later stage decodes images, and report what is there."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,13 +21,18 @@ from diffusion_core.data.earlier import Earlier
 from diffusion_core.data.labels import Place, class_of, classes, places, strays
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, write_manifest
 from diffusion_core.data.raw import RawFile, read_index
+from diffusion_core.data.report.page import page
+from diffusion_core.data.report.quarantine import reasons
+from diffusion_core.data.report.statistics import Statistics
+from diffusion_core.data.report.version import Version
 from diffusion_core.data.shards import ShardWriter, map_shard
 from diffusion_core.data.splits import across, splits
 from diffusion_core.data.workers import decode_all
 from diffusion_core.errors import UserError
-from diffusion_core.files import replaced
+from diffusion_core.files import replaced, replaced_files
 from diffusion_core.lineage.provenance import code_files, json_digest
-from diffusion_core.stages.paths import PREPARED, RAW, needs
+from diffusion_core.stages.limits import check_dataset, check_decoded
+from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, needs
 
 # The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
 DARK = 1 / 16
@@ -36,13 +42,13 @@ LIBRARIES = ("pillow", "numpy", "simplejpeg", "imagecodecs", "tifffile")
 
 
 def run(prepare: PrepareSettings) -> None:
-    """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`.
+    """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`, and the report of them.
 
     Images that the last run decoded, by the same code and settings, are not decoded again. After an error
-    `data/prepared` does not change.
+    `data/prepared` and the report do not change.
 
     Raises:
-        UserError: there are no images, no image can be decoded, or a split would be empty.
+        UserError: there are no images, no image can be decoded, a split would be empty, or a limit is crossed.
     """
     files = read_index(needs(RAW, "ingest"))
     if not files:
@@ -55,14 +61,20 @@ def run(prepare: PrepareSettings) -> None:
     )
     decoder = _decoder(prepare.decoding)
     earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
-    with replaced(PREPARED) as folder:
+    with replaced_files([DATA_METRICS, DATA_PAGE]) as report, replaced(PREPARED) as folder:
         shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
         decoded = _decode(files, earlier, shards, prepare)
         shards.flush()
         _warn_of_dark([row.used for row in decoded.values() if row.used is not None])
         pixels = [map_shard(folder, number, shards.image_shape) for number in range(len(shards.digests))]
-        names, rows = _rows(files, [decoded[file.sha256] for file in files], told, pixels, prepare)
+        results = [decoded[file.sha256] for file in files]
+        check_decoded(prepare.limits, [file.path for file in files], results)
+        names, rows = _rows(files, results, told, pixels, prepare)
         info = _describe(shards.digests, rows, names, prepare, decoder)
+        statistics = Statistics.of(Version(rows, names, pixels), Version.read(PREPARED))
+        check_dataset(prepare.limits, statistics)
+        (report / DATA_METRICS.name).write_text(json.dumps(statistics.document(), indent=2) + "\n", encoding="utf-8")
+        (report / DATA_PAGE.name).write_text(page(statistics, reasons(RAW, files, rows)), encoding="utf-8")
         write_manifest(folder / MANIFEST, rows)
         with (folder / INFO).open("w", encoding="utf-8") as stream:
             stream.write(info.model_dump_json(indent=2) + "\n")
@@ -88,6 +100,7 @@ def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Sequence[Place])
             f"prepare: left out {info.quarantined} of {len(rows)} files;"
             f" the column `quarantined` of {PREPARED / MANIFEST} says why"
         )
+    print(f"prepare: {DATA_PAGE} shows the images")
 
 
 def _decoder(wanted: Decoding) -> str:

@@ -1,0 +1,52 @@
+"""How far a measure of the images has drifted since the earlier version of the dataset."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from diffusion_core.data.report.measures import Values
+
+BINS = 10
+# Instead of a share of 0, which has no logarithm.
+FLOOR = 1e-4
+# What is compared between two versions.
+MEASURES = ("size", "brightness", "contrast", "red", "green", "blue")
+
+
+def population_stability_index(earlier: Values, now: Values) -> float:
+    """Return the population stability index of `now` against `earlier`.
+
+        PSI = sum_i (q_i - p_i) ln(q_i / p_i)
+
+    p_i is the share of the earlier values in bin i, q_i that of the new ones, and both are at least `FLOOR`. The edges
+    are the nine inner deciles of the earlier values. Values equal to an edge have a bin of their own, because sizes are
+    often all equal. Credit scoring uses it (Siddiqi 2006, "Credit Risk Scorecards"): below 0.1 little has changed, above
+    0.25 much. It is the divergence of Jeffreys (Kullback and Leibler 1951, "On Information and Sufficiency").
+
+    Of n and m values of one distribution it is about 9 (1/n + 1/m), so that few images seem to drift by chance.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not len(earlier) or not len(now):
+        raise ValueError("drift needs values of both versions")
+    # Hazen's quantiles lie between two values, or on values that are equal, but for odd numbers.
+    edges = np.unique(np.quantile(earlier, np.arange(1, BINS) / BINS, method="hazen"))
+    p, q = (_shares(values, edges) for values in (earlier, now))
+    return float(np.sum((q - p) * np.log(q / p)))
+
+
+def _shares(values: Values, edges: Values) -> Values:
+    """Return the share of the values below, at and between the edges, at least `FLOOR`."""
+    # Even numbers lie between two edges, odd ones on one.
+    bins = np.searchsorted(edges, values, "left") + np.searchsorted(edges, values, "right")
+    return np.maximum(np.bincount(bins, minlength=2 * len(edges) + 1) / len(values), FLOOR)
+
+
+def drift(earlier: Mapping[str, Values], now: Mapping[str, Values]) -> dict[str, float]:
+    """Return the population stability index of each measure that both versions have."""
+    return {
+        name: population_stability_index(earlier[name], now[name])
+        for name in MEASURES
+        if len(earlier.get(name, ())) and len(now.get(name, ()))
+    }

@@ -1,0 +1,169 @@
+"""The numbers of a dataset: counts of its manifest, measures of a sample, and what changed since the last version."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, get_args
+
+from diffusion_core.data.manifest import ManifestRow, Split
+from diffusion_core.data.report.changes import Changes
+from diffusion_core.data.report.drift import drift
+from diffusion_core.data.report.measures import Values, measures, sizes
+from diffusion_core.data.report.version import Version, by_hash
+
+# Images that are measured.
+SAMPLE = 2_000
+# Entries of each count in metrics/data.json; the rest is one entry.
+MOST_ENTRIES = 30
+OTHERS = "others"
+LONGEST_REASON = 60
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The numbers of a version, and those of the earlier one where there is one.
+
+    Attributes:
+        version: the version.
+        earlier: the earlier version, or None.
+        sample: the images that are measured.
+        measures: the measures of the sample, see `measures`, and `size`.
+        earlier_measures: likewise of the earlier version; empty if there is none.
+        drift: how far each measure has drifted; empty if there is no earlier version.
+        changes: what differs from the earlier version, or None.
+        duplicates: groups of near-duplicates: the first of each, and the others.
+    """
+
+    version: Version
+    earlier: Version | None
+    sample: list[ManifestRow]
+    measures: dict[str, Values]
+    earlier_measures: dict[str, Values]
+    drift: dict[str, float]
+    changes: Changes | None
+    duplicates: list[list[ManifestRow]]
+
+    @classmethod
+    def of(cls, version: Version, earlier: Version | None) -> "Statistics":
+        """Measure a version, and compare it with the earlier one.
+
+        Pixels of versions with images of other shapes are not compared.
+        """
+        sample = by_hash(version.images, SAMPLE)
+        now, before = _measured(version, sample), {}
+        if earlier is not None:
+            before = _measured(earlier, by_hash(earlier.images, SAMPLE))
+        is_alike = earlier is not None and earlier.image_shape == version.image_shape
+        compared = before if is_alike else {name: values for name, values in before.items() if name == "size"}
+        return cls(
+            version,
+            earlier,
+            sample,
+            now,
+            compared,
+            drift(compared, now),
+            None if earlier is None else Changes.between(earlier, version),
+            _groups(version.rows),
+        )
+
+    @property
+    def quarantined(self) -> list[ManifestRow]:
+        """The rows of the files that are not images."""
+        return [row for row in self.version.rows if row.quarantined is not None]
+
+    @property
+    def duplicates_share(self) -> float:
+        """Near-duplicates of other images as a share of all that decode."""
+        decoded = sum(row.quarantined is None for row in self.version.rows)
+        return sum(len(group) - 1 for group in self.duplicates) / decoded if decoded else 0.0
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Images of each class; empty if there are no classes."""
+        found = Counter(row.label for row in self.version.images)
+        return {name: found[label] for label, name in enumerate(self.version.classes)}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return the images of each split, class, suffix, mode and size, and the files of each reason."""
+        images = self.version.images
+        split = Counter(row.split for row in images)
+        return {
+            "split": {name: split[name] for name in get_args(Split)},
+            "class": self.class_counts,
+            "suffix": _counted(suffix(row.source) for row in images),
+            "mode": _counted(row.mode or "unknown" for row in images),
+            "size": _counted(f"{row.width} x {row.height}" for row in images),
+            "quarantined": _counted(pattern(row.quarantined or "") for row in self.quarantined),
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of `metrics/data.json`."""
+        rows, counts = self.version.rows, self.counts()
+        return {
+            "files": len(rows),
+            "images": len(self.version.images),
+            "dropped": sum(row.quarantined is None and row.split is None for row in rows),
+            "quarantined": len(self.quarantined),
+            "quarantined_share": len(self.quarantined) / len(rows) if rows else 0.0,
+            "duplicates": sum(len(group) - 1 for group in self.duplicates),
+            "duplicates_share": self.duplicates_share,
+            "split": counts["split"],
+            "class": largest(counts["class"], MOST_ENTRIES),
+            "suffix": largest(counts["suffix"], MOST_ENTRIES),
+            "mode": largest(counts["mode"], MOST_ENTRIES),
+            "reason": largest(_shortened(counts["quarantined"]), MOST_ENTRIES),
+            "changes": {} if self.changes is None else self.changes.counts(),
+            "drift": self.drift,
+        }
+
+
+def suffix(source: str) -> str:
+    """Return the suffix of a file's name, without its dot and in lower case."""
+    return PurePosixPath(source).suffix.lower().removeprefix(".") or "none"
+
+
+def pattern(reason: str) -> str:
+    """Return a reason with N for each number, so that equal reasons can be counted."""
+    return re.sub(r"\d+(\.\d+)?", "N", reason)
+
+
+def largest(counts: Mapping[str, int], most: int) -> dict[str, int]:
+    """Return counts in their order, with the smallest of more than `most` as one entry."""
+    if len(counts) <= most:
+        return dict(counts)
+    kept = {name for name, _ in Counter(counts).most_common(most - 1)}
+    rest = sum(count for name, count in counts.items() if name not in kept)
+    return {name: count for name, count in counts.items() if name in kept} | {OTHERS: rest}
+
+
+def _shortened(counts: Mapping[str, int]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for name, count in counts.items():
+        found[name if len(name) <= LONGEST_REASON else f"{name[: LONGEST_REASON - 3]}..."] += count
+    return dict(found)
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of each name, the largest first."""
+    return dict(sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _measured(version: Version, sample: Sequence[ManifestRow]) -> dict[str, Values]:
+    return {"size": sizes(sample), **measures(version, sample)}
+
+
+def _groups(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
+    """Return the groups of near-duplicates, those that have several classes first, then the largest."""
+    firsts = {row.duplicate_of for row in rows}
+    groups: dict[str, list[ManifestRow]] = defaultdict(list)
+    for row in rows:
+        if row.duplicate_of is not None or row.source in firsts:
+            groups[row.duplicate_of or row.source].append(row)
+    return sorted(groups.values(), key=lambda group: (not has_several_classes(group), -len(group), group[0].source))
+
+
+def has_several_classes(group: Sequence[ManifestRow]) -> bool:
+    """Return whether near-duplicates have different classes, of which one is probably wrong."""
+    return len({row.label for row in group}) > 1
