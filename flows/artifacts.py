@@ -1,17 +1,33 @@
-"""Artifacts of a run on Prefect's pages: metrics, samples, the link to MLflow, and the gate's decision."""
+"""Artifacts of a run on Prefect's pages: data, metrics, samples, the link to MLflow, and the gate's decision."""
 
 import base64
 import io
 import json
+from typing import Any
 
 from PIL import Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from diffusion_core.stages.paths import METRICS, PROMOTION, PUBLICATION, SAMPLES
+from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, METRICS, PROMOTION, PUBLICATION, SAMPLES
 
 FLOOR = "_floor"
 # The image is stored in Prefect's database.
 LARGEST_PICTURE = (1000, 1000)
+
+
+def show_data() -> None:
+    """Show the numbers of the images, and say where their page is."""
+    numbers = json.loads(DATA_METRICS.read_text(encoding="utf-8"))
+    rows = [{"number": name, "value": value} for name, value in _flat(numbers).items()]
+    about = f"The images. Their page is {DATA_PAGE}; MLflow has it as {DATA_PAGE.name} of the training run."
+    create_table_artifact(rows, key="data", description=about)
+
+
+def _flat(numbers: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in numbers.items():
+        found |= _flat(value, f"{prefix}{name}: ") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def show_metrics() -> None:

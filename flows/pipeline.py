@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_ENABLED, PRE
 from diffusion_core.supervision.child import leave
 from diffusion_core.supervision.tied import tie
 from flows import tasks
-from flows.artifacts import show_decision, show_metrics, show_run, show_samples
+from flows.artifacts import show_data, show_decision, show_metrics, show_run, show_samples
 from flows.automations import notify_failure
 from flows.checkout import LockPolicy, Override, only_run, params_kept
 from flows.failure import StageFailed
@@ -47,6 +47,7 @@ def pipeline(
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])
         tasks.prepare()
+        show_data()
         tasks.reference()
         tasks.train()
         # Save the result of the longest stage before later stages can fail.

@@ -42,13 +42,17 @@ class IngestSettings(Section):
 
 
 class DataLimits(Section):
-    """What the images must keep, or `prepare` stops and leaves the earlier version; null is no limit."""
+    """What the images must keep, or `prepare` stops and leaves the earlier version; null for no limit."""
 
-    min_images: PositiveInt | None = Field(None, description="in the dataset")
-    max_quarantined_share: Share | None = Field(None, description="of the files")
-    min_images_per_class: PositiveInt | None = Field(None, description="where there are classes")
-    max_duplicates_share: Share | None = Field(None, description="near-duplicates of others, of all that decode")
-    max_drift: NonNegativeFloat | None = Field(None, description="of any measure: the population stability index")
+    min_images: PositiveInt | None = Field(default=None, description="in the dataset")
+    max_quarantined_share: Share | None = Field(default=None, description="of the files")
+    min_images_per_class: PositiveInt | None = Field(default=None, description="where there are classes")
+    max_duplicates_share: Share | None = Field(
+        default=None, description="near-duplicates of others, of all that decode"
+    )
+    max_drift: NonNegativeFloat | None = Field(
+        default=None, description="of any measure: the population stability index"
+    )
 
 
 class PrepareSettings(Section):

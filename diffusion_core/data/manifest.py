@@ -1,12 +1,13 @@
 """`manifest.parquet`: one row for each ingested file, whether its image is in the dataset or not."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffusion_core.data.shards import reading
@@ -33,6 +34,29 @@ SCHEMA = pa.schema(
         pa.field("quarantined", pa.string()),
     ]
 )
+
+SHA256 = "^[0-9a-f]{64}$"
+
+# What is true of every row beyond the types of its columns. Null passes a comparison.
+RULES: dict[str, Callable[[pa.Table], pa.ChunkedArray]] = {
+    "split is train, validation, test or null": lambda rows: pc.is_in(
+        rows["split"], pa.array([*get_args(Split), None], pa.string())
+    ),
+    "sha256 is 64 hexadecimal digits": lambda rows: pc.match_substring_regex(rows["sha256"], SHA256),
+    "pixels is 64 hexadecimal digits or null": lambda rows: pc.match_substring_regex(rows["pixels"], SHA256),
+    "width is positive or null": lambda rows: pc.greater(rows["width"], 0),
+    "height is positive or null": lambda rows: pc.greater(rows["height"], 0),
+    "label is null or at least 0": lambda rows: pc.greater_equal(rows["label"], 0),
+    "shard is null or at least 0": lambda rows: pc.greater_equal(rows["shard"], 0),
+    "row is null or at least 0": lambda rows: pc.greater_equal(rows["row"], 0),
+    "shard and row are both null or neither": lambda rows: pc.equal(rows["shard"].is_null(), rows["row"].is_null()),
+    "quarantined and shard are never both null or both set": lambda rows: pc.xor(
+        rows["quarantined"].is_null(), rows["shard"].is_null()
+    ),
+    "quarantined, or else split or duplicate_of, is set": lambda rows: pc.xor(
+        rows["quarantined"].is_valid(), pc.or_(rows["split"].is_valid(), rows["duplicate_of"].is_valid())
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -73,16 +97,21 @@ class ManifestRow:
 
 
 def write_manifest(file: Path, rows: Sequence[ManifestRow]) -> None:
-    """Write `rows` to `file` and flush it to disk; equal rows give equal bytes."""
+    """Write `rows` to `file` and flush it to disk; equal rows give equal bytes.
+
+    Raises:
+        ValueError: a row breaks one of `RULES`.
+    """
+    table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA)
+    check_rows(table)
     with file.open("wb") as stream:
-        table = pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA)
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def read_manifest(file: Path) -> pa.Table:
-    """Return the table in `file`, with the columns of `SCHEMA`.
+    """Return the table in `file`, with the columns of `SCHEMA` and rows that keep `RULES`.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -91,7 +120,21 @@ def read_manifest(file: Path) -> pa.Table:
         table = pq.read_table(file, page_checksum_verification=True)
         if not table.schema.equals(SCHEMA):
             raise ValueError("its columns are not those of a manifest")
+        check_rows(table)
     return table
+
+
+def check_rows(table: pa.Table) -> None:
+    """Check the values of a manifest.
+
+    Raises:
+        ValueError: a row breaks one of `RULES`.
+    """
+    for rule, holds in RULES.items():
+        is_kept = pc.fill_null(holds(table), True)
+        if not pc.all(is_kept, min_count=0).as_py():
+            source = table["source"][pc.index(is_kept, False).as_py()].as_py()
+            raise ValueError(f"in the row of {source!r}, it is not true that {rule}")
 
 
 def rows_of(table: pa.Table) -> list[ManifestRow]:

@@ -24,9 +24,7 @@ def check_decoded(limits: DataLimits, names: Sequence[str], rows: Sequence[Manif
     Raises:
         UserError: too many were.
     """
-    reasons = [
-        (name, row.quarantined) for name, row in zip(names, rows, strict=True) if row.quarantined is not None
-    ]
+    reasons = [(name, row.quarantined) for name, row in zip(names, rows, strict=True) if row.quarantined is not None]
     most, share = limits.max_quarantined_share, len(reasons) / len(rows)
     # Where no file decodes, the stage says so itself.
     if most is not None and share > most and len(reasons) < len(rows):
@@ -80,7 +78,7 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
             raise _crossed(
                 "max_drift",
                 limits.max_drift,
-                f"the {name} of the images has drifted by {value:.3g} from the earlier version, with median {median:.3g}",
+                f"the {name} of the images has drifted by {value:.3g} from the earlier version (median {median:.3g})",
                 _farthest(statistics, name, median),
                 "check the source, or raise the limit for one run",
             )

@@ -26,7 +26,7 @@ from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.keeping import keeping, report_unused
-from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO
+from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
@@ -87,6 +87,8 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         dataset=version,
         tags=tags,
     ) as tracked:
+        if checkpoint is None and DATA_PAGE.exists():
+            tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             _log_row(row, tracked)

@@ -66,8 +66,9 @@ def test_every_stage_knows_the_flow_run(finished_project):
 
 def test_the_pages_show_figures_samples_run_and_decision(finished_project):
     shown = artifacts(finished_project[1])
-    assert set(shown) == {"metrics", "samples", "mlflow-run", "promotion"}
+    assert set(shown) == {"data", "metrics", "samples", "mlflow-run", "promotion"}
     assert '{"figure": "frechet", "value": 2.5, "floor": 1.0}' in shown["metrics"]["data"]
+    assert '{"number": "frechet", "value": 2.5}' in shown["data"]["data"]
     assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in shown["mlflow-run"]["data"]
     assert "1.5 above 1" in shown["promotion"]["data"]
     text = shown["samples"]["data"].partition("data:image/png;base64,")[2].rstrip(")")

@@ -20,8 +20,8 @@ def population_stability_index(earlier: Values, now: Values) -> float:
 
     p_i is the share of the earlier values in bin i, q_i that of the new ones, and both are at least `FLOOR`. The edges
     are the nine inner deciles of the earlier values. Values equal to an edge have a bin of their own, because sizes are
-    often all equal. Credit scoring uses it (Siddiqi 2006, "Credit Risk Scorecards"): below 0.1 little has changed, above
-    0.25 much. It is the divergence of Jeffreys (Kullback and Leibler 1951, "On Information and Sufficiency").
+    often all equal. Credit scoring uses it (Siddiqi 2006, "Credit Risk Scorecards"): below 0.1 little has changed, and
+    above 0.25 much. It is the divergence of Jeffreys (Kullback and Leibler 1951, "On Information and Sufficiency").
 
     Of n and m values of one distribution it is about 9 (1/n + 1/m), so that few images seem to drift by chance.
 

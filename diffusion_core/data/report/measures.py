@@ -59,10 +59,10 @@ def sizes(rows: Sequence[ManifestRow]) -> Values:
 
 def opaque(pixels: Pixels) -> Floats:
     """Return images, uint8 (n, H, W, C), as gray or RGB in [0, 1], on white."""
-    images = pixels.astype(np.float32) / 255
+    images: Floats = pixels.astype(np.float32) / np.float32(255)
     if images.shape[-1] == 4:
         alpha = images[..., 3:]
-        images = images[..., :3] * alpha + (1 - alpha)
+        images = images[..., :3] * alpha + (np.float32(1) - alpha)
     return images
 
 
@@ -72,7 +72,7 @@ def blur(gray: Floats) -> Values:
     NaN where an image is too small.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.array([blur_effect(each) for each in gray], np.float64)
+        return np.array([blur_effect(each) for each in gray], np.float64)  # type: ignore[no-untyped-call]
 
 
 def noise(gray: Floats) -> Values:
@@ -97,4 +97,5 @@ def _high_pass(images: Floats) -> Floats:
     """Filter rows, and keep every second value."""
     count = (images.shape[-1] - len(HIGH_PASS)) // 2 + 1
     parts = [weight * images[..., start : start + 2 * count : 2] for start, weight in enumerate(HIGH_PASS)]
-    return np.sum(parts, axis=0, dtype=np.float32)
+    filtered: Floats = np.sum(parts, axis=0, dtype=np.float32)
+    return filtered

@@ -210,10 +210,13 @@ def _sheets(version: Version) -> list[Group]:
 def _duplicates(statistics: Statistics) -> list[Group]:
     version, found = statistics.version, []
     for group in statistics.duplicates[:MOST_GROUPS]:
-        shown = group[:PER_GROUP]
+        # One of each class before the others.
+        shown = [*{row.label: row for row in reversed(group)}.values()][::-1]
+        shown = [*shown, *(row for row in group if row not in shown)][:PER_GROUP]
         captions = [f"{row.source} ({version.class_of(row) or 'no class'}, {row.split or 'dropped'})" for row in shown]
-        note = "of several classes" if has_several_classes(group) else ""
-        found.append(Group(f"{len(group)} images", note, _pictures(version, shown, captions)))
+        note = "of several classes: one is probably wrong" if has_several_classes(group) else ""
+        hidden = f", {len(shown)} of them shown" if len(group) > len(shown) else ""
+        found.append(Group(f"{len(group)} images{hidden}", note, _pictures(version, shown, captions)))
     return found
 
 

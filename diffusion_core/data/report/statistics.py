@@ -126,7 +126,7 @@ def suffix(source: str) -> str:
 
 def pattern(reason: str) -> str:
     """Return a reason with N for each number, so that equal reasons can be counted."""
-    return re.sub(r"\d+(\.\d+)?", "N", reason)
+    return re.sub(r"\b\d+(\.\d+)?\b", "N", reason)
 
 
 def largest(counts: Mapping[str, int], most: int) -> dict[str, int]:

@@ -1,0 +1,82 @@
+"""The population stability index is that of its formula, 0 for equal values, and sees sizes that are all equal."""
+
+import math
+
+import numpy as np
+import pytest
+
+from diffusion_core.data.report.drift import FLOOR, drift, population_stability_index
+
+
+def by_hand(earlier: list[float], now: list[float]) -> float:
+    """The same by loops, with bins (-inf, e1), {e1}, (e1, e2), ..., (ek, inf)."""
+    ordered, edges = sorted(earlier), []
+    for tenth in range(1, 10):
+        # Hazen's quantile: value i of n, from 0, lies at (i + 0.5) / n.
+        place = min(max(tenth / 10 * len(ordered) - 0.5, 0), len(ordered) - 1)
+        below = math.floor(place)
+        above = min(below + 1, len(ordered) - 1)
+        edge = ordered[below] + (place - below) * (ordered[above] - ordered[below])
+        if edge not in edges:
+            edges.append(edge)
+    bins = []
+    for number, edge in enumerate(edges):
+        low = edges[number - 1] if number else -math.inf
+        bins += [lambda x, low=low, edge=edge: low < x < edge, lambda x, edge=edge: x == edge]
+    bins.append(lambda x: x > edges[-1])
+    total = 0.0
+    for holds in bins:
+        p = max(sum(map(holds, earlier)) / len(earlier), FLOOR)
+        q = max(sum(map(holds, now)) / len(now), FLOOR)
+        total += (q - p) * math.log(q / p)
+    return total
+
+
+def test_it_is_what_a_person_computes() -> None:
+    # A tenth of the earlier values is in each bin. All new ones are in the last bin.
+    earlier, now = np.arange(10.0), np.full(5, 100.0)
+    expected = (1 - 0.1) * math.log(1 / 0.1) + 9 * (FLOOR - 0.1) * math.log(FLOOR / 0.1)
+    assert population_stability_index(earlier, now) == pytest.approx(expected)
+    # Half of the new values are below the median, where four bins have a tenth and one has more.
+    now = np.array([0.0, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+    expected = (0.2 - 0.1) * math.log(2) + (FLOOR - 0.1) * math.log(FLOOR / 0.1)
+    assert population_stability_index(earlier, now) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_agrees_with_loops(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    earlier, now = random.normal(0, 1, random.integers(1, 300)), random.normal(0.3, 1.5, random.integers(1, 300))
+    if seed % 2:
+        # Ties.
+        earlier, now = earlier.round(), now.round()
+    expected = by_hand(earlier.tolist(), now.tolist())
+    assert population_stability_index(earlier, now) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [np.full(7, 32.0), np.arange(100.0), np.array([3.0])], ids=["equal", "all", "one"])
+def test_equal_values_have_not_drifted(values: np.ndarray) -> None:
+    assert population_stability_index(values, values) == 0.0
+    assert population_stability_index(values, np.repeat(values, 3)) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("size", [31.0, 33.0])
+def test_a_size_that_all_images_had_and_lose_is_seen(size: float) -> None:
+    assert population_stability_index(np.full(50, 32.0), np.full(50, size)) > 9
+
+
+def test_two_samples_of_one_distribution_drift_by_little() -> None:
+    random = np.random.default_rng(0)
+    values = [population_stability_index(random.random(2000), random.random(2000)) for _ in range(50)]
+    assert np.mean(values) == pytest.approx(9 * (2 / 2000), rel=0.3)
+
+
+def test_no_values_are_an_error() -> None:
+    with pytest.raises(ValueError, match="values of both"):
+        population_stability_index(np.empty(0), np.ones(3))
+
+
+def test_what_one_version_alone_has_is_not_compared() -> None:
+    values = {"size": np.ones(3), "red": np.ones(3)}
+    assert drift(values, {"size": np.ones(4), "brightness": np.ones(4)}) == {"size": pytest.approx(0.0)}
+    assert drift({}, values) == {}
