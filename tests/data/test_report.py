@@ -9,6 +9,7 @@ import subprocess
 import time
 from hashlib import sha256
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ VOID = {"meta", "img", "br"}
 HOSTILE = "a/<img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}.png"
 
 CHROMIUM = shutil.which("chromium")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr")
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +136,7 @@ def test_a_person_who_does_not_see_or_has_no_mouse_can_use_it(prepared: Parsed) 
     assert prepared.all("html")[0]["lang"] == "en"
     assert len(prepared.all("h1")) == len(prepared.all("main")) == 1
     levels = [int(tag[1]) for tag, _ in prepared.elements if re.fullmatch("h[1-6]", tag)]
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     names = {attributes["id"] for _, attributes in prepared.elements if "id" in attributes}
     links = {str(each["href"]).removeprefix("#") for each in prepared.all("a")}
     assert links <= names
