@@ -84,6 +84,7 @@ class Environment(BaseSettings):
     downloads: Path | None = Field(
         default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
     )
+    ray_address: str | None = Field(default=None, description="host:port of a Ray cluster that decodes images")
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
     s3_region: str | None = None
     s3_access_key: SecretStr | None = Field(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
 from diffusion_core.data.decode import Decoded
@@ -34,14 +35,19 @@ CODE = tuple(f"data/{name}.py" for name in ("bit_depth", "color", "decode", "for
 LIBRARIES = ("pillow", "numpy", "simplejpeg", "imagecodecs", "tifffile")
 
 
-def run(prepare: PrepareSettings) -> None:
+def run(prepare: PrepareSettings, environment: Environment | None = None) -> None:
     """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`.
 
     Images that the last run decoded, by the same code and settings, are not decoded again. After an error
     `data/prepared` does not change.
 
+    Args:
+        prepare: the section of params.yaml.
+        environment: the environment, whose Ray cluster decodes if it names one; None for this machine alone.
+
     Raises:
         UserError: there are no images, no image can be decoded, or a split would be empty.
+        Unavailable: the Ray cluster does not answer.
     """
     files = read_index(needs(RAW, "ingest"))
     if not files:
@@ -56,7 +62,8 @@ def run(prepare: PrepareSettings) -> None:
     earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
     with replaced(PREPARED) as folder:
         shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
-        decoded = _decode(files, earlier, shards, prepare)
+        cluster = None if environment is None else environment.ray_address
+        decoded = _decode(files, earlier, shards, prepare, cluster)
         shards.flush()
         _warn_of_dark([first.used for first, *_ in decoded.values() if first.used is not None])
         pixels = [map_shard(folder, number, shards.image_shape) for number in range(len(shards.digests))]
@@ -96,13 +103,13 @@ def _decoder(wanted: Decoding) -> str:
 
 
 def _decode(
-    files: Sequence[RawFile], earlier: Earlier, shards: ShardWriter, prepare: PrepareSettings
+    files: Sequence[RawFile], earlier: Earlier, shards: ShardWriter, prepare: PrepareSettings, cluster: str | None
 ) -> dict[str, list[ManifestRow]]:
     """Write the pixels that no shard has to the shards, and return the rows of each file by its sha256."""
     found = dict(earlier.kept)
     first = {file.sha256: file for file in files if file.sha256 not in found}
     with tqdm(total=len(first), desc="prepare", unit="image", disable=None) as progress:
-        for sha256, images in _new(first, earlier, prepare):
+        for sha256, images in _new(first, earlier, prepare, cluster):
             found[sha256] = [_placed(row, pixels, shards) for row, pixels in images]
             progress.update()
     return found
@@ -114,11 +121,18 @@ def _placed(row: ManifestRow, pixels: npt.NDArray[np.uint8] | None, shards: Shar
 
 
 def _new(
-    files: Mapping[str, RawFile], earlier: Earlier, prepare: PrepareSettings
+    files: Mapping[str, RawFile], earlier: Earlier, prepare: PrepareSettings, cluster: str | None
 ) -> Iterator[tuple[str, Sequence[tuple[ManifestRow, npt.NDArray[np.uint8] | None]]]]:
     """Yield the sha256 of each of these files, with rows without a place and pixels; those of earlier are copied."""
     unknown = [file for sha256, file in files.items() if sha256 not in earlier.moved]
-    decoded = decode_all(RAW, unknown, prepare.decoding)
+    if cluster is None:
+        decoded = decode_all(RAW, unknown, prepare.decoding)
+    else:
+        # Imported here, because only those who name a cluster have Ray.
+        from diffusion_core.data.cluster import decode_on_cluster
+
+        libraries = {name: version(name) for name in LIBRARIES}
+        decoded = decode_on_cluster(RAW, unknown, prepare.decoding, cluster, libraries)
     for sha256, file in files.items():
         if sha256 in earlier.moved:
             yield sha256, earlier.moved[sha256]
