@@ -103,8 +103,8 @@ def load_environment() -> Environment:
     """Read the environment.
 
     Raises:
-        UserError: a variable has an invalid value, or a name that is similar to a known one; or a line of `.env` is not a
-            variable.
+        UserError: a variable has an invalid value, or a name that is similar to a known one; or a line of `.env` is not
+            a variable.
     """
     _refuse_misspelled()
     try:
