@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,28 @@ application = typer.Typer(
 )
 stack = typer.Typer(help="A team's servers on this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(stack, name="stack")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        # Of the installed packages, because to import PyTorch takes seconds.
+        try:
+            print(f"diffusion-core {version('diffusion-core')}, PyTorch {version('torch')}")
+        except PackageNotFoundError as missing:
+            raise UserError(f"{missing.name} is not installed: say `make setup` in a checkout of the project") from None
+        raise typer.Exit
+
+
+@application.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the versions of this package and PyTorch."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _run_stage(name: str) -> None:
