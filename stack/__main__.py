@@ -134,8 +134,11 @@ def main() -> None:
                 renew(home if home.next_passwords else up())
                 down()
                 _show(up())
-    except Locked:
-        print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
+    except Locked as locked:
+        print(
+            f"error: another `make stack` or `make stack-down` is at work here{locked.holder}: wait until it ends",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)

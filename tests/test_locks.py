@@ -1,5 +1,7 @@
 """One process at a time has what is locked."""
 
+import errno
+import socket
 import subprocess
 import sys
 import threading
@@ -24,11 +26,49 @@ def test_a_lock_keeps_others_out_until_its_process_is_killed(tmp_path: Path) -> 
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(Locked), exclusive_lock(lock):
-            pass
+        for _ in range(2):
+            with pytest.raises(Locked) as refused, exclusive_lock(lock):
+                pass
+            assert refused.value.holder == f" (process {holder.pid})"
         holder.kill()
     with exclusive_lock(lock):
         pass
+
+
+@pytest.mark.parametrize(
+    ("content", "holder"),
+    [
+        ("7 machine-3.example\n", " (process 7 on machine-3.example)"),
+        (f"4194999 {socket.gethostname()}\n", ""),
+        ("", ""),
+        ("7", ""),
+        ("x y\n", ""),
+        ("7 a b\n", ""),
+        ("123456789012 machine\n", ""),
+        ("7 machine\n\n", ""),
+        ("7 " + "a" * 400 + "\n", ""),
+    ],
+)
+def test_a_lock_file_that_does_not_tell_its_process_breaks_no_message(
+    tmp_path: Path, content: str, holder: str
+) -> None:
+    with exclusive_lock(tmp_path / "lock"):
+        (tmp_path / "lock").write_text(content)
+        with pytest.raises(Locked, match="another process holds") as refused, exclusive_lock(tmp_path / "lock"):
+            pass
+    assert refused.value.holder == holder
+
+
+def test_a_disk_that_has_no_room_for_the_id_of_a_process_lets_it_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> str:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(socket, "gethostname", full)
+    with exclusive_lock(tmp_path / "lock"), pytest.raises(Locked) as refused, exclusive_lock(tmp_path / "lock"):
+        pass
+    assert refused.value.holder == ""
 
 
 DISCARDER = """

@@ -61,9 +61,9 @@ def only_training(folder: Path) -> Iterator[None]:
     try:
         with exclusive_lock(folder / LOCK, seconds=LONGEST_LOOK):
             yield
-    except Locked:
+    except Locked as locked:
         raise Unavailable(
-            f"another training of the same data and parameters keeps its checkpoints in {folder}, or"
+            f"another training of the same data and parameters keeps its checkpoints in {folder}{locked.holder}, or"
             " `diffusion verify --repair` repairs them: wait until it ends, or stop it"
         ) from None
 
