@@ -80,7 +80,9 @@ def main() -> None:
             if page is None:
                 _start_server()
             pipeline()
-        print("see samples/grid.png, metrics/evaluate.json and plots/; `make serve` opens the pages")
+        print(
+            "see samples/grid.png, metrics/evaluate.json and plots/; the pages of Prefect and MLflow open while `make serve` runs"
+        )
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -81,6 +81,17 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
     assert files == ["samples/grid.png", "plots/nearest.png"]
 
 
+@pytest.mark.parametrize(
+    ("page", "ending"), [(None, ", a page that opens while `make serve` runs"), ("https://mlflow.example.org", "")]
+)
+def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, page, ending):
+    publish.run(environment.model_copy(update={"tracking_page": page}))
+    (version,) = published(environment)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"publish: version 1 of {NAME}, trained by {page or 'http://127.0.0.1:5000'}/#/experiments/")
+    assert line.endswith(f"/runs/{version.run_id}{ending}")
+
+
 def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
     run_stage(environment)
     (first,) = published(environment)
