@@ -80,9 +80,7 @@ def main() -> None:
             if page is None:
                 _start_server()
             pipeline()
-        print(
-            "see samples/grid.png, metrics/evaluate.json and plots/; the pages of Prefect and MLflow open while `make serve` runs"
-        )
+        print("see samples/grid.png, metrics/evaluate.json and plots/; the pages open while `make serve` runs")
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
