@@ -8,6 +8,7 @@ from pathlib import Path
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
+from diffusion_core.lineage.hashed_files import FOLDER
 from diffusion_core.lineage.needed import Output
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
 from diffusion_core.registry.connection import answering, connect
@@ -68,9 +69,11 @@ def _entries(
     except UserError as error:
         remote, remedy = parts(error)
     for entry in rotten:
-        output, why, helps = names[entry], remote, remedy
+        output, why, helps, is_repaired = names[entry], remote, remedy, False
         versions = _versions(environment, entry, output)
-        is_repaired = False
+        sources = ["the checkout"] if cache.checked_out(entry) is not None else []
+        sources += ["the remote"] if entry in in_remote else []
+        sources += versions
         if repair:
             try:
                 is_repaired = cache.restore(entry, entry in in_remote)
@@ -78,11 +81,11 @@ def _entries(
                 why, helps = parts(error)
             for download in versions.values():
                 is_repaired = is_repaired or _restored(environment, cache, entry, output, download)
-        source = "the checkout" if cache.checked_out(entry) is not None else None
-        source = source or ("the remote" if entry in in_remote else None)
-        source = source or next(iter(versions), None)
-        problem = f"the copy of {output} does not have the hash in its name"
-        if source is not None and (is_repaired or not repair):
+        what = f"the list of files of {output}" if entry.endswith(FOLDER) else f"the copy of {output}"
+        problem = f"{what} does not have the hash in its name"
+        if is_repaired or (sources and not repair):
+            # A stage may have made it again since the first look.
+            source = next(iter(sources), "the checkout")
             yield Finding(str(cache.path(entry)), f"{problem}, and {source} has it", REPAIR, is_repaired)
             continue
         if entry in in_remote and not helps:
@@ -91,7 +94,7 @@ def _entries(
         lost = f"remove this file, and then {output.again}"
         yield Finding(
             str(cache.path(entry)),
-            f"{problem}, neither the checkout nor a registered version has it, and {why}",
+            f"{problem}, neither the checkout nor a registered version has it whole, and {why}",
             f"{helps} and {REPAIR}, or {lost}" if helps else lost,
         )
 

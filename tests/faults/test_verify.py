@@ -78,7 +78,7 @@ def test_what_is_nowhere_else_is_said_and_not_repaired(project):
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"]) == (1, False)
     assert found["problem"].endswith(
-        "neither the checkout nor a registered version has it, and the remote does not have it"
+        "neither the checkout nor a registered version has it whole, and the remote does not have it"
     )
     assert found["remedy"] == (
         "remove this file, and then bring pictures back from a backup, and run `dvc add pictures`"
@@ -173,6 +173,7 @@ def test_a_rotten_list_of_files_comes_back_and_its_files_are_looked_at(project):
     flip(file)
     code, found = verified(project, repair=True)
     assert (code, [each["what"] for each in found]) == (0, [str(listed), str(file)])
+    assert found[0]["problem"].startswith("the list of files of pictures of pictures.dvc does not have the hash")
     assert listed.read_bytes() == whole
     assert file.read_bytes() == (project / "pictures/1.bin").read_bytes()
     assert verified(project) == (0, [])
