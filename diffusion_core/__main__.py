@@ -166,11 +166,22 @@ def remote() -> None:
 
 
 @application.command(epilog="Example: diffusion replay")
-def replay() -> None:
-    """Send what waits for the tracking store."""
+def replay(
+    any_store: Annotated[
+        bool, typer.Option("--any-store", help="Send here also what waits for another store or experiment.")
+    ] = False,
+) -> None:
+    """Send what waits for the tracking store; exit code 1 if entries stay."""
     from diffusion_core.registry.tracking import replay as send
+    from diffusion_core.registry.tracking import waiting
 
-    print(f"replay: the tracking store has taken {send(load_environment())} entries that waited")
+    environment = load_environment()
+    print(f"replay: the tracking store has taken {send(environment, any_store):,} entries that waited")
+    left = waiting(environment)
+    for folder, count in left.items():
+        print(f"replay: {count:,} entries stay in {folder}")
+    if left:
+        sys.exit(1)
 
 
 @application.command(epilog="Example: diffusion verify --repair")

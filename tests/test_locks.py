@@ -4,10 +4,10 @@ import errno
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from diffusion_core.files import Locked, exclusive_lock
 
@@ -82,16 +82,34 @@ with exclusive_lock(Path(sys.argv[1])):
 """
 
 
-def test_who_waits_for_a_lock_gets_it_when_its_holder_discards_the_folder(tmp_path: Path) -> None:
+def test_who_waits_for_a_lock_gets_it_when_its_holder_discards_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / "folder" / "lock"
     script = [sys.executable, "-c", DISCARDER, str(lock)]
+    tries: list[str] = []
     with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         holder.stdout.readline()
-        # Its standard input ends while this process waits.
-        threading.Timer(0.5, holder.stdin.close).start()
+        acquire_once = FileLock._acquire
+
+        def acquire(self: FileLock) -> None:
+            try:
+                acquire_once(self)
+            except FileNotFoundError:
+                tries.append("the folder is gone")
+                raise
+            if not tries:
+                assert not self.is_locked
+                tries.append("held")
+                # It discards the folder between two attempts of this process.
+                holder.communicate()
+
+        monkeypatch.setattr(FileLock, "_acquire", acquire)
         with exclusive_lock(lock, seconds=30):
+            # Otherwise the case was not reached: the folder had gone before this process waited, or it never waited.
+            assert tries == ["held", "the folder is gone"]
             assert lock.exists()
             with pytest.raises(Locked), exclusive_lock(lock):
                 pass
