@@ -4,6 +4,7 @@ The whole file is checked before any stage starts, so that an error in the last 
 """
 
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -206,4 +207,8 @@ class Settings(Section):
 def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> None:
     for name in names:
         if name not in figures:
-            raise ValueError(f"{key} names {name}, which evaluate.metrics does not measure: use {', '.join(figures)}")
+            nearest = get_close_matches(name.lower(), figures, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(
+                f"{key} names {name}, which evaluate.metrics does not measure: {hint}use one of {', '.join(figures)}"
+            )
