@@ -121,7 +121,7 @@ def _check_answer(address: str) -> None:
 
 
 def _demand_token() -> None:
-    """Let Ray authenticate by a token: whoever reaches a port of a cluster without one runs code on it."""
+    """Let Ray authenticate by a token: a cluster without one runs the code of everyone who reaches its port."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     places = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
     if os.environ["RAY_AUTH_MODE"] != "token":
