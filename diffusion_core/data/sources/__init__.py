@@ -12,16 +12,17 @@ from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.s3 import S3
+from diffusion_core.data.sources.tar import Tar
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Digits | Folder | S3 | Zip
+SourceChoice = Digits | Folder | S3 | Tar | Zip
 
 
 class Source(Protocol):
     """Lists images and returns their bytes."""
 
     def items(self, environment: Environment) -> Sequence[Item]:
-        """Return the images by path; not empty.
+        """Return the images, in the order in which `contents` reads them; not empty.
 
         Args:
             environment: credentials and endpoints.

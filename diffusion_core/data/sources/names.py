@@ -43,8 +43,7 @@ def image_names(names: Iterable[str], key: str, *, used: Collection[str] = ()) -
             others[suffix_of(name) or "without suffix"] += 1
     tell_left_out(others)
     for name in images:
-        parts = name.split("/")
-        if {"", ".", ".."} & set(parts) or "\0" in name or max(len(part.encode()) for part in parts) > LONGEST_NAME:
+        if not _is_path(name):
             raise UserError(f"{key}, which has {name!r}: that is not a path of a file, so rename it")
     images.sort()
     if twice := next((name for name, after in pairwise(images) if name == after), None):
@@ -54,6 +53,15 @@ def image_names(names: Iterable[str], key: str, *, used: Collection[str] = ()) -
             f"{key}, which holds no image ({' '.join(sorted(image_suffixes()))}): add some, or name another"
         )
     return images
+
+
+def _is_path(name: str) -> bool:
+    parts = name.split("/")
+    try:
+        lengths = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError:
+        return False
+    return not {"", ".", ".."} & set(parts) and "\0" not in name and max(lengths) <= LONGEST_NAME
 
 
 def tell_left_out(others: Counter[str], kind: str = "files that are hidden or no images") -> None:
