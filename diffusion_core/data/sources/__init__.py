@@ -11,11 +11,12 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.item import Item
+from diffusion_core.data.sources.parquet import Parquet
 from diffusion_core.data.sources.s3 import S3
 from diffusion_core.data.sources.tar import Tar
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Digits | Folder | S3 | Tar | Zip
+SourceChoice = Digits | Folder | Parquet | S3 | Tar | Zip
 
 
 class Source(Protocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from diffusion_core.data.sources.names import suffix_of, tell_left_out
+from diffusion_core.data.sources.names import suffix_of
 from diffusion_core.data.sources.stamps import stamp_of
 from diffusion_core.errors import UserError
 
@@ -64,8 +64,10 @@ def archive_at(key: str, path: Path, name: str | None = None) -> Archive:
     return Archive(key, file, file.stem if name is None else name, dates and f"{dates} {state.st_size}")
 
 
-def archives_at(key: str, path: Path, suffix: str) -> list[Archive]:
-    """Return the archive at a path, or all below it in order if it is a folder. Hidden files are ignored.
+def archives_at(key: str, path: Path, suffix: str) -> tuple[list[Archive], Counter[str]]:
+    """Return the archive at a path, or all below it in order if it is a folder, and count its other files by suffix.
+
+    Hidden files are ignored.
 
     Args:
         key: the key and value of `ingest.source` that name the file or folder, for messages.
@@ -77,22 +79,25 @@ def archives_at(key: str, path: Path, suffix: str) -> list[Archive]:
     """
     root = expanded(key, path)
     if not root.is_dir():
-        return [archive_at(key, root)]
+        return [archive_at(key, root)], Counter()
     found, others = [], Counter[str]()
     for parent, folders, files in os.walk(root, onerror=lambda error: _refuse(key, error)):
         folders[:] = [each for each in folders if not each.startswith(".")]
         for each in files:
+            if each.startswith("."):
+                continue
             if suffix_of(each) == suffix:
+                # Also a link, as all files are in the cache of Hugging Face.
                 found.append(Path(parent, each))
-            elif not each.startswith("."):
+            else:
                 others[suffix_of(each) or "without suffix"] += 1
     if not found:
         raise UserError(f"{key}, a folder without a file *{suffix}: add some, or name another")
-    tell_left_out(others, f"files that are not *{suffix}")
     names = ["-".join(file.relative_to(root).with_suffix("").parts) for file in found]
-    # By their paths, not by their names, in which `-` stands for `/` too.
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise UserError(f"{key}, where two files are named {twice} once `-` stands for `/`: rename one of the two")
     pairs = sorted(zip(found, names, strict=True))
-    return [archive_at(f"{key}, in it {file.relative_to(root)}", file, name) for file, name in pairs]
+    return [archive_at(f"{key}, in it {file.relative_to(root)}", file, name) for file, name in pairs], others
 
 
 def expanded(key: str, path: Path) -> Path:
