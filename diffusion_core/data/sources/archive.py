@@ -83,7 +83,7 @@ def archives_at(key: str, path: Path, suffix: str) -> tuple[list[Archive], Count
     found, others = [], Counter[str]()
     for parent, folders, files in os.walk(root, onerror=lambda error: _refuse(key, error)):
         folders[:] = [each for each in folders if not each.startswith(".")]
-        for each in files:
+        for each in sorted(files):
             if each.startswith("."):
                 continue
             if suffix_of(each) == suffix:
