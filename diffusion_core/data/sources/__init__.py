@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.data.sources.arrays import Arrays
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.item import Item
@@ -16,7 +17,7 @@ from diffusion_core.data.sources.s3 import S3
 from diffusion_core.data.sources.tar import Tar
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Digits | Folder | Parquet | S3 | Tar | Zip
+SourceChoice = Arrays | Digits | Folder | Parquet | S3 | Tar | Zip
 
 
 class Source(Protocol):

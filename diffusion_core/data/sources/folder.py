@@ -79,7 +79,7 @@ def image_files(root: Path, name: str, *, follow_links: bool = False) -> Found:
 def _folders(root: Path, name: str, *, follow_links: bool) -> Iterator[tuple[Path, list[str], int]]:
     """Yield each folder with its files, and how many links to folders it has."""
     visited: set[tuple[int, int]] = set()
-    # Links follow after all that lies in the folder itself, so that this keeps its own path.
+    # Links come after all that lies in the folder itself, so that this keeps its own path.
     tops = deque([root])
     while tops:
         for parent, folders, names in os.walk(tops.popleft(), onerror=lambda error: refuse(error, name)):
@@ -133,8 +133,8 @@ class Folder(Choice):
         """Return the images; the stamp of each is its date.
 
         Raises:
-            UserError: `path` is missing, is not a folder, cannot be read, overlaps the pipeline's data or has no image
-                file, the name of a file is not UTF-8, or a table is wrong.
+            UserError: `path` is missing, is not a folder, cannot be read, or overlaps the pipeline's data. Or it has no
+                image file, the name of a file is not UTF-8, or a table is wrong.
         """
         root = self._root()
         found = image_files(root, "ingest.source.path", follow_links=self.follow_links)
