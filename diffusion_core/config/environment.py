@@ -82,7 +82,8 @@ class Environment(BaseSettings):
         description="s3://bucket/prefix for copies of checkpoints, where disks are lost with their machines",
     )
     downloads: Path | None = Field(
-        default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
+        default=None,
+        description="a folder that outlives the checkout, for what is fetched; files of the web have another",
     )
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
     s3_region: str | None = None

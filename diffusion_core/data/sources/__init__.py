@@ -15,9 +15,10 @@ from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.parquet import Parquet
 from diffusion_core.data.sources.s3 import S3
 from diffusion_core.data.sources.tar import Tar
+from diffusion_core.data.sources.url import Url
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Arrays | Digits | Folder | Parquet | S3 | Tar | Zip
+SourceChoice = Arrays | Digits | Folder | Parquet | S3 | Tar | Url | Zip
 
 
 class Source(Protocol):

@@ -35,11 +35,11 @@ DAMAGE = (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError)
 
 @dataclass(frozen=True)
 class Arrays(Choice):
-    """Every image of an array of 8-bit integers, of N x H x W or N x H x W x 1, 3 or 4, in a `.npy` or `.npz` file.
+    """Every image of an array in a `.npy` or `.npz` file. Each becomes a PNG, and nothing is unpickled.
 
-    A `.npz` file has the array `images`, and `labels` where there are classes; or those of MedMNIST (`train_images`,
-    `val_images`, `test_images` with their labels), of Keras (`x_train` and `y_train`), or without names. Each image
-    becomes a PNG. Nothing is unpickled.
+    The array has 8-bit integers and is N x H x W, or N x H x W x 1, 3 or 4. In a `.npz` file it is `images`, beside
+    `labels` where there are classes. The names of MedMNIST (`train_images`, `train_labels` and likewise for `val` and
+    `test`) and of Keras (`x_train`, `y_train`) say splits too. Arrays without names are images and labels.
 
     Attributes:
         path: the file; absolute, from `~`, or relative to the project's folder.
