@@ -83,7 +83,7 @@ class Environment(BaseSettings):
     )
     downloads: Path | None = Field(
         default=None,
-        description="a folder that outlives the checkout, for what is fetched; files of the web have another",
+        description="a folder that outlives the checkout, for what is fetched; else .cache/downloads for web files",
     )
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
     s3_region: str | None = None

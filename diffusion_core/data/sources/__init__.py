@@ -9,6 +9,7 @@ from typing import Protocol
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.arrays import Arrays
+from diffusion_core.data.sources.dataset import Dataset
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.item import Item
@@ -18,7 +19,7 @@ from diffusion_core.data.sources.tar import Tar
 from diffusion_core.data.sources.url import Url
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Arrays | Digits | Folder | Parquet | S3 | Tar | Url | Zip
+SourceChoice = Arrays | Dataset | Digits | Folder | Parquet | S3 | Tar | Url | Zip
 
 
 class Source(Protocol):

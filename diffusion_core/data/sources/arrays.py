@@ -7,19 +7,18 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from diffusion_core.choices import Choice
 from diffusion_core.data.sources.archive import Archive, archive_at, changed, check_size
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.names import split_of_name, tell_left_out
+from diffusion_core.data.sources.png import WRITTEN_BY, as_png
 from diffusion_core.errors import UserError
 
 # Names of the images and of their labels: those that this project documents, MedMNIST's, Keras's and NumPy's own.
@@ -77,7 +76,6 @@ class ArraysImages:
     def items(self) -> list[Item]:
         """Return the images in the order of the file."""
         items = []
-        written_by = f"Pillow {version('pillow')}"
         with self._opened() as file:
             pairs = [(name, label) for name, label in file.pairs() if name in file.names]
             others = {*file.names} - {each for pair in pairs for each in pair}
@@ -87,7 +85,7 @@ class ArraysImages:
                 labels = file.labels(label, shape[0]) if label in file.names else [None] * shape[0]
                 split = split_of_name(name)
                 for row, each in enumerate(labels):
-                    stamp = self.archive.stamp(f"{row} {written_by}")
+                    stamp = self.archive.stamp(f"{row} {WRITTEN_BY}")
                     items.append(Item(f"{name}-{row:06d}.png", None, stamp, each, split))
         if not items:
             wanted = ", ".join(name for name, _ in NAMES)
@@ -102,9 +100,7 @@ class ArraysImages:
                 if name not in file.names:
                     raise changed(self.archive.key)
                 for pixels in file.rows(name, [int(row) for _, _, row in group]):
-                    content = io.BytesIO()
-                    Image.fromarray(pixels).save(content, "PNG")
-                    yield content.getvalue()
+                    yield as_png(pixels)
 
     @contextmanager
     def _opened(self) -> Iterator["_File"]:
