@@ -17,9 +17,10 @@ from diffusion_core.data.sources.parquet import Parquet
 from diffusion_core.data.sources.s3 import S3
 from diffusion_core.data.sources.tar import Tar
 from diffusion_core.data.sources.url import Url
+from diffusion_core.data.sources.webdataset import WebDataset
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Arrays | Dataset | Digits | Folder | Parquet | S3 | Tar | Url | Zip
+SourceChoice = Arrays | Dataset | Digits | Folder | Parquet | S3 | Tar | Url | WebDataset | Zip
 
 
 class Source(Protocol):

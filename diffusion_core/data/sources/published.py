@@ -1,4 +1,4 @@
-"""What `dataset.py` asks of a dataset that its publishers have on the web."""
+"""What a dataset that its publishers have on the web consists of."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class PublishedFile:
 
 
 class Images(Protocol):
-    """The images of a dataset, whose files lie on the disk."""
+    """The images in files on the disk."""
 
     def items(self) -> list[Item]:
         """Return the images, in the order in which `contents` reads them."""

@@ -15,8 +15,10 @@ from diffusion_core.data.sources.archive import Archive
 from diffusion_core.data.sources.arrays import ArraysImages
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.parquet import ParquetImages
+from diffusion_core.data.sources.published import Images
 from diffusion_core.data.sources.tar import TarImages
 from diffusion_core.data.sources.web import WebFile, check_address, check_sha256
+from diffusion_core.data.sources.webdataset import WebDatasetImages
 from diffusion_core.data.sources.zip import ZipImages
 from diffusion_core.errors import UserError
 
@@ -42,7 +44,7 @@ class Url(Choice):
 
     url: Annotated[str, AfterValidator(check_address)]
     sha256: Annotated[str, AfterValidator(check_sha256)]
-    format: Literal["zip", "tar", "parquet", "arrays"] | None = None
+    format: Literal["zip", "tar", "webdataset", "parquet", "arrays"] | None = None
     kind: Literal["url"] = "url"
 
     def items(self, environment: Environment) -> list[Item]:
@@ -63,7 +65,7 @@ class Url(Choice):
         """
         return self._images(environment).contents(wanted)
 
-    def _images(self, environment: Environment) -> ZipImages | TarImages | ParquetImages | ArraysImages:
+    def _images(self, environment: Environment) -> Images:
         name = PurePosixPath(unquote(urlsplit(self.url).path)).name.lower()
         form: str | None = self.format or next(
             (each for suffix, each in SUFFIXES.items() if name.endswith(suffix)), None
@@ -81,4 +83,6 @@ class Url(Choice):
             return ZipImages(archive)
         if form == "tar":
             return TarImages(archive)
+        if form == "webdataset":
+            return WebDatasetImages([archive])
         return ParquetImages([archive]) if form == "parquet" else ArraysImages(archive)

@@ -102,6 +102,7 @@ FOLDERS = ["cat/a.png", "dog/b.png"]
         ("a%20b.npy", as_array(), None, ["a_b-000000.png", "a_b-000001.png"]),
         ("a.npz", as_array(np.savez), None, ["arr_0-000000.png", "arr_0-000001.png"]),
         ("content", ZIP, "zip", FOLDERS),
+        ("a.tar", as_tar("w"), "webdataset", ["cat/a-a.png", "dog/a-b.png"]),
         ("", as_tar(), "tar", FOLDERS),
         (".parquet", as_parquet(), "parquet", ["parquet-000000.png", "parquet-000001.png"]),
     ],
@@ -320,7 +321,7 @@ def test_a_file_of_another_format_is_refused(server: WebServer, name: str, sente
         ({"sha256": "g" * 64}, "is not a sha256: write its 64 hexadecimal digits"),
         ({"url": "a.zip"}, "ingest.source.url: 'a.zip' is not the address of a file: write https://"),
         ({"url": 1}, "ingest.source.url is 1: input should be a valid string"),
-        ({"format": "rar"}, "ingest.source.format is 'rar': input should be 'zip', 'tar'"),
+        ({"format": "rar"}, "ingest.source.format is 'rar': input should be 'zip', 'tar', 'webdataset'"),
         ({"sha": "1"}, "unknown key ingest.source.sha: did you mean sha256"),
     ],
 )
