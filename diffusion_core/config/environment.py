@@ -87,7 +87,8 @@ class Environment(BaseSettings):
         description="s3://bucket/prefix for copies of checkpoints, where disks are lost with their machines",
     )
     downloads: Path | None = Field(
-        default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
+        default=None,
+        description="a folder that outlives the checkout, for what is fetched; else .cache/downloads for web files",
     )
     ray_address: str | None = Field(default=None, description="host:port of a Ray cluster that decodes images")
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")

@@ -105,8 +105,11 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
 def _key(location: Sequence[str | int], content: Any) -> str:
     """Return a location as a dotted key, without the `kind` that pydantic inserts before the keys of a choice."""
     parts = []
+    was_kind = False
     for part in location:
-        if isinstance(content, dict) and part not in content and content.get("kind") == part:
+        # Once, because a choice may have an option with its own name, as `url`.
+        was_kind = not was_kind and isinstance(content, dict) and content.get("kind") == part
+        if was_kind:
             continue
         parts.append(str(part))
         try:

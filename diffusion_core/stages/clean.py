@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
+from diffusion_core.data.sources.web import downloads_folder
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, discard, discarded, exclusive_lock, leftovers
 from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
@@ -124,13 +125,12 @@ def _is_training(folder: Path) -> bool:
 
 def _downloads(environment: Environment, before: float) -> Iterator[Unneeded]:
     """Yield downloads that no ingest has touched; a later ingest would fetch them again."""
-    if environment.downloads is not None:
-        for lock in sorted(environment.downloads.expanduser().glob(f"[!.]*/{LOCK}")):
-            place = lock.parent
-            # An ingest that found all of it takes the lock, and changes nothing else.
-            if not place.is_symlink() and max(_changed(place), lock.stat().st_mtime) < before:
-                with suppress(Locked), exclusive_lock(lock):
-                    yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
+    for lock in sorted(downloads_folder(environment).glob(f"[!.]*/{LOCK}")):
+        place = lock.parent
+        # An ingest that found all of it takes the lock, and changes nothing else.
+        if not place.is_symlink() and max(_changed(place), lock.stat().st_mtime) < before:
+            with suppress(Locked), exclusive_lock(lock):
+                yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
 
 
 def _leftovers(environment: Environment, before: float) -> Iterator[Unneeded]:
