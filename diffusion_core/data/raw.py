@@ -206,4 +206,7 @@ def read_index(folder: Path) -> list[RawFile]:
 
 
 def _damaged(file: Path, problem: object) -> UserError:
-    return UserError(f"{file} is damaged ({problem}): make it again with `dvc repro --force --single-item ingest`")
+    return UserError(
+        f"{file} is damaged ({problem}): remove {file.parent} and make it again with `dvc repro --force --single-item"
+        " ingest`"
+    )
