@@ -20,6 +20,7 @@ TRAIN = [0, 2, 3, 5]
 ROW = ManifestRow(
     source="0",
     sha256="0" * 64,
+    part=0,
     label=0,
     split="train",
     shard=0,

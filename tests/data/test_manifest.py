@@ -11,9 +11,9 @@ from diffusion_core.data.manifest import ManifestRow, read_manifest, rows_of, wr
 from diffusion_core.errors import UserError
 
 ROWS = [
-    ManifestRow("a/ü.png", "0" * 64, 0, "train", 0, 0, 640, 480, "RGB", None, "3" * 64, 2**64 - 1, None, None),
-    ManifestRow("b.png", "1" * 64, None, "validation", 1, 7, 8, 8, "I;16", 0.06, "4" * 64, 0, "a/ü.png", None),
-    ManifestRow("c.png", "2" * 64, *[None] * 11, "the file is empty"),
+    ManifestRow("a/ü.png", "0" * 64, 0, 0, "train", 0, 0, 640, 480, "RGB", None, "3" * 64, 2**64 - 1, None, None),
+    ManifestRow("b.png", "1" * 64, 1, None, "validation", 1, 7, 8, 8, "I;16", 0.06, "4" * 64, 0, "a/ü.png", None),
+    ManifestRow("c.png", "2" * 64, 0, *[None] * 11, "the file is empty"),
 ]
 
 

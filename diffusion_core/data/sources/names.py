@@ -105,5 +105,7 @@ def _is_path(name: str) -> bool:
 def tell_left_out(others: Counter[str], kind: str = "files that are hidden or no images") -> None:
     """Print how many files of each suffix are left out, the most frequent first."""
     if others:
-        suffixes = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        suffixes = ", ".join(
+            f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda each: (-each[1], each[0]))[:5]
+        )
         print(f"ingest: left out {others.total()} {kind} ({suffixes}{', ...' if len(others) > 5 else ''})")

@@ -321,7 +321,10 @@ def test_a_file_of_another_format_is_refused(server: WebServer, name: str, sente
         ({"sha256": "g" * 64}, "is not a sha256: write its 64 hexadecimal digits"),
         ({"url": "a.zip"}, "ingest.source.url: 'a.zip' is not the address of a file: write https://"),
         ({"url": 1}, "ingest.source.url is 1: input should be a valid string"),
-        ({"format": "rar"}, "ingest.source.format is 'rar': input should be 'zip', 'tar', 'webdataset'"),
+        (
+            {"format": "rar"},
+            "ingest.source.format is 'rar': did you mean tar\\? it must be one of zip, tar, webdataset",
+        ),
         ({"sha": "1"}, "unknown key ingest.source.sha: did you mean sha256"),
     ],
 )
