@@ -29,7 +29,7 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 	touch $@
 
 demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
-	$(BIN)/python -m flows.pipeline
+	$(BIN)/diffusion run
 
 # Test processes with one thread each, as many as tests/conftest.py says; a file's tests share their servers.
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,28 @@ application = typer.Typer(
 )
 stack = typer.Typer(help="A team's servers on this machine.", no_args_is_help=True, rich_markup_mode=None)
 application.add_typer(stack, name="stack")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        # Of the installed packages, because to import PyTorch takes seconds.
+        try:
+            print(f"diffusion-core {version('diffusion-core')}, PyTorch {version('torch')}")
+        except PackageNotFoundError as missing:
+            raise UserError(f"{missing.name} is not installed: say `make setup` in a checkout of the project") from None
+        raise typer.Exit
+
+
+@application.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the versions of this package and PyTorch."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _run_stage(name: str) -> None:
@@ -143,11 +166,22 @@ def remote() -> None:
 
 
 @application.command(epilog="Example: diffusion replay")
-def replay() -> None:
-    """Send what waits for the tracking store."""
+def replay(
+    any_store: Annotated[
+        bool, typer.Option("--any-store", help="Send here also what waits for another store or experiment.")
+    ] = False,
+) -> None:
+    """Send what waits for the tracking store; exit code 1 if entries stay."""
     from diffusion_core.registry.tracking import replay as send
+    from diffusion_core.registry.tracking import waiting
 
-    print(f"replay: the tracking store has taken {send(load_environment())} entries that waited")
+    environment = load_environment()
+    print(f"replay: the tracking store has taken {send(environment, any_store):,} entries that waited")
+    left = waiting(environment)
+    for folder, count in left.items():
+        print(f"replay: {count:,} entries stay in {folder}")
+    if left:
+        sys.exit(1)
 
 
 @application.command(epilog="Example: diffusion verify --repair")

@@ -53,9 +53,10 @@ def only_run(seconds: float = 0.0) -> Iterator[None]:
 def _hold(held: ExitStack, seconds: float) -> None:
     try:
         held.enter_context(exclusive_lock(LOCK, seconds=seconds))
-    except Locked:
+    except Locked as locked:
         raise StageFailed(
-            f"another run works in {Path.cwd()}: wait until it ends, or give each worker a checkout of its own",
+            f"another run works in {Path.cwd()}{locked.holder}: wait until it ends, or give each worker a"
+            " checkout of its own",
             is_mistake=True,
         ) from None
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,10 @@ def _run_prefect(*arguments: str) -> None:
 
 def main() -> None:
     """Deploy; on an error print one sentence, exit code 2."""
+    parser = ArgumentParser("python -m flows.deploy", description=__doc__)
+    parser.add_argument("pool", nargs="?", default="machine", help="the work pool: machine, docker or kubernetes")
     try:
-        names = deploy(*sys.argv[1:2] or ["machine"])
+        names = deploy(parser.parse_args().pool)
     except (CannotDeploy, NoServer) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

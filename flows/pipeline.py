@@ -1,11 +1,12 @@
 """The whole pipeline, from the images to the champion: the stages of dvc.yaml, and then the registry.
 
-`python -m flows.pipeline` runs it once, with a temporary Prefect server if none is configured.
+`diffusion run` and `python -m flows.pipeline` run it once, with a temporary Prefect server if none is configured.
 """
 
 import shutil
 import signal
 import sys
+from argparse import ArgumentParser
 
 import httpx
 import psutil
@@ -67,6 +68,7 @@ def pipeline(
 
 def main() -> None:
     """Run the flow once; exit code 2 for a user's error or a server that does not answer, 1 for a failed stage."""
+    ArgumentParser("python -m flows.pipeline", description=__doc__).parse_args()
     signal.signal(signal.SIGTERM, leave)
     try:
         # Before a server starts, because a temporary one has its database in this folder.
@@ -79,7 +81,7 @@ def main() -> None:
             if page is None:
                 _start_server()
             pipeline()
-        print("see samples/grid.png, metrics/evaluate.json and plots/; `make serve` opens the pages")
+        print("see samples/grid.png, metrics/evaluate.json and plots/; the pages open while `make serve` runs")
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

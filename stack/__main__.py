@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,23 +118,27 @@ def _show(home: Home) -> None:
 
 def main() -> None:
     """Run one command; on an error print one sentence, exit code 2."""
+    parser = ArgumentParser("python -m stack", description="A team's servers on this machine.")
+    parser.add_argument("command", choices=("up", "down", "renew-passwords"), help="start, stop, or change passwords")
+    command = parser.parse_args().command
     try:
         FOLDER.mkdir(mode=0o711, exist_ok=True)
         with exclusive_lock(FOLDER / "lock"):
-            if sys.argv[1:] == ["up"]:
+            if command == "up":
                 _show(up())
-            elif sys.argv[1:] == ["down"]:
+            elif command == "down":
                 print(f"stopped: {', '.join(down()) or 'nothing ran'}; the data stay in {FOLDER}")
-            elif sys.argv[1:] == ["renew-passwords"]:
+            else:
                 home = open_home(FOLDER)
                 # After an interrupted change, some servers accept only new passwords, so they cannot be started first.
                 renew(home if home.next_passwords else up())
                 down()
                 _show(up())
-            else:
-                raise StackError("say what the stack is to do: `python -m stack up`, `down` or `renew-passwords`")
-    except Locked:
-        print("error: another `make stack` or `make stack-down` is at work here: wait until it ends", file=sys.stderr)
+    except Locked as locked:
+        print(
+            f"error: another `make stack` or `make stack-down` is at work here{locked.holder}: wait until it ends",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except StackError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -154,6 +155,7 @@ def _becomes_ready(server: Server, process: subprocess.Popen[bytes], log: Path) 
 
 def main() -> None:
     """Serve until Ctrl-C or TERM; exit code 2 if a process cannot be started or ends."""
+    ArgumentParser("python -m stack.serve", description=__doc__).parse_args()
     signal.signal(signal.SIGTERM, leave)
     try:
         with ExitStack() as running_now:

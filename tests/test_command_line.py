@@ -2,25 +2,28 @@ import errno
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 from diffusion_core.__main__ import STAGES, application, main
 from diffusion_core.stages import ingest
 
+CHECKOUT = Path(__file__).parents[1]
 PARAMS = Path("params.yaml").read_text(encoding="utf-8")
 
 
-def stage(name, folder, **environment):
+def stage(name, folder, module="diffusion_core", **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "diffusion_core", *name.split()],
+        [sys.executable, "-m", module, *name.split()],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), **environment},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "PYTHONPATH": str(CHECKOUT), **environment},
     )
     assert "Traceback" not in done.stderr
     return done
@@ -72,7 +75,13 @@ def test_an_empty_folder_is_told(folder):
 
 @pytest.mark.parametrize(
     ("command", "nearest"),
-    [("tarin", "train"), ("stack upp", "up"), ("doctor --jsn", "--json"), ("import a --oot b", "--out")],
+    [
+        ("tarin", "train"),
+        ("stack upp", "up"),
+        ("doctor --jsn", "--json"),
+        ("import a --oot b", "--out"),
+        ("run --hepl", "--help"),
+    ],
 )
 def test_the_nearest_right_word_is_named(folder, command, nearest):
     done = stage(command, folder)
@@ -111,13 +120,41 @@ def test_what_is_not_in_the_package_needs_a_checkout(folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("flows.pipeline", "run"), ("flows.deploy", "deploy"), ("stack.serve", "serve"), ("stack", "stack up")],
+)
+@pytest.mark.parametrize("word", ["--overide", "machine up more"])
+def test_a_word_that_a_command_does_not_know_starts_nothing(folder, module, command, word):
+    for done in (stage(word, folder, module), stage(f"{command} {word}", folder)):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.lower().startswith("usage: ")
+        assert "error: " in done.stderr.splitlines()[-1].lower()
+    assert {path.name for path in folder.iterdir()} <= {"params.yaml", ".prefect"}
+
+
+@pytest.mark.parametrize("module", ["flows.pipeline", "flows.deploy", "stack.serve", "stack"])
+def test_help_starts_nothing(folder, module):
+    done = stage("--help", folder, module)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m {module} [-h]")
+    assert {path.name for path in folder.iterdir()} <= {"params.yaml", ".prefect"}
+
+
+def test_the_version_is_that_of_the_package_and_of_pytorch(folder):
+    done = stage("--version", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"diffusion-core {version('diffusion-core')}, PyTorch {torch.__version__}\n"
+
+
 def test_a_shell_completes_the_words(folder):
     done = stage("", folder, _DIFFUSION_COMPLETE="complete_bash", COMP_WORDS="diffusion tr", COMP_CWORD="1")
     assert done.stdout.split() == ["train"]
 
 
-def test_help_loads_no_torch(folder):
-    code = "import sys; sys.argv = ['diffusion', '--help']; from diffusion_core.__main__ import main\n"
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_loads_no_torch(folder, option):
+    code = f"import sys; sys.argv = ['diffusion', '{option}']; from diffusion_core.__main__ import main\n"
     code += (
         "try:\n    main()\nfinally:\n    print([name for name in ('torch', 'mlflow', 'numpy') if name in sys.modules])"
     )

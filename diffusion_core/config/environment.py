@@ -7,10 +7,11 @@ import logging
 import os
 import re
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -19,6 +20,10 @@ from diffusion_core.errors import UserError
 logger = logging.getLogger(__name__)
 
 PREFIX = "DIFFUSION_"
+# How near to the prefix another one must be to count as misspelled: DIFUSION is, DIFFUSERS and INFUSION are not.
+NEAR = 0.85
+# How the address of a tracking store begins; a database's may name a driver too, as in postgresql+psycopg2.
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 # Variables of deployments (prefect.yaml, docs/operate.md), not of stages.
 DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
 # Variables that Kubernetes sets for each service of a namespace.
@@ -82,8 +87,10 @@ class Environment(BaseSettings):
         description="s3://bucket/prefix for copies of checkpoints, where disks are lost with their machines",
     )
     downloads: Path | None = Field(
-        default=None, description="a folder that outlives the checkout, for what is fetched from a bucket"
+        default=None,
+        description="a folder that outlives the checkout, for what is fetched; else .cache/downloads for web files",
     )
+    ray_address: str | None = Field(default=None, description="host:port of a Ray cluster that decodes images")
     s3_endpoint: str | None = Field(default=None, description="http://host:port of a store that is not Amazon's")
     s3_region: str | None = None
     s3_access_key: SecretStr | None = Field(
@@ -98,8 +105,10 @@ def load_environment() -> Environment:
     """Read the environment.
 
     Raises:
-        UserError: a variable has an invalid value, or a name that is similar to a known one.
+        UserError: a variable has an invalid value, or a name that is similar to a known one; or a line of `.env` is not
+            a variable.
     """
+    _refuse_misspelled()
     try:
         environment = Environment()
     except ValidationError as error:
@@ -113,23 +122,66 @@ def load_environment() -> Environment:
             if each["loc"][0] == field
         )
         raise UserError(f"{PREFIX}{str(field).upper()} is {first['input']!r}: it must be {wanted}") from None
-    _refuse_misspelt()
+    if environment.tracking_uri is not None:
+        _check_store(environment.tracking_uri.get_secret_value())
     return environment
 
 
-def _refuse_misspelt() -> None:
-    """Raise an error for an unknown variable similar to a known one, and warn about other unknown variables.
+def _check_store(uri: str) -> None:
+    """Check how the address of the tracking store begins, before a training needs the store.
 
-    Variables that Kubernetes sets for its services may have this prefix and are ignored.
+    Raises:
+        UserError: no store has such an address; the message shows nothing after its scheme, because it may be a secret.
+    """
+    found = re.match(r"([A-Za-z][\w.-]*)(\+[\w.-]+)?://", uri)
+    scheme = found[1].lower() if found else ""
+    if scheme in STORES:
+        return
+    nearest = get_close_matches(scheme, STORES, n=1)
+    hint = f": did you mean {nearest[0]} instead of {scheme}?" if nearest else ""
+    known = ", ".join(f"{each}://" for each in STORES)
+    raise UserError(f"{PREFIX}TRACKING_URI must begin with one of {known}{hint}")
+
+
+def _refuse_misspelled() -> None:
+    """Raise an error for an unknown variable similar to a known one, and warn about others with this prefix.
+
+    A name in small letters is misspelled too: shells, Prefect and DVC take it for another variable. Variables that
+    Kubernetes sets for its services may have this prefix and are ignored.
 
     Raises:
         UserError: an unknown variable is similar to a known one.
     """
-    known = [name.upper() for name in Environment.model_fields]
-    given = {name.upper() for name in (*os.environ, *dotenv_values(DOTENV))}
-    others = {name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX)} - {*known, *DEPLOYMENT}
-    for name in sorted(name for name in others if not OF_A_SERVICE.search(name)):
-        nearest = get_close_matches(name, [*known, *DEPLOYMENT], n=1, cutoff=0.0)[0]
-        if get_close_matches(name, [nearest], cutoff=0.8):
-            raise UserError(f"{PREFIX}{name} is not known: did you mean {PREFIX}{nearest}?")
-        logger.warning("%s%s is not known and changes nothing; the nearest is %s%s", PREFIX, name, PREFIX, nearest)
+    known = [*(name.upper() for name in Environment.model_fields), *DEPLOYMENT]
+    for name in sorted({*os.environ, *_names_in_dotenv()}):
+        start, _, rest = name.upper().partition("_")
+        if not (rest and get_close_matches(start, [PREFIX[:-1]], cutoff=NEAR)) or OF_A_SERVICE.search(rest):
+            continue
+        if name == PREFIX + rest and rest in known:
+            continue
+        nearest = get_close_matches(rest, known, n=1, cutoff=0.0)[0]
+        if get_close_matches(rest, [nearest], cutoff=0.8):
+            raise UserError(f"{name} is not known: did you mean {PREFIX}{nearest}?")
+        if start == PREFIX[:-1]:
+            logger.warning("%s is not known and changes nothing; the nearest is %s%s", name, PREFIX, nearest)
+
+
+def _names_in_dotenv() -> list[str]:
+    """Return the names of the variables in `.env`.
+
+    Raises:
+        UserError: a line is not a variable; the message does not show it, because it may be a secret.
+    """
+    if not DOTENV.is_file():
+        return []
+    try:
+        lines = list(parse_stream(StringIO(DOTENV.read_text(encoding="utf-8"))))
+    except UnicodeDecodeError:
+        raise UserError(f"{DOTENV} is not text in UTF-8: save it in that encoding") from None
+    for each in lines:
+        if each.error or (each.key is not None and each.value is None):
+            # What was parsed begins with the empty lines before.
+            text = each.original.string
+            line = each.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            raise UserError(f"line {line} of {DOTENV} is not a variable: write NAME=value, and close its quotes")
+    return [each.key for each in lines if each.key is not None]

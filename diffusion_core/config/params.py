@@ -1,6 +1,7 @@
 """Reads params.yaml as YAML 1.2, like DVC, without converting values to other types."""
 
 import json
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -46,17 +47,27 @@ def _plain(content: Any) -> Any:
 def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     """Return the problems of a validation, each as a clause with its key."""
     sentences = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems:
+        place = problem["loc"]
+        # A list whose every item is wrong is too short for pydantic as well.
+        if problem["type"] == "too_short" and any(
+            each["loc"][: len(place)] == place != each["loc"] for each in problems
+        ):
+            continue
         key = _key(problem["loc"], content)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             nearest = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
             remedy = f"did you mean {nearest[0]}?" if nearest else "remove it or correct its spelling"
             sentence = f"unknown key {key}: {remedy}"
         elif problem["type"] == "union_tag_invalid":
-            names = [name.strip("'") for name in problem["ctx"]["expected_tags"].split(", ")]
-            nearest = get_close_matches(problem["ctx"]["tag"], names, n=1)
-            hint = f"did you mean {nearest[0]}? " if nearest else ""
-            sentence = f"{key}.kind is {problem['ctx']['tag']!r}: {hint}it must be one of {', '.join(names)}"
+            tag, names = problem["ctx"]["tag"], re.findall(r"'(.*?)'", problem["ctx"]["expected_tags"])
+            sentence = f"{key}.kind is {tag!r}: {_hint(tag, names)}it must be one of {', '.join(names)}"
+        elif problem["type"] == "literal_error":
+            value, names = problem["input"], re.findall(r"'(.*?)'", problem["ctx"]["expected"])
+            sentence = f"{key} is {value!r}: {_hint(value, names)}it must be one of {', '.join(names)}"
+        elif problem["type"] == "union_tag_not_found":
+            sentence = f"{key}.kind is missing: add it"
         elif problem["type"] == "missing":
             sentence = f"{key} is missing: add it"
         elif problem["type"] == "value_error":
@@ -65,6 +76,14 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
             sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
         sentences.append(sentence)
     return "; ".join(sentences)
+
+
+def _hint(value: Any, names: Sequence[str]) -> str:
+    """Return a question for the nearest of the valid names, which have small letters, or "" if none is near."""
+    word = str(value).lower()
+    # A part of a long name is not near it: recall is one of precision_recall.
+    nearest = get_close_matches(word, names, n=1) or [name for name in names if len(word) > 2 and word in name]
+    return f"did you mean {nearest[0]}? " if nearest else ""
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
@@ -86,8 +105,11 @@ def _known_keys(location: Sequence[str | int]) -> list[str]:
 def _key(location: Sequence[str | int], content: Any) -> str:
     """Return a location as a dotted key, without the `kind` that pydantic inserts before the keys of a choice."""
     parts = []
+    was_kind = False
     for part in location:
-        if isinstance(content, dict) and part not in content and content.get("kind") == part:
+        # Once, because a choice may have an option with its own name, as `url`.
+        was_kind = not was_kind and isinstance(content, dict) and content.get("kind") == part
+        if was_kind:
             continue
         parts.append(str(part))
         try:

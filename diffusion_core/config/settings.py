@@ -4,6 +4,7 @@ The whole file is checked before any stage starts, so that an error in the last 
 """
 
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -11,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from diffusion_core.config.section import BY_KIND, Section, Seed, Share
 from diffusion_core.config.train import TrainSettings
+from diffusion_core.data.crops import CropChoice, Middle
 from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
 from diffusion_core.data.labels import FirstFolder
 from diffusion_core.data.sources import SourceChoice
@@ -60,6 +62,10 @@ class PrepareSettings(Section):
 
     image_size: int | tuple[int, int] = Field(description="of a square, or height and width")
     color: Literal["grayscale", "rgb", "rgba"]
+    crop: Annotated[CropChoice, BY_KIND] = Middle()
+    min_size: PositiveInt = Field(1, description="in pixels, of the shorter side of an image that is used")
+    max_aspect: float | None = Field(None, ge=1.0, description="of an image that is used: longer by shorter side")
+    linear_light: bool = Field(False, description="resize in intensities, as light adds up, and not in sRGB's values")
     color_profile: ColorProfile = Field("convert", description="of a file: convert colours to sRGB by it, or ignore it")
     range: SampleRange = Field("type", description="of more than 8 bits: what the file says, or what its data need")
     max_pixels: PositiveInt = Field(200_000_000, description="of the largest image that is decoded")
@@ -92,7 +98,18 @@ class PrepareSettings(Section):
     @property
     def decoding(self) -> Decoding:
         """How files are decoded."""
-        return Decoding(self.size, self.channels, self.range, self.color_profile, self.max_pixels, self.max_seconds)
+        return Decoding(
+            self.size,
+            self.channels,
+            self.range,
+            self.color_profile,
+            self.max_pixels,
+            self.max_seconds,
+            self.crop,
+            self.min_size,
+            self.max_aspect,
+            self.linear_light,
+        )
 
 
 class ReferenceSettings(Section):
@@ -206,4 +223,8 @@ class Settings(Section):
 def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> None:
     for name in names:
         if name not in figures:
-            raise ValueError(f"{key} names {name}, which evaluate.metrics does not measure: use {', '.join(figures)}")
+            nearest = get_close_matches(name.lower(), figures, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(
+                f"{key} names {name}, which evaluate.metrics does not measure: {hint}use one of {', '.join(figures)}"
+            )

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +32,34 @@ OVERSAMPLING = 4
 
 
 @dataclass(frozen=True)
+class Part:
+    """An image made of a file.
+
+    Attributes:
+        pixels: uint8 (height, width, channels) of the requested size.
+        sha256: sha256 of the pixels, in hexadecimal.
+        perceptual_hash: of the pixels.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    sha256: str
+    perceptual_hash: int
+
+    @classmethod
+    def of(cls, pixels: npt.NDArray[np.uint8]) -> Self:
+        """Return the image with these pixels."""
+        return cls(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), perceptual_hash(pixels))
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """The result of decoding one file: `pixels`, or the `reason` why there are none.
+    """The result of decoding one file: its `parts`, or the `reason` why there are none.
 
     Attributes:
         width: width in the file's header; None if the header is damaged.
         height: height in the file's header; None if the header is damaged.
         mode: Pillow's name of the mode in the file's header; None if the header is damaged.
-        pixels: uint8 (height, width, channels) of the requested size, or None.
-        sha256: sha256 of the pixels, in hexadecimal, or None.
-        perceptual_hash: of the pixels, or None.
+        parts: the images, at least one, or none.
         reason: why there are no pixels, or None.
         used: largest sample as a share of white, where the file has more than 8 bits a sample.
     """
@@ -47,11 +67,14 @@ class Decoded:
     width: int | None = None
     height: int | None = None
     mode: str | None = None
-    pixels: npt.NDArray[np.uint8] | None = None
-    sha256: str | None = None
-    perceptual_hash: int | None = None
+    parts: tuple[Part, ...] = ()
     reason: str | None = None
     used: float | None = None
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8] | None:
+        """The pixels of the first part, or None."""
+        return self.parts[0].pixels if self.parts else None
 
 
 def decode(content: bytes, wanted: Decoding) -> Decoded:
@@ -68,15 +91,10 @@ def decode(content: bytes, wanted: Decoding) -> Decoded:
             Image.open(io.BytesIO(content), formats=readable()) as header,
         ):
             (width, height), mode = header.size, header.mode
-            if width * height > wanted.max_pixels:
-                raise readers.Refused(f"it has {width * height} pixels, and prepare.max_pixels is {wanted.max_pixels}")
-            request = readers.Request(
-                OVERSAMPLING * max(wanted.size), wanted.sample_range, wanted.color_profile == "convert"
-            )
-            read = readers.read(header, content, request)
-            pixels = _pixels(read, wanted)
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-        return Decoded(width, height, mode, pixels, digest, perceptual_hash(pixels), used=read.used)
+            _check_shape(width, height, wanted)
+            read = readers.read(header, content, _request(wanted))
+            parts = _parts(read, wanted, hashlib.sha256(content).digest())
+        return Decoded(width, height, mode, parts, used=read.used)
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         if _lacks_memory(error, wanted.max_pixels):
             raise MemoryError(str(error)) from None
@@ -93,7 +111,22 @@ def _own_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _pixels(read: readers.Pixels, wanted: Decoding) -> npt.NDArray[np.uint8]:
+def _check_shape(width: int, height: int, wanted: Decoding) -> None:
+    if width * height > wanted.max_pixels:
+        raise readers.Refused(f"it has {width * height} pixels, and prepare.max_pixels is {wanted.max_pixels}")
+    if min(width, height) < wanted.min_size:
+        raise readers.Refused(f"it has {width} x {height} pixels, and prepare.min_size is {wanted.min_size}")
+    if wanted.max_aspect is not None and max(width, height) > wanted.max_aspect * min(width, height):
+        raise readers.Refused(f"it has {width} x {height} pixels, and prepare.max_aspect is {wanted.max_aspect:g}")
+
+
+def _request(wanted: Decoding) -> readers.Request:
+    # A reduced JPEG was averaged in the values of sRGB.
+    shortest = 2**31 if wanted.linear_light else ceil(OVERSAMPLING * max(wanted.size) / wanted.crop.smallest)
+    return readers.Request(shortest, wanted.sample_range, wanted.color_profile == "convert")
+
+
+def _parts(read: readers.Pixels, wanted: Decoding, digest: bytes) -> tuple[Part, ...]:
     image = color.srgb(read.image, read.profile if wanted.color_profile == "convert" else None)
     if wanted.channels != 4 and image.mode in ("LA", "RGBA"):
         image = image.convert("RGBA")
@@ -101,8 +134,15 @@ def _pixels(read: readers.Pixels, wanted: Decoding) -> npt.NDArray[np.uint8]:
         paper.paste(image, mask=image)
         image = paper
     image = image.convert(MODES[wanted.channels])
-    framed = framing.framed(image, (read.width, read.height), read.orientation, wanted.size)
-    pixels = np.array(framed).reshape(*wanted.size, wanted.channels)
+    extent = (read.width, read.height)
+    images = framing.framed(
+        image, extent, read.orientation, wanted.size, wanted.crop, digest, linear_light=wanted.linear_light
+    )
+    return tuple(Part.of(_array(each, wanted)) for each in images)
+
+
+def _array(image: Image.Image, wanted: Decoding) -> npt.NDArray[np.uint8]:
+    pixels = np.array(image).reshape(*wanted.size, wanted.channels)
     if wanted.channels == 4:
         pixels[pixels[..., 3] == 0] = 0
     return pixels

@@ -1,7 +1,9 @@
 """How files are decoded: what `prepare` is asked for, and what decides its pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from diffusion_core.data.crops import Crop, Middle
 
 SampleRange = Literal["type", "data"]
 ColorProfile = Literal["convert", "ignore"]
@@ -18,6 +20,10 @@ class Decoding:
         color_profile: whether to convert colours to sRGB by the file's profile; see `color`.
         max_pixels: pixels of the largest image that is decoded.
         max_seconds: seconds after which decoding one file is given up.
+        crop: which parts become images.
+        min_size: the least side of an image that is used, in pixels.
+        max_aspect: the largest ratio of the sides of an image that is used; None for any.
+        linear_light: whether images are resized in intensities.
     """
 
     size: tuple[int, int]
@@ -26,3 +32,7 @@ class Decoding:
     color_profile: ColorProfile = "convert"
     max_pixels: int = 200_000_000
     max_seconds: float = 20.0
+    crop: Crop = field(default_factory=Middle)
+    min_size: int = 1
+    max_aspect: float | None = None
+    linear_light: bool = False

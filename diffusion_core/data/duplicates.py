@@ -18,7 +18,7 @@ BANDS = MOST_BITS + 1
 BITS = 64
 # Images whose pixels differ by less are the same, however low their contrast.
 GRAY_LEVEL = 1.0
-# Among so many images with an equal part of the hash, only those with the nearest hashes are compared.
+# Among more images than this with an equal part of the hash, only those with the nearest hashes are compared.
 LARGEST_BUCKET = 4_000
 # Rows of a table of distances that are computed at once.
 BLOCK = 256
@@ -39,19 +39,26 @@ def perceptual_hash(pixels: Pixels) -> int:
 
 
 def groups(
-    hashes: Sequence[int], digests: Sequence[str], pixels: Callable[[int], Pixels], distance: float
+    files: Sequence[str],
+    hashes: Sequence[int],
+    digests: Sequence[str],
+    pixels: Callable[[int], Pixels],
+    distance: float,
 ) -> npt.NDArray[np.int64]:
     """Return the number of the group of each image: near-duplicates, and near-duplicates of these, share one.
 
     Args:
+        files: sha256 of the file of each image; all parts of a file are in one group.
         hashes: the perceptual hash of each image.
         digests: sha256 of the pixels of each image.
         pixels: returns the pixels of an image by its number.
         distance: see `are_near`.
     """
     first: dict[str, int] = {}
-    pairs = [(first.setdefault(digest, number), number) for number, digest in enumerate(digests)]
-    distinct = np.array([*first.values()], np.int64)
+    pairs = [(first.setdefault(file, number), number) for number, file in enumerate(files)]
+    seen: dict[str, int] = {}
+    pairs += [(seen.setdefault(digest, number), number) for number, digest in enumerate(digests)]
+    distinct = np.array([*seen.values()], np.int64)
     known = np.array([hashes[number] for number in distinct], np.uint64)
     for one, other in _candidates(known):
         pair = int(distinct[one]), int(distinct[other])

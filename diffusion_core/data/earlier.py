@@ -24,20 +24,20 @@ class Earlier:
 
     Args:
         folder: the dataset.
-        rows: rows of the images, by the sha256 of their file.
+        rows: rows of the images of each file, by its sha256.
         shards: the pixels of each shard that the rows name, by number.
         digests: the sha256 of each shard.
         stays: the shards that stay as they are.
 
     Attributes:
-        kept: the images whose shard stays; their row has its new number.
-        moved: the pixels that are to be written again, uint8 (H, W, C), and their row.
+        kept: the rows of files all of whose shards stay, with their new numbers.
+        moved: the other rows, with the pixels that are to be written again, uint8 (H, W, C).
     """
 
     def __init__(
         self,
         folder: Path,
-        rows: Mapping[str, ManifestRow],
+        rows: Mapping[str, Sequence[ManifestRow]],
         shards: Mapping[int, npt.NDArray[np.uint8]],
         digests: Sequence[str],
         stays: Collection[int],
@@ -46,14 +46,13 @@ class Earlier:
         self._digests = digests
         self._stays = sorted(stays)
         numbers = {old: new for new, old in enumerate(self._stays)}
-        self.kept: dict[str, ManifestRow] = {}
-        self.moved: dict[str, tuple[ManifestRow, npt.NDArray[np.uint8]]] = {}
-        for sha256, row in rows.items():
-            if row.shard in numbers:
-                new = numbers[row.shard]
-                self.kept[sha256] = row if new == row.shard else replace(row, shard=new)
-            elif row.shard is not None:
-                self.moved[sha256] = row, shards[row.shard][row.row]
+        self.kept: dict[str, list[ManifestRow]] = {}
+        self.moved: dict[str, list[tuple[ManifestRow, npt.NDArray[np.uint8]]]] = {}
+        for sha256, each in rows.items():
+            if all(row.shard in numbers for row in each):
+                self.kept[sha256] = [_renumbered(row, numbers) for row in each]
+            else:
+                self.moved[sha256] = [(row, shards[_shard(row)][row.row]) for row in each]
 
     @classmethod
     def of(cls, folder: Path, decoder: str, wanted: Collection[str]) -> Self:
@@ -79,12 +78,15 @@ class Earlier:
                 check_shard(folder, number, sha256)
                 shards[number] = map_shard(folder, number, image_shape)
         lengths = {number: len(pixels) for number, pixels in shards.items()}
-        found = {
-            row.sha256: row
-            for row in rows
-            if row.sha256 in wanted and row.shard in lengths and row.row in range(lengths[row.shard])
-        }
-        used = Counter(shard for shard, _ in {(row.shard, row.row) for row in found.values()} if shard is not None)
+        found: dict[str, list[ManifestRow]] = {}
+        for row in rows:
+            if row.sha256 in wanted and row.quarantined is None:
+                found.setdefault(row.sha256, []).append(row)
+        found = {sha256: each for sha256, each in found.items() if all(_is_there(row, lengths) for row in each)}
+        # Copies of a file have rows of their own, with the same places.
+        found = {sha256: [*{row.part: row for row in each}.values()] for sha256, each in found.items()}
+        places = {(_shard(row), row.row) for each in found.values() for row in each}
+        used = Counter(shard for shard, _ in places)
         grows = len(found) < len({*wanted})
         stays = worth_keeping(used, lengths, images_per_shard(image_shape), grows=grows)
         return cls(folder, found, shards, info.shards, stays)
@@ -94,3 +96,17 @@ class Earlier:
         for new, old in enumerate(self._stays):
             link(shard_file(self._folder, old), shard_file(folder, new))
         return [self._digests[number] for number in self._stays]
+
+
+def _is_there(row: ManifestRow, lengths: Mapping[int, int]) -> bool:
+    return row.shard is not None and row.row in range(lengths.get(row.shard, 0))
+
+
+def _shard(row: ManifestRow) -> int:
+    assert row.shard is not None
+    return row.shard
+
+
+def _renumbered(row: ManifestRow, numbers: Mapping[int, int]) -> ManifestRow:
+    new = numbers[_shard(row)]
+    return row if new == row.shard else replace(row, shard=new)

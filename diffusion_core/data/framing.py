@@ -1,13 +1,19 @@
-"""The part of a picture that is kept, in the size and position of the dataset.
-
-The largest centred part with the result's aspect ratio is kept and resized. Nothing is stretched or padded.
+"""The parts of a picture that are kept, in the size and position of the dataset.
 
 The filter is Pillow's bicubic. Its support grows with the reduction, so it is a low-pass filter below the new Nyquist
 frequency. Resizers with a fixed support cause aliasing, which biases all later metrics (Parmar et al. 2022, "On Aliased
 Resizing and Surprising Subtleties in GAN Evaluation"). Lanczos avoids aliasing too, but rings more at hard edges.
 """
 
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
+
+from diffusion_core.data.crops import Box, Crop
+
+Resize = Callable[[Image.Image, tuple[int, int], Box], Image.Image]
 
 # What turns a picture of each EXIF orientation upright (EXIF 2.3, tag 274).
 _UPRIGHT = {
@@ -23,31 +29,84 @@ _UPRIGHT = {
 _LYING = (5, 6, 7, 8)
 
 
-def framed(image: Image.Image, extent: tuple[float, float], orientation: int, size: tuple[int, int]) -> Image.Image:
-    """Return the middle of an image, upright and resized.
+# The intensity of each of the 256 values of sRGB, from 0 to 1 (IEC 61966-2-1).
+_VALUES = np.arange(256) / 255.0
+_LINEAR = np.where(_VALUES <= 0.04045, _VALUES / 12.92, ((_VALUES + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+def framed(
+    image: Image.Image,
+    extent: tuple[float, float],
+    orientation: int,
+    size: tuple[int, int],
+    crop: Crop,
+    digest: bytes,
+    *,
+    linear_light: bool,
+) -> list[Image.Image]:
+    """Return the parts of an image, upright and resized.
 
     Args:
-        image: the image as it is stored.
+        image: the image as it is stored: L, RGB or RGBA.
         extent: width and height of what it shows, in its pixels; at most its own.
         orientation: its EXIF orientation.
-        size: height and width of the result.
+        size: height and width of the results.
+        crop: chooses the parts.
+        digest: sha256 of the file.
+        linear_light: whether intensities are averaged, as light is, and not the values of sRGB.
     """
     # The orientation is applied to the result, which has fewer pixels; until then sides are as stored in the file.
     height, width = reversed(size) if orientation in _LYING else size
-    resized = image.resize((width, height), Image.Resampling.BICUBIC, box=_middle(*extent, width, height))
     turn = _UPRIGHT.get(orientation)
-    return resized if turn is None else resized.transpose(turn)
+    resize = _resized_light if linear_light else _resized
+    parts = [_part(image, extent, box, (width, height), resize) for box in crop.boxes(extent, (width, height), digest)]
+    return parts if turn is None else [part.transpose(turn) for part in parts]
 
 
-def _middle(width: float, height: float, across: int, down: int) -> tuple[float, float, float, float]:
-    """Return the largest centred box in `width` x `height` with the aspect ratio `across` : `down`.
+def _part(
+    image: Image.Image, extent: tuple[float, float], box: Box, shape: tuple[int, int], resize: Resize
+) -> Image.Image:
+    """Return one part of an image, resized to `shape`, width and height; what lies beyond the image is the border."""
+    inside = max(box[0], 0.0), max(box[1], 0.0), min(box[2], extent[0]), min(box[3], extent[1])
+    if inside == box:
+        return resize(image, shape, box)
+    across, down = shape[0] / (box[2] - box[0]), shape[1] / (box[3] - box[1])
+    left, right = round((inside[0] - box[0]) * across), round((inside[2] - box[0]) * across)
+    top, bottom = round((inside[1] - box[1]) * down), round((inside[3] - box[1]) * down)
+    within = resize(image, (max(right - left, 1), max(bottom - top, 1)), inside)
+    # White, and transparent where there is transparency.
+    paper = Image.new(image.mode, shape, (0, 0, 0, 0) if image.mode == "RGBA" else "white")
+    paper.paste(within, (min(left, shape[0] - 1), min(top, shape[1] - 1)))
+    return paper
 
-    If the aspect ratios are equal, sides remain whole numbers, because the products and quotients are exact.
 
-    Returns:
-        left, top, right, bottom.
-    """
-    kept_width = min(width, height * across / down)
-    kept_height = min(height, width * down / across)
-    left, top = (width - kept_width) / 2, (height - kept_height) / 2
-    return left, top, left + kept_width, top + kept_height
+def _resized(image: Image.Image, shape: tuple[int, int], box: Box) -> Image.Image:
+    return image.resize(shape, Image.Resampling.BICUBIC, box=box)
+
+
+def _resized_light(image: Image.Image, shape: tuple[int, int], box: Box) -> Image.Image:
+    """Resize intensities. Those of RGBA count by their opacity, as in Pillow's own resizing."""
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    has_alpha = image.mode == "RGBA"
+    light = _LINEAR[pixels[..., :3]]
+    alpha = pixels[..., 3:].astype(np.float32) / 255.0
+    planes = np.concatenate([light * alpha, alpha], axis=-1) if has_alpha else light
+    resized = np.stack([_resized_plane(plane, shape, box) for plane in np.moveaxis(planes, -1, 0)], axis=-1)
+    if has_alpha:
+        opacity = np.clip(resized[..., 3:], 0.0, 1.0)
+        light = np.divide(resized[..., :3], opacity, out=np.zeros_like(resized[..., :3]), where=opacity > 0.0)
+        values = np.concatenate([_srgb(light), opacity], axis=-1)
+    else:
+        values = _srgb(resized)
+    done = np.rint(values * 255.0).astype(np.uint8)
+    return Image.fromarray(done[..., 0] if image.mode == "L" else done, image.mode)
+
+
+def _resized_plane(plane: npt.NDArray[np.float32], shape: tuple[int, int], box: Box) -> npt.NDArray[np.float32]:
+    return np.asarray(_resized(Image.fromarray(np.ascontiguousarray(plane)), shape, box))
+
+
+def _srgb(light: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return values of sRGB, 0 to 1, of intensities; bicubic filtering may have left these above 1 or below 0."""
+    light = np.clip(light, 0.0, 1.0)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -1,4 +1,4 @@
-"""`manifest.parquet`: one row for each ingested file, whether its image is in the dataset or not."""
+"""`manifest.parquet`: one row for each image and for each file that made none."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
         pa.field("sha256", pa.string(), nullable=False),
+        pa.field("part", pa.int64(), nullable=False),
         pa.field("label", pa.int64()),
         pa.field("split", pa.string()),
         pa.field("shard", pa.int64()),
@@ -61,11 +62,12 @@ RULES: dict[str, Callable[[pa.Table], pa.ChunkedArray]] = {
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One ingested file.
+    """One image, or a file that made none.
 
     Attributes:
         source: its path in the source, with `/` between its parts.
         sha256: sha256 of the file's bytes, in hexadecimal.
+        part: number of the part of the picture, from 0; see `crops`.
         label: index of the class in `DatasetInfo.classes`; None if there are no classes.
         split: the split of the image; None if the file was quarantined, or dropped as a near-duplicate.
         shard: number of the shard with the pixels; None if the file was quarantined.
@@ -82,6 +84,7 @@ class ManifestRow:
 
     source: str
     sha256: str
+    part: int
     label: int | None
     split: Split | None
     shard: int | None

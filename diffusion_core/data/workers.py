@@ -48,7 +48,7 @@ def decode_all(
         yield from _until_one_dies(folder, chunks, wanted, workers)
         for _ in range(min(2 * workers + 1, len(chunks))):
             for file in chunks.popleft():
-                yield _alone(folder, file, wanted)
+                yield alone(file.path, file.read(folder), wanted)
 
 
 def _until_one_dies(
@@ -67,15 +67,24 @@ def _until_one_dies(
     except BrokenProcessPool:
         return
     except MemoryError as error:
-        raise _too_small(str(error)) from None
+        raise too_small(str(error)) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _alone(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
-    """Decode a file in a process of its own."""
+def alone(name: str, content: bytes, wanted: Decoding) -> Decoded:
+    """Return what `decode` makes of a file in a process of its own, or why that process died.
+
+    Args:
+        name: path of the file, for messages.
+        content: the file's bytes.
+        wanted: how to decode it.
+
+    Raises:
+        UserError: memory is too small for it.
+    """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=_send, args=(sender, folder, file, wanted))
+    process = multiprocessing.Process(target=_send, args=(sender, name, content, wanted))
     process.start()
     sender.close()
     try:
@@ -87,10 +96,8 @@ def _alone(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
         process.join()
     if isinstance(result, Decoded):
         return result
-    if isinstance(result, OSError | UserError):
-        raise result
     if isinstance(result, MemoryError) or process.exitcode == -signal.SIGKILL:
-        raise _too_small(file.path)
+        raise too_small(name)
     if process.exitcode == -signal.SIGALRM:
         reason = f"decoding takes longer than prepare.max_seconds, which is {wanted.max_seconds:g}"
     else:
@@ -98,32 +105,38 @@ def _alone(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
     return Decoded(reason=reason)
 
 
-def _too_small(file: str) -> UserError:
+def too_small(name: str) -> UserError:
+    """Return the error to raise where memory is too small for a file."""
     return UserError(
-        f"prepare: memory is too small to decode {file}: free some, or take the largest images out of the source"
+        f"prepare: memory is too small to decode {name}: free some, or take the largest images out of the source"
     )
 
 
-def _decode_chunk(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> list[Decoded]:
-    return [_decode_file(folder, file, wanted) for file in files]
+def decode_file(name: str, content: bytes, wanted: Decoding) -> Decoded:
+    """Return what `decode` makes of a file; where that takes too long, the process ends by SIGALRM.
 
-
-def _decode_file(folder: Path, file: RawFile, wanted: Decoding) -> Decoded:
+    Raises:
+        MemoryError: memory is too small; its text is the name.
+    """
     # No decoder can be interrupted, so what takes too long ends the process.
     signal.setitimer(signal.ITIMER_REAL, wanted.max_seconds)
     try:
-        return decode(file.read(folder), wanted)
+        return decode(content, wanted)
     except MemoryError:
-        raise MemoryError(file.path) from None
+        raise MemoryError(name) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _send(sender: Connection, folder: Path, file: RawFile, wanted: Decoding) -> None:
+def _decode_chunk(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> list[Decoded]:
+    return [decode_file(file.path, file.read(folder), wanted) for file in files]
+
+
+def _send(sender: Connection, name: str, content: bytes, wanted: Decoding) -> None:
     _follow_parent()
     try:
-        result: Decoded | Exception = _decode_file(folder, file, wanted)
-    except (MemoryError, OSError, UserError) as error:
+        result: Decoded | MemoryError = decode_file(name, content, wanted)
+    except MemoryError as error:
         result = error
     sender.send(result)
 

@@ -11,11 +11,12 @@ not count as finished.
 import errno
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusion_core.documents import read_json
 from diffusion_core.errors import Unavailable
@@ -31,6 +32,8 @@ from diffusion_core.files import (
     write_whole,
 )
 
+Result = TypeVar("Result")
+
 # If the newest is damaged, one more is left.
 KEEP = 2
 MANIFEST = "manifest.json"
@@ -43,6 +46,8 @@ LOCK = ".lock"
 LONGEST_LOOK = 3.0
 # Seconds in which DVC, in another checkout, has recorded the model of a training that ended.
 SECONDS_TO_RECORD = 3600.0
+# Seconds before a file is read again that the disk did not give.
+SECONDS_TO_RECOVER = 5.0
 # Errors that say that a file is missing, or that its disk or file system is damaged. Others pass, or are of rights: the
 # file is whole.
 DAMAGE = (
@@ -61,9 +66,9 @@ def only_training(folder: Path) -> Iterator[None]:
     try:
         with exclusive_lock(folder / LOCK, seconds=LONGEST_LOOK):
             yield
-    except Locked:
+    except Locked as locked:
         raise Unavailable(
-            f"another training of the same data and parameters keeps its checkpoints in {folder}, or"
+            f"another training of the same data and parameters keeps its checkpoints in {folder}{locked.holder}, or"
             " `diffusion verify --repair` repairs them: wait until it ends, or stop it"
         ) from None
 
@@ -104,13 +109,27 @@ def problem(path: Path, known: Mapping[str, str] | None = None) -> str | None:
         UserError: a file cannot be read, which says nothing about its content.
     """
     try:
-        files = read_json(path / MANIFEST)["files"]
+        files = read_twice(lambda: read_json(path / MANIFEST))["files"]
         for name, expected in files.items():
-            if fingerprint(path / name, (known or {}).get(name)) != expected:
+            if read_twice(partial(fingerprint, path / name, (known or {}).get(name))) != expected:
                 return f"{name} differs from its manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {damage_of(path, error)}"
     return None
+
+
+def read_twice(read: Callable[[], Result]) -> Result:
+    """Return what `read` returns; after an error of input or output (EIO), pause and read once more.
+
+    On a network's filesystem the error passes. On a disk it is damage, so the second one is raised.
+    """
+    try:
+        return read()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        time.sleep(SECONDS_TO_RECOVER)
+        return read()
 
 
 def damage_of(path: Path, error: Exception) -> str:

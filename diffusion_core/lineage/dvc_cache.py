@@ -7,9 +7,10 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
@@ -21,40 +22,15 @@ from scmrepo.exceptions import SCMError as GitError
 
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.hashed_files import FOLDER, is_sound, is_whole, put, rotten
+from diffusion_core.lineage.needed import ROTTEN, Needed, Output
 
 # Modes of a file in the cache, as DVC has it, and in the checkout.
 MODE = 0o444
 CHECKED_OUT = 0o644
-ROTTEN = "has rotted"
 
 
 class NoProject(UserError):
     """This folder is not that of a project."""
-
-
-@dataclass(frozen=True)
-class Needed:
-    """The entries that are needed, and why others may be needed too.
-
-    Attributes:
-        entries: the hashes of all files that something names.
-        unread: what could not be read, such as a branch, and why.
-        unlisted: outputs whose list of files is missing or has rotted, and which of the two.
-    """
-
-    entries: set[str]
-    unread: Mapping[str, str]
-    unlisted: Mapping[str, str]
-
-    @property
-    def unknown(self) -> str | None:
-        """Say why entries that are not in `entries` may be needed, and the remedy; None if they are not."""
-        for what, why in self.unread.items():
-            return f"{what} cannot be read ({why}): correct it"
-        for output, why in self.unlisted.items():
-            remedy = "say `diffusion verify --repair`" if why == ROTTEN else "try `dvc fetch --all-branches --all-tags`"
-            return f"the list of files of the output {output} {why}: {remedy}"
-        return None
 
 
 class Cache:
@@ -71,11 +47,18 @@ class Cache:
         self.folder = Path(self._store.path)
         self.is_shared = not self.folder.resolve().is_relative_to(Path(repo.dvc_dir).resolve())
 
-    def needed(self, outputs: Iterable[str] = (), commits: Iterable[str] = (), only: Iterable[str] = ()) -> Needed:
+    @property
+    def has_remote(self) -> bool:
+        """Whether the project has a default remote."""
+        return bool(self._repo.config["core"].get("remote"))
+
+    def needed(
+        self, outputs: Mapping[str, str] = MappingProxyType({}), commits: Iterable[str] = (), only: Iterable[str] = ()
+    ) -> Needed:
         """Return the hashes of all files that the checkout, all branches and tags, commits and outputs name.
 
         Args:
-            outputs: hashes of outputs, as in dvc.lock.
+            outputs: paths of registered versions' outputs, by their hashes in dvc.lock.
             commits: hashes of commits; those that this clone does not have are ignored.
             only: hashes of commits that must be in this clone to know what they name.
 
@@ -83,37 +66,53 @@ class Cache:
             UserError: Git does not list the commits.
         """
         unread: dict[str, str] = {}
-        found = set(outputs)
         # Without Git there are no branches, and the checkout is all.
         has_git = not isinstance(self._repo.scm, NoSCM)
-        found |= self._named(unread, all_branches=has_git, all_tags=has_git)
+        found = self._named(unread, all_branches=has_git, all_tags=has_git)
         must = {*only, *(_other_heads() if has_git else ())}
         for commit in must | {*commits}:
             try:
-                found |= self._named(unread, revs=[commit], workspace=False)
+                for each, output in self._named(unread, revs=[commit], workspace=False).items():
+                    found.setdefault(each, output)
             except (RevError, NoSCMError, GitError):
                 if commit in must:
                     unread[f"the commit {commit}"] = "this clone does not have it"
+        again = "check out the commit in the version's tag git_commit, and run `dvc repro`"
+        for each, path in outputs.items():
+            found.setdefault(each, Output(path, "a registered version", again))
+        entries: dict[str, Output] = {}
         unlisted: dict[str, str] = {}
-        for output in sorted(each for each in found if each.endswith(FOLDER)):
-            files = self._files(output)
-            if files is None:
-                unlisted[output] = ROTTEN if self.path(output).exists() else "is missing"
-            else:
-                found |= {*files.values()}
-        return Needed(found, unread, unlisted)
+        for each, output in found.items():
+            # The first name is that of the checkout, if it has one.
+            entries.setdefault(each, output)
+            if each.endswith(FOLDER):
+                files = self._files(each)
+                if files is None:
+                    unlisted[each] = ROTTEN if self.path(each).exists() else "is missing"
+                for name, entry in (files or {}).items():
+                    entries.setdefault(entry, replace(output, path=f"{output.path}/{name}"))
+        return Needed(entries, unread, unlisted)
 
-    def _named(self, unread: dict[str, str], **revisions: object) -> set[str]:
-        """Return the hashes of the outputs that revisions name; add the revisions that cannot be read to `unread`."""
-        found = set()
+    def _named(self, unread: dict[str, str], **revisions: object) -> dict[str, Output]:
+        """Return the outputs that revisions name, by hash; add the revisions that cannot be read to `unread`."""
+        found: dict[str, Output] = {}
         for revision in self._repo.brancher(**revisions):
+            is_checkout = revision in ("", "workspace")
             try:
                 outs = self._repo.index.outs
             except (DvcException, GitError, OSError, KeyError) as error:
-                what = "the checkout" if revision in ("", "workspace") else f"the revision {revision}"
-                unread[what] = _words(error)
-            else:
-                found |= {out.hash_info.value for out in outs if out.use_cache and out.hash_info}
+                unread["the checkout" if is_checkout else f"the revision {revision}"] = _words(error)
+                continue
+            for out in outs:
+                if out.use_cache and out.hash_info:
+                    stage, path = out.stage, self._repo.fs.relpath(out.fs_path, self._repo.root_dir)
+                    again = f"run `dvc repro {stage.addressing}`"
+                    if stage.is_data_source:
+                        again = f"bring {path} back from a backup, and run `dvc add {path}`"
+                    source = stage.addressing if stage.is_data_source else f"the stage {stage.addressing}"
+                    if not is_checkout:
+                        source, again = f"{source} in the revision {revision}", f"check {revision} out, {again}"
+                    found.setdefault(out.hash_info.value, Output(path, source, again))
         return found
 
     def entries(self) -> Iterator[tuple[str, Path]]:
@@ -131,6 +130,10 @@ class Cache:
         """Return those hashes whose files are in the cache with other bytes; reads all of them."""
         return [entry for entry, _ in rotten((each, self.path(each)) for each in sorted(entries))]
 
+    def is_whole(self, entry: str) -> bool:
+        """Return whether an entry is in the cache and has its bytes."""
+        return is_whole(self.path(entry), entry)
+
     def path(self, entry: str) -> Path:
         """Return the path of an entry's file."""
         return Path(self._store.oid_to_path(entry))
@@ -142,7 +145,7 @@ class Cache:
             UserError: the remote cannot be asked.
         """
         wanted = set(entries)
-        if not wanted or not self._repo.config["core"].get("remote"):
+        if not wanted or not self.has_remote:
             return set()
         with _answering():
             return set(self._repo.cloud.get_remote_odb().list_oids_exists(wanted))
@@ -155,15 +158,24 @@ class Cache:
         Raises:
             UserError: the remote cannot be read.
         """
-        path = self.path(entry)
-        found = next((file for file, name in self._in_checkout() if name == entry and is_whole(file, entry)), None)
+        found = self.checked_out(entry)
         if found is not None:
-            return put(path, entry, MODE, partial(shutil.copyfile, found))
+            return self.restore_from(entry, found)
         if not from_remote:
             return False
         with _answering():
             remote = self._repo.cloud.get_remote_odb()
-            return put(path, entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new)))
+            return put(
+                self.path(entry), entry, MODE, lambda new: remote.fs.get_file(remote.oid_to_path(entry), str(new))
+            )
+
+    def restore_from(self, entry: str, file: Path) -> bool:
+        """Replace a rotten or missing entry by a copy of `file` if that is sound; return whether it was."""
+        return put(self.path(entry), entry, MODE, partial(shutil.copyfile, file))
+
+    def checked_out(self, entry: str) -> Path | None:
+        """Return a sound file of the checkout's outputs that has an entry's bytes, or None."""
+        return next((file for file, name in self._in_checkout() if name == entry and is_whole(file, entry)), None)
 
     def _in_checkout(self) -> Iterator[tuple[Path, str]]:
         """Yield the path of each file of the checkout's outputs, and the hash that DVC has recorded."""
@@ -177,12 +189,15 @@ class Cache:
             else:
                 yield root, out.hash_info.value
 
-    def rotten_files(self) -> list[tuple[str, Path]]:
-        """Return the hash that each file of the checkout should have that has rotted, and the file.
+    def unchanged_files(self) -> list[tuple[str, Path]]:
+        """Return the files of the checkout that DVC takes as unchanged, each after the hash that it should have."""
+        return [(entry, file) for file, entry in self._in_checkout() if self._seems_unchanged(file, entry)]
+
+    def rotten_files(self, unchanged: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        """Return those of `unchanged_files` that have rotted.
 
         A file has rotted if its bytes changed and its time did not: what a stage has made since has another time.
         """
-        unchanged = [(entry, file) for file, entry in self._in_checkout() if self._seems_unchanged(file, entry)]
         # Hashing takes minutes, in which a stage may have written or removed a file.
         return [(entry, file) for entry, file in rotten(unchanged) if self._seems_unchanged(file, entry)]
 

@@ -167,6 +167,10 @@ class Outbox:
         """
         yield from self._read(self._sent())
 
+    def count_unsent(self) -> int:
+        """Return the number of entries that were not acknowledged."""
+        return sum(1 for _ in self.unsent())
+
     def entries(self) -> Iterator[Entry]:
         """Yield all entries, sent or not."""
         return (entry for _, entry in self._read(0))

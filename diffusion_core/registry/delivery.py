@@ -13,7 +13,7 @@ from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import Locked
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue, QueueError
-from diffusion_core.registry.connection import connect, reason, store_refusal
+from diffusion_core.registry.connection import connect, reason, store_name, store_refusal
 from diffusion_core.registry.sending import Sender
 
 # Seconds between two attempts to reach a store.
@@ -92,6 +92,10 @@ class Delivery(threading.Thread):
             return True
         try:
             with outbox.sending():
+                if not outbox.is_for(store_name(self._environment)):
+                    # `diffusion replay --any-store` has given it another store meanwhile.
+                    self._outboxes.remove(outbox)
+                    return True
                 if outbox.folder not in self._senders:
                     client = connect(self._environment)
                     self._senders[outbox.folder] = Sender(client, self._environment, outbox)

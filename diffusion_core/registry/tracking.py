@@ -163,8 +163,13 @@ def _others(own: Outbox, store: str) -> list[Outbox]:
     return others
 
 
-def replay(environment: Environment) -> int:
+def replay(environment: Environment, any_store: bool = False) -> int:
     """Send what earlier trainings could not send to this store and experiment; return the number of entries.
+
+    Args:
+        environment: the environment, with store and experiment.
+        any_store: whether to send here also what waits for another store or experiment. This store then gets the
+            whole queue, also what the other one has taken of it.
 
     Raises:
         QueueError: a queue cannot be sent; all others were.
@@ -176,13 +181,23 @@ def replay(environment: Environment) -> int:
         try:
             # What another process sends now needs no second one.
             with suppress(Locked):
-                count += _replay(outbox, environment)
+                count += _replay(outbox, environment, any_store)
         except QueueError as error:
             _logger.warning("%s", error)
             errors.append(error)
     if errors:
         raise errors[0]
     return count
+
+
+def waiting(environment: Environment) -> dict[Path, int]:
+    """Return the number of entries that wait for a tracking store, by the folder of their queue.
+
+    Raises:
+        QueueError: a queue cannot be read.
+    """
+    counts = {outbox.folder: outbox.count_unsent() for outbox in Outbox.all(environment.checkpoints)}
+    return {folder: count for folder, count in counts.items() if count}
 
 
 def replay_training(environment: Environment, key: str) -> None:
@@ -218,17 +233,24 @@ def replay_training(environment: Environment, key: str) -> None:
         raise unknown[0]
 
 
-def _replay(outbox: Outbox, environment: Environment) -> int:
+def _replay(outbox: Outbox, environment: Environment, any_store: bool = False) -> int:
     end_abandoned(outbox)
     if outbox.is_empty():
         return 0
-    if not outbox.is_for(store_name(environment)):
-        _logger.warning(
-            "what waits in %s is for %s: name that in DIFFUSION_TRACKING_URI and DIFFUSION_EXPERIMENT to send it",
-            outbox.folder,
-            outbox.store,
-        )
-        return 0
+    store = store_name(environment)
+    if not outbox.is_for(store):
+        if not any_store:
+            _logger.warning(
+                "what waits in %s is for %s: name that in DIFFUSION_TRACKING_URI and DIFFUSION_EXPERIMENT, or send it"
+                " to %s with `diffusion replay --any-store`",
+                outbox.folder,
+                outbox.store,
+                store,
+            )
+            return 0
+        # A training that runs sends its queue to its own store.
+        with accessing(outbox.folder), outbox.of_training():
+            outbox.set_store(store)
     count = 0
     with outbox.sending():
         with answering(environment):
@@ -254,7 +276,7 @@ def _conclude(outbox: Outbox, environment: Environment) -> None:
         return
     _logger.warning(
         "%d entries for the tracking store %s wait in %s: the next training sends them, or `diffusion replay`",
-        sum(1 for _ in outbox.unsent()),
+        outbox.count_unsent(),
         without_userinfo(tracking_uri(environment)),
         outbox.folder,
     )

@@ -6,8 +6,9 @@ Everything is stored in the tags of the versions, so that it is available on eve
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -41,12 +42,12 @@ class Named:
     """What registered versions name.
 
     Attributes:
-        outputs: hashes of outputs, as in dvc.lock.
+        outputs: paths of outputs, by their hashes in dvc.lock.
         commits: commits of versions that name their outputs too, so that these commits may be gone.
         only_commits: commits of versions that name no output.
     """
 
-    outputs: set[str]
+    outputs: dict[str, str]
     commits: set[str]
     only_commits: set[str]
 
@@ -67,13 +68,24 @@ def named_by_versions(client: MlflowClient) -> Named | None:
     tags = [dict(version.tags) for version in _all_versions(client)]
     if not tags:
         return None
-    named = Named(set(), set(), set())
+    named = Named({}, set(), set())
     for each in tags:
-        outputs = {value for name, value in each.items() if name.startswith(OUTPUT)}
+        outputs = {value: name.removeprefix(OUTPUT) for name, value in each.items() if name.startswith(OUTPUT)}
         named.outputs.update(outputs)
         if COMMIT in each:
             (named.commits if outputs else named.only_commits).add(each[COMMIT])
     return named
+
+
+def versions_of(client: MlflowClient, file: Path, entry: str) -> dict[str, Callable[[], AbstractContextManager[Path]]]:
+    """Return the versions of all registered models whose tags say that `file` has this hash, newest first.
+
+    Returns:
+        For each version, by its name and number, what `downloaded` does with it.
+    """
+    found = [each for each in _all_versions(client) if each.tags.get(f"{OUTPUT}{file.as_posix()}") == entry]
+    found.sort(key=lambda each: -int(each.version))
+    return {f"version {each.version} of {each.name}": partial(downloaded, each) for each in found}
 
 
 def _all_versions(client: MlflowClient) -> list[ModelVersion]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
+from diffusion_core.data.sources.web import downloads_folder
 from diffusion_core.errors import UserError
 from diffusion_core.files import Locked, discard, discarded, exclusive_lock, leftovers
 from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
@@ -38,6 +39,7 @@ from diffusion_core.stages.paths import (
 )
 
 DAY = 24 * 3600
+BYTES_SHOWN_AS_MB = 1_000_000
 # What processes replace; the first file of several stands for all.
 REPLACED = (
     *(RAW, PREPARED, REFERENCE, MODELS, MODELS / WEIGHTS, MODELS / DESCRIPTION, RUN_INFO, SAMPLES, PLOTS, LOSS),
@@ -76,9 +78,9 @@ def run(environment: Environment, days: int, remove: bool) -> None:
         if remove:
             _remove(each.path)
         total += each.size
-        print(f"clean: {each.path}, {each.size / 1e6:,.1f} MB: {each.why}")
+        print(f"clean: {each.path}, {_shown(each.size)}: {each.why}")
     total += _cache(environment, before, remove)
-    print(f"clean: {total / 1e6:,.1f} MB " + ("removed" if remove else "may go: say `diffusion clean --remove`"))
+    print(f"clean: {_shown(total)} " + ("removed" if remove else "may go: say `diffusion clean --remove`"))
 
 
 def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
@@ -123,13 +125,12 @@ def _is_training(folder: Path) -> bool:
 
 def _downloads(environment: Environment, before: float) -> Iterator[Unneeded]:
     """Yield downloads that no ingest has touched; a later ingest would fetch them again."""
-    if environment.downloads is not None:
-        for lock in sorted(environment.downloads.expanduser().glob(f"[!.]*/{LOCK}")):
-            place = lock.parent
-            # An ingest that found all of it takes the lock, and changes nothing else.
-            if not place.is_symlink() and max(_changed(place), lock.stat().st_mtime) < before:
-                with suppress(Locked), exclusive_lock(lock):
-                    yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
+    for lock in sorted(downloads_folder(environment).glob(f"[!.]*/{LOCK}")):
+        place = lock.parent
+        # An ingest that found all of it takes the lock, and changes nothing else.
+        if not place.is_symlink() and max(_changed(place), lock.stat().st_mtime) < before:
+            with suppress(Locked), exclusive_lock(lock):
+                yield Unneeded(place, "downloads of a source that is no longer used", _size(place))
 
 
 def _leftovers(environment: Environment, before: float) -> Iterator[Unneeded]:
@@ -168,7 +169,7 @@ def _cache(environment: Environment, before: float, remove: bool) -> int:
                 file.unlink(missing_ok=True)
     if unneeded:
         why = f"no branch, tag or version registered in {store} names them"
-        print(f"clean: {len(unneeded):,} entries of {cache.folder}, {size / 1e6:,.1f} MB: {why}")
+        print(f"clean: {len(unneeded):,} entries of {cache.folder}, {_shown(size)}: {why}")
     return size
 
 
@@ -190,8 +191,10 @@ def _unneeded(cache: Cache, named: Named, before: float, is_shared: bool) -> lis
     if is_shared or cache.is_shared:
         # Other checkouts may use it. What the remote has can be pulled again.
         in_remote = cache.remote_has(unneeded)
-        missing = len(unneeded) - len(in_remote)
-        print(f"clean: {missing:,} entries of {cache.folder} stay, because the remote lacks them")
+        lacking = [file for entry, file in unneeded.items() if entry not in in_remote]
+        if lacking:
+            size = _shown(sum(file.stat().st_size for file in lacking))
+            print(f"clean: {len(lacking):,} entries of {cache.folder}, {size}, stay, because the remote lacks them")
         unneeded = {entry: unneeded[entry] for entry in in_remote}
     return [*unneeded.values(), *(file for file in cache.leftovers() if _changed(file) < before)]
 
@@ -210,6 +213,10 @@ def _changed(path: Path) -> float:
     files = path.rglob("*") if path.is_dir() else ()
     # Taking a lock does not count.
     return max((file.lstat().st_mtime for file in files if file.name != LOCK), default=path.lstat().st_mtime)
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= BYTES_SHOWN_AS_MB else f"{size:,} bytes"
 
 
 def _size(path: Path) -> int:

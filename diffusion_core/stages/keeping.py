@@ -52,9 +52,10 @@ def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[
             with backup(environment, plan.folder):
                 mark_unfinished(plan.folder)
                 yield
-    except Locked:
+    except Locked as locked:
         raise UserError(
-            f"another training writes {MODELS} in {Path.cwd()}: wait until it ends, stop it, or use another checkout"
+            f"another training writes {MODELS} in {Path.cwd()}{locked.holder}: wait until it ends, stop it, or use"
+            " another checkout"
         ) from None
 
 

@@ -48,7 +48,7 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
         raise _crossed(
             "min_images",
             limits.min_images,
-            f"the dataset has {images} images of {len(statistics.version.rows)} files",
+            f"the dataset has {images} images of {statistics.files} files",
             [f"{row.source}: {row.quarantined}" for row in statistics.quarantined],
             "bring more images, or lower the limit",
         )
@@ -63,7 +63,7 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
         )
     most, share = limits.max_duplicates_share, statistics.duplicates_share
     if most is not None and share > most:
-        copies = [row for group in statistics.duplicates for row in group if row.duplicate_of is not None]
+        copies = statistics.copies
         raise _crossed(
             "max_duplicates_share",
             most,

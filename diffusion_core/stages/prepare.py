@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import compress
 from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
 from diffusion_core.data.decode import Decoded
@@ -41,14 +41,19 @@ CODE = tuple(f"data/{name}.py" for name in ("bit_depth", "color", "decode", "for
 LIBRARIES = ("pillow", "numpy", "simplejpeg", "imagecodecs", "tifffile")
 
 
-def run(prepare: PrepareSettings) -> None:
+def run(prepare: PrepareSettings, environment: Environment | None = None) -> None:
     """Replace `data/prepared` by shards, manifest and description of the images in `data/raw`, and the report of them.
 
     Images that the last run decoded, by the same code and settings, are not decoded again. After an error
     `data/prepared` and the report do not change.
 
+    Args:
+        prepare: the section of params.yaml.
+        environment: the environment, whose Ray cluster decodes if it names one; None for this machine alone.
+
     Raises:
         UserError: there are no images, no image can be decoded, a split would be empty, or a limit is crossed.
+        Unavailable: the Ray cluster does not answer.
     """
     files = read_index(needs(RAW, "ingest"))
     if not files:
@@ -63,31 +68,32 @@ def run(prepare: PrepareSettings) -> None:
     earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
     with replaced_files([DATA_METRICS, DATA_PAGE]) as report, replaced(PREPARED) as folder:
         shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
-        decoded = _decode(files, earlier, shards, prepare)
+        cluster = None if environment is None else environment.ray_address
+        decoded = _decode(files, earlier, shards, prepare, cluster)
         shards.flush()
-        _warn_of_dark([row.used for row in decoded.values() if row.used is not None])
+        _warn_of_dark([first.used for first, *_ in decoded.values() if first.used is not None])
         pixels = [map_shard(folder, number, shards.image_shape) for number in range(len(shards.digests))]
-        results = [decoded[file.sha256] for file in files]
-        check_decoded(prepare.limits, [file.path for file in files], results)
-        names, rows = _rows(files, results, told, pixels, prepare)
+        outcomes = [decoded[file.sha256][0] for file in files]
+        check_decoded(prepare.limits, [file.path for file in files], outcomes)
+        names, rows = _rows(files, decoded, told, pixels, prepare)
         info = _describe(shards.digests, rows, names, prepare, decoder)
         statistics = Statistics.of(Version(rows, names, pixels), Version.read(PREPARED))
         check_dataset(prepare.limits, statistics)
         (report / DATA_METRICS.name).write_text(json.dumps(statistics.document(), indent=2) + "\n", encoding="utf-8")
-        (report / DATA_PAGE.name).write_text(page(statistics, reasons(RAW, files, rows)), encoding="utf-8")
+        (report / DATA_PAGE.name).write_text(page(statistics, reasons(RAW, files, outcomes)), encoding="utf-8")
         write_manifest(folder / MANIFEST, rows)
         with (folder / INFO).open("w", encoding="utf-8") as stream:
             stream.write(info.model_dump_json(indent=2) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-    _tell(info, rows, told)
+    _tell(info, rows, dict(zip((file.path for file in files), told, strict=True)))
 
 
-def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Sequence[Place]) -> None:
+def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:
     tests = f", {info.test} to test" if info.test else ""
     print(f"prepare: {info.train} images to train, {info.validation} to validate{tests}, {len(info.classes)} classes")
-    kept = [(row.source, place) for row, place in zip(rows, told, strict=True) if row.quarantined is None]
-    if outside := strays(*zip(*kept, strict=True)):
+    kept = [row.source for row in rows if row.quarantined is None and row.part == 0]
+    if outside := strays(kept, [told[source] for source in kept]):
         print(
             f"prepare: the folders are not classes, as {len(outside)} images lie in none of them ({outside[0]}):"
             " move these into a folder if you want classes"
@@ -97,7 +103,7 @@ def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Sequence[Place])
         print(f"prepare: {same} images are near-duplicates of others: {done}; see the column `duplicate_of`")
     if info.quarantined:
         print(
-            f"prepare: left out {info.quarantined} of {len(rows)} files;"
+            f"prepare: left out {info.quarantined} of {len(told)} files;"
             f" the column `quarantined` of {PREPARED / MANIFEST} says why"
         )
     print(f"prepare: {DATA_PAGE} shows the images")
@@ -110,37 +116,48 @@ def _decoder(wanted: Decoding) -> str:
 
 
 def _decode(
-    files: Sequence[RawFile], earlier: Earlier, shards: ShardWriter, prepare: PrepareSettings
-) -> dict[str, ManifestRow]:
-    """Write the pixels that no shard has to the shards, and return a row for each sha256."""
+    files: Sequence[RawFile], earlier: Earlier, shards: ShardWriter, prepare: PrepareSettings, cluster: str | None
+) -> dict[str, list[ManifestRow]]:
+    """Write the pixels that no shard has to the shards, and return the rows of each file by its sha256."""
     found = dict(earlier.kept)
     first = {file.sha256: file for file in files if file.sha256 not in found}
     with tqdm(total=len(first), desc="prepare", unit="image", disable=None) as progress:
-        for row, pixels in _new(first, earlier, prepare):
-            shard, place = (None, None) if pixels is None else shards.append(pixels)
-            found[row.sha256] = replace(row, shard=shard, row=place)
+        for sha256, images in _new(first, earlier, prepare, cluster):
+            found[sha256] = [_placed(row, pixels, shards) for row, pixels in images]
             progress.update()
     return found
 
 
+def _placed(row: ManifestRow, pixels: npt.NDArray[np.uint8] | None, shards: ShardWriter) -> ManifestRow:
+    shard, place = (None, None) if pixels is None else shards.append(pixels)
+    return replace(row, shard=shard, row=place)
+
+
 def _new(
-    files: Mapping[str, RawFile], earlier: Earlier, prepare: PrepareSettings
-) -> Iterator[tuple[ManifestRow, npt.NDArray[np.uint8] | None]]:
-    """Yield a row without its place, and the pixels, of each of these files; pixels of earlier shards are copied."""
+    files: Mapping[str, RawFile], earlier: Earlier, prepare: PrepareSettings, cluster: str | None
+) -> Iterator[tuple[str, Sequence[tuple[ManifestRow, npt.NDArray[np.uint8] | None]]]]:
+    """Yield the sha256 of each of these files, with rows without a place and pixels; those of earlier are copied."""
     unknown = [file for sha256, file in files.items() if sha256 not in earlier.moved]
-    decoded = decode_all(RAW, unknown, prepare.decoding)
+    if cluster is None:
+        decoded = decode_all(RAW, unknown, prepare.decoding)
+    else:
+        # Imported here, because only those who name a cluster have Ray.
+        from diffusion_core.data.cluster import decode_on_cluster
+
+        libraries = {name: version(name) for name in LIBRARIES}
+        decoded = decode_on_cluster(RAW, unknown, prepare.decoding, cluster, libraries)
     for sha256, file in files.items():
         if sha256 in earlier.moved:
-            yield earlier.moved[sha256]
+            yield sha256, earlier.moved[sha256]
         else:
-            result = next(decoded)
-            yield _row(file, result), result.pixels
+            yield sha256, _images(file, next(decoded))
 
 
-def _row(file: RawFile, decoded: Decoded) -> ManifestRow:
-    return ManifestRow(
+def _images(file: RawFile, decoded: Decoded) -> list[tuple[ManifestRow, npt.NDArray[np.uint8] | None]]:
+    row = ManifestRow(
         source=file.path,
         sha256=file.sha256,
+        part=0,
         label=None,
         split=None,
         shard=None,
@@ -149,11 +166,17 @@ def _row(file: RawFile, decoded: Decoded) -> ManifestRow:
         height=decoded.height,
         mode=decoded.mode,
         used=decoded.used,
-        pixels=decoded.sha256,
-        perceptual_hash=decoded.perceptual_hash,
+        pixels=None,
+        perceptual_hash=None,
         duplicate_of=None,
         quarantined=decoded.reason,
     )
+    if not decoded.parts:
+        return [(row, None)]
+    return [
+        (replace(row, part=number, pixels=part.sha256, perceptual_hash=part.perceptual_hash), part.pixels)
+        for number, part in enumerate(decoded.parts)
+    ]
 
 
 def _warn_of_dark(used: Sequence[float]) -> None:
@@ -169,18 +192,20 @@ def _warn_of_dark(used: Sequence[float]) -> None:
 
 def _rows(
     files: Sequence[RawFile],
-    decoded: Sequence[ManifestRow],
+    decoded: Mapping[str, Sequence[ManifestRow]],
     told: Sequence[Place],
     shards: Sequence[npt.NDArray[np.uint8]],
     prepare: PrepareSettings,
 ) -> tuple[list[str], list[ManifestRow]]:
     """Return the names of the classes, and the rows with labels, splits and the first of their near-duplicates."""
-    is_kept = [row.quarantined is None for row in decoded]
-    kept, places_kept = [*compress(decoded, is_kept)], [*compress(told, is_kept)]
-    names = classes(places_kept, [place for place, is_image in zip(told, is_kept, strict=True) if not is_image])
+    all_rows = [(file, row, place) for file, place in zip(files, told, strict=True) for row in decoded[file.sha256]]
+    kept = [row for _, row, _ in all_rows if row.quarantined is None]
+    places_kept = [place for _, row, place in all_rows if row.quarantined is None]
+    names = classes(places_kept, [place for _, row, place in all_rows if row.quarantined is not None])
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
     digests = [row.pixels or "" for row in kept]
     group = groups(
+        [row.sha256 for row in kept],
         [row.perceptual_hash or 0 for row in kept],
         digests,
         lambda number: _pixels(kept[number], shards),
@@ -195,7 +220,7 @@ def _rows(
     first: dict[int, str] = {}
     found = iter(zip(group.tolist(), split, strict=True))
     rows = []
-    for file, row, place in zip(files, decoded, told, strict=True):
+    for file, row, place in all_rows:
         # What an earlier manifest says of these is not of this file.
         label = own = duplicate = None
         if row.quarantined is None:

@@ -13,7 +13,7 @@ from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
-from diffusion_core.registry.connection import answering, connect, run_page
+from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
@@ -73,7 +73,9 @@ def run(environment: Environment) -> None:
     PUBLICATION.parent.mkdir(exist_ok=True)
     content = {"model": name, "version": int(version.version), "page": page}
     write_whole(PUBLICATION, json.dumps(content) + "\n")
-    print(f"publish: version {version.version} of {name}, trained by {page}")
+    needs_server = environment.tracking_page is None and not is_server(tracking_uri(environment))
+    hint = ", a page that opens while `make serve` runs" if needs_server else ""
+    print(f"publish: version {version.version} of {name}, trained by {page}{hint}")
 
 
 def _evaluation(digest: str) -> Evaluation:

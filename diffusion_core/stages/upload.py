@@ -26,7 +26,8 @@ def run(folder: Path, url: str, environment: Environment) -> None:
     if not folder.is_dir():
         raise UserError(f"upload: {folder} is not a folder: name the folder of the images")
     root = folder.resolve()
-    images, others, links = image_files(root, "upload")
+    found = image_files(root, "upload")
+    images, others = found.images, found.others.total() + len(found.tables)
     if not images:
         raise UserError(f"upload: {folder} holds no image: name the folder of the images")
     store = open_store(environment)
@@ -39,6 +40,6 @@ def run(folder: Path, url: str, environment: Environment) -> None:
         for image, is_sent in zip(images, upload_all(store, address.bucket, files), strict=True):
             sent += is_sent
             progress.update(image.stat().st_size)
-    if others or links:
-        print(f"upload: left out {others} files that are not images and {links} links that lead elsewhere")
+    if others or found.links:
+        print(f"upload: left out {others} files that are not images and {found.links} links that lead elsewhere")
     print(f"upload: sent {sent} images to {address}; {len(images) - sent} were there already")

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from diffusion_core.lineage.checkpoints import (
     damaged,
     fingerprint,
     problem,
+    read_twice,
     remove_old,
     set_aside,
     write_json,
@@ -109,7 +111,7 @@ def load_newest(folder: Path) -> Checkpoint | None:
         reason = problem(path)
         if reason is None:
             try:
-                return _load(path)
+                return read_twice(partial(_load, path))
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 reason = damage_of(path, error)
         aside = set_aside(path)

@@ -42,7 +42,8 @@ def changed(tmp_path, key, value):
         ("train.batch_size", 0, r"train.batch_size is 0"),
         ("train.images", None, "train.images is missing: add it"),
         ("train.accumulate", 7, "accumulate is 7; it must divide batch_size, which is 64"),
-        ("train.process.objective", "pred_score", "train.process.objective is 'pred_score'.*pred_noise"),
+        ("train.process.objective", "pred_score", r"is 'pred_score': did you mean pred_noise\? it must be one of pr"),
+        ("train.process.objective", "predv", r"train.process.objective is 'predv': did you mean pred_v\?"),
         ("train.process.beta_schedule", {"kind": "os.system"}, "beta_schedule.kind is 'os.system': it must be"),
         ("sample.sampler", {"kind": "ddim", "eta": 2.0}, r"eta is 2.0; it must lie in \[0, 1\]"),
         ("sample.sampler", {"kind": "ddim", "step": 9}, "unknown key sample.sampler.step: did you mean steps?"),
@@ -64,12 +65,16 @@ def changed(tmp_path, key, value):
         ("prepare.image_size", [8, 8, 3], r"prepare.image_size is \[8, 8, 3\]: write the pixels"),
         ("prepare.image_size", [8, -8], r"prepare.image_size is \[8, -8\]: write the pixels"),
         ("prepare.image_size", ["8", 8], r"prepare.image_size is \['8', 8\]: write the pixels"),
-        ("prepare.color", "cmyk", "prepare.color is 'cmyk'.*'grayscale', 'rgb' or 'rgba'"),
+        ("prepare.color", "cmyk", "prepare.color is 'cmyk': it must be one of grayscale, rgb, rgba$"),
+        ("prepare.color", "RGB", r"prepare.color is 'RGB': did you mean rgb\? it must be one of grayscale"),
+        ("prepare.color", 3, "prepare.color is 3: it must be one of grayscale"),
+        ("prepare.color_profile", "ingore", r"color_profile is 'ingore': did you mean ignore\?"),
         ("train.network.class_conditional", False, "guidance.scale is 2.0; it must be 1.0.*class_conditional is"),
         ("train.network.cond_drop_prob", 0.0, "guidance.scale is 2.0; it must be 1.0.*cond_drop_prob is 0"),
         ("train.process.weighting", {"kind": "min_snr", "gamma": float("inf")}, "train.process.weighting.gamma is inf"),
         ("train.process.beta_schedule", {"kind": "sigmoid", "start": -4.0, "tau": 0.1}, "beta_schedule begins with 0"),
-        ("sample.sampler", {"kind": "ddim", "spacing": "cubic"}, "sample.sampler.spacing is 'cubic'"),
+        ("sample.sampler", {"kind": "ddim", "spacing": "cubic"}, "sample.sampler.spacing is 'cubic': it must be"),
+        ("sample.sampler", {"kind": "ddim", "spacing": "trailling"}, r"is 'trailling': did you mean trailing\?"),
         ("sample.sampler", {"kind": "heun", "sigma_min": 2.0, "sigma_max": 1.0}, "must be 0 < sigma_min < sigma_max"),
         ("sample.guidance", {"scale": -1.0}, r"guidance.scale is -1.0; it must be at least 0"),
         ("sample.guidance", {"scal": 1.0}, "unknown key sample.guidance.scal: did you mean scale?"),
@@ -78,6 +83,11 @@ def changed(tmp_path, key, value):
         ("sample.sampler", {"kind": "hun", "steps": 5}, r"kind is 'hun': did you mean heun\?"),
         ("sample.sampler", {"kind": "os.system"}, r"sampler.kind is 'os.system': it must be one of ddpm"),
         ("evaluate.metrics", [{"kind": "kernal"}], r"evaluate.metrics.0.kind is 'kernal': did you mean kernel\?"),
+        ("evaluate.metrics", [{"kind": "Frechett"}], r"metrics.0.kind is 'Frechett': did you mean frechet\?"),
+        ("ingest.source", {"kind": "foldr"}, r"ingest.source.kind is 'foldr': did you mean folder\?"),
+        ("train.process.weighting", {"kind": "min-snr"}, r"weighting.kind is 'min-snr': did you mean min_snr\?"),
+        ("evaluate.metrics", [{"kind": "recall"}], r"'recall': did you mean precision_recall\? it must .*_recall$"),
+        ("sample.sampler", {"steps": 9}, "sample.sampler.kind is missing: add it"),
         ("train.process.zero_terminal_snr", True, "the weighting min_snr, which gives weight 0 to the last timestep"),
         ("train.process.vb_loss_weight", -1.0, "train.process.vb_loss_weight is -1.0"),
         ("train.2026-11-24", 1, "unknown key train.2026-11-24"),
@@ -86,7 +96,10 @@ def changed(tmp_path, key, value):
         ("train.images", 32000.0, "train.images is 32000.0"),
         ("train.learning_rate", float("nan"), "train.learning_rate is nan"),
         ("train.horizontal_flip", 1, "train.horizontal_flip is 1"),
-        ("promote.limits", {"fid": {"at_most": 1.0}}, "promote.limits names fid.* use .*frechet_ratio"),
+        ("promote.limits", {"fid": {"at_most": 1.0}}, "promote.limits names fid.*: use one of .*frechet_ratio"),
+        ("promote.limits", {"frechet_ration": {"at_most": 1.0}}, r"did you mean frechet_ratio\? use one of"),
+        ("promote.champion", {"recal": {"better": "lower"}}, r"promote.champion names recal,.* did you mean recall\?"),
+        ("promote.champion", {"recall": {"better": "hihger"}}, r"recall.better is 'hihger': did you mean higher\?"),
         ("promote.champion", {"fid": {"better": "lower"}}, "promote.champion names fid"),
         ("sample.sampler", {"kind": "ddim", "steps": 2000}, "sample.sampler.*steps is 2000.*1000 timesteps"),
         ("prepare.image_size", 9, "prepare.image_size is 9; .* train.network.dim_mults each side .*multiple of 2"),
@@ -162,6 +175,38 @@ def test_environment_names_the_variable_that_is_wrong(monkeypatch):
         load_environment()
 
 
+@pytest.mark.parametrize(
+    ("uri", "hint"),
+    [
+        ("htp://user:canary@host", ": did you mean http instead of htp?"),
+        ("HTPS://canary", ": did you mean https instead of htps?"),
+        ("postgres://user:canary@host/db", ": did you mean postgresql instead of postgres?"),
+        ("gopher://canary", ""),
+        ("canary@host", ""),
+        ("http:canary@host", ""),
+        ("file:///canary/mlruns", ""),
+        ("./canary", ""),
+    ],
+)
+def test_an_address_that_no_tracking_store_has_is_refused_at_once_and_not_shown(monkeypatch, uri, hint):
+    monkeypatch.setenv("DIFFUSION_TRACKING_URI", uri)
+    with pytest.raises(UserError) as raised:
+        load_environment()
+    assert str(raised.value) == (
+        "DIFFUSION_TRACKING_URI must begin with one of http://, https://, sqlite://, postgresql://, mysql://, mssql://"
+        f"{hint}"
+    )
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://host", "HTTPS://a:b@host", "sqlite:///mlflow.db", "postgresql+psycopg2://u:p@host/db", "mysql://h/d"],
+)
+def test_the_address_of_a_tracking_store_is_taken(monkeypatch, uri):
+    monkeypatch.setenv("DIFFUSION_TRACKING_URI", uri)
+    assert load_environment().tracking_uri.get_secret_value() == uri
+
+
 @pytest.mark.parametrize(("processes", "wanted"), [("0", "greater than 0"), ("abc", "a whole number")])
 def test_a_variable_of_two_types_tells_what_both_want(monkeypatch, processes, wanted):
     monkeypatch.setenv("DIFFUSION_PROCESSES", processes)
@@ -175,14 +220,60 @@ def test_one_checkpoint_is_not_enough(monkeypatch):
         load_environment()
 
 
-def test_a_misspelt_variable_is_refused_wherever_it_stands(monkeypatch, tmp_path):
+@pytest.mark.parametrize("place", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("DIFFUSION_THREAD", "DIFFUSION_THREADS"),
+        ("DIFFUSION_PRECISON", "DIFFUSION_PRECISION"),
+        ("DIFUSION_DEVICE", "DIFFUSION_DEVICE"),
+        ("DIFFUSSION_DEVICE", "DIFFUSION_DEVICE"),
+        ("DIFFUSOIN_DEVCE", "DIFFUSION_DEVICE"),
+        ("diffusion_device", "DIFFUSION_DEVICE"),
+        ("Difusion_Image", "DIFFUSION_IMAGE"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_wherever_it_stands(monkeypatch, tmp_path, place, name, nearest):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".env").write_text("DIFFUSION_THREAD=1\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"^DIFFUSION_THREAD is not known: did you mean DIFFUSION_THREADS\?$"):
+    if place == ".env":
+        (tmp_path / ".env").write_text(f"{name}=cpu\n", encoding="utf-8")
+    else:
+        monkeypatch.setenv(name, "cpu")
+    with pytest.raises(UserError, match=rf"^{name} is not known: did you mean {nearest}\?$"):
         load_environment()
-    monkeypatch.setenv("DIFFUSION_PRECISON", "float32")
-    with pytest.raises(UserError, match=r"^DIFFUSION_PRECISON is not known: did you mean DIFFUSION_PRECISION\?$"):
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("DIFFUSION_DEVICE cpu canary\n", 1),
+        ("# words\n\nA=1\n\n  canary\n", 5),
+        ("A='one\ntwo'\nexport canary\n", 3),
+        ('A=1\nDIFFUSION_S3_SECRET_KEY="canary\n', 2),
+        ("=canary", 1),
+    ],
+)
+def test_a_line_that_is_no_variable_is_refused_and_not_shown(monkeypatch, tmp_path, text, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=f"^line {line} of .env is not a variable: write NAME=value, and close its quotes$"
+    ):
         load_environment()
+
+
+def test_what_env_files_may_have_is_read(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = "\ufeff# words\n\nexport DIFFUSION_DEVICE = 'cpu' # more\nOTHER=\n"
+    (tmp_path / ".env").write_text(text, encoding="utf-8")
+    assert load_environment().device == "cpu"
+    (tmp_path / ".env").write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match="^.env is not text in UTF-8: save it in that encoding$"):
+        load_environment()
+    (tmp_path / ".env").unlink()
+    # Some give this name to a folder with an interpreter.
+    (tmp_path / ".env").mkdir()
+    assert load_environment().device == "auto"
 
 
 def test_a_variable_that_is_like_no_other_is_told_with_the_nearest(monkeypatch, caplog, tmp_path):
@@ -203,7 +294,8 @@ def test_variables_of_others_are_no_misspellings(monkeypatch, caplog, tmp_path):
         "DB_PORT_5432_TCP_ADDR",
     )
     names = [f"DIFFUSION_{name}" for name in (*DEPLOYMENT, *of_a_service, "DEVICE")]
-    for name in (*names, "diffusion_device", "NUM_THREADS"):
+    near = ("DIFFUSERS_DEVICE", "INFUSION_DEVICE", "STABLE_DIFFUSION_DEVICE", "FUSION_DEVICE", "DIFFUSION", "DEVICE")
+    for name in (*names, *near, "DIFUSION_NUM_THREADS", "NUM_THREADS"):
         monkeypatch.setenv(name, "cpu")
     load_environment()
     assert not caplog.records

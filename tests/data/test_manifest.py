@@ -7,19 +7,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diffusion_core.data.manifest import ManifestRow, read_manifest, write_manifest
+from diffusion_core.data.manifest import ManifestRow, read_manifest, rows_of, write_manifest
 from diffusion_core.errors import UserError
 
 ROWS = [
-    ManifestRow("a/ü.png", "0" * 64, 0, "train", 0, 0, 640, 480, "RGB", None),
-    ManifestRow("b.png", "1" * 64, None, "validation", 1, 7, 8, 8, "L", None),
-    ManifestRow("c.png", "2" * 64, None, None, None, None, None, None, None, "the file is empty"),
+    ManifestRow("a/ü.png", "0" * 64, 0, 0, "train", 0, 0, 640, 480, "RGB", None, "3" * 64, 2**64 - 1, None, None),
+    ManifestRow("b.png", "1" * 64, 1, None, "validation", 1, 7, 8, 8, "I;16", 0.06, "4" * 64, 0, "a/ü.png", None),
+    ManifestRow("c.png", "2" * 64, 0, *[None] * 11, "the file is empty"),
 ]
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.parquet", ROWS)
     assert read_manifest(tmp_path / "manifest.parquet").to_pylist() == [asdict(row) for row in ROWS]
+    assert rows_of(read_manifest(tmp_path / "manifest.parquet")) == ROWS
 
 
 def test_equal_rows_make_equal_bytes(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Many processes give what one gives."""
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -13,31 +12,33 @@ from PIL import Image
 
 from diffusion_core.data import workers
 from diffusion_core.data.decoding import Decoding
+from diffusion_core.data.raw import RawFile
 from diffusion_core.data.workers import CHUNK, decode_all
 from diffusion_core.errors import UserError
 from tests.data.encoded import encoded
+from tests.data.packed import pack
 
 
-def write_images(folder: Path, count: int) -> list[Path]:
-    files = [folder / f"{position:04d}.png" for position in range(count)]
-    for position, file in enumerate(files):
-        Image.new("L", (2, 2), position % 256).save(file)
-    return files
+def write_images(folder: Path, count: int, **others: bytes) -> list[RawFile]:
+    """Pack images of one shade each, and replace some by others."""
+    images = {f"{number:04d}.png": encoded(Image.new("L", (2, 2), number % 256), "PNG") for number in range(count)}
+    return pack(folder, images | {f"{name.removeprefix('image')}.png": content for name, content in others.items()})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_results_come_in_the_order_of_the_files(tmp_path: Path, count: int) -> None:
     files = write_images(tmp_path, 3 * CHUNK + 5)
-    shades = [int(decoded.pixels[0, 0, 0]) for decoded in decode_all(files, Decoding((2, 2), 1), workers=count)]
+    results = decode_all(tmp_path, files, Decoding((2, 2), 1), workers=count)
+    shades = [int(decoded.pixels[0, 0, 0]) for decoded in results]
     assert shades == [position % 256 for position in range(len(files))]
 
 
 def test_what_killed_workers_did_is_done_again(tmp_path: Path) -> None:
     # More chunks than may wait, so that work remains after the first result.
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
+    files = pack(tmp_path, {"noise.png": encoded(Image.fromarray(noise), "PNG")})
     others = set(psutil.Process().children())
-    results = decode_all([tmp_path / "noise.png"] * 10 * CHUNK, Decoding((8, 8), 3), workers=2)
+    results = decode_all(tmp_path, files * 10 * CHUNK, Decoding((8, 8), 3), workers=2)
     first = next(results)
     for worker in set(psutil.Process().children()) - others:
         worker.kill()
@@ -54,13 +55,12 @@ def slow_jpeg(scans: int) -> bytes:
 
 
 def test_a_file_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
-    files = write_images(tmp_path, CHUNK + 5)
-    files[3].write_bytes(slow_jpeg(2000))
-    results = [*decode_all(files, Decoding((2, 2), 1, max_seconds=2.0), workers=2)]
+    files = write_images(tmp_path, CHUNK + 5, image0003=slow_jpeg(2000))
+    results = [*decode_all(tmp_path, files, Decoding((2, 2), 1, max_seconds=2.0), workers=2)]
     assert [each.reason for each in results if each.reason] == [
         "decoding takes longer than prepare.max_seconds, which is 2"
     ]
-    assert results[3].sha256 == hashlib.sha256(slow_jpeg(2000)).hexdigest()
+    assert results[3].reason is not None
     assert int(results[-1].pixels[0, 0, 0]) == (CHUNK + 4) % 256
 
 
@@ -83,9 +83,8 @@ needs_fork = pytest.mark.skipif(multiprocessing.get_start_method() != "fork", re
 @needs_fork
 def test_a_decoder_that_dies_costs_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "decode", harmed(signal.SIGSEGV, workers.decode))
-    files = write_images(tmp_path, CHUNK)
-    files[9].write_bytes(b"harm")
-    results = [*decode_all(files, Decoding((2, 2), 1), workers=2)]
+    files = write_images(tmp_path, CHUNK, image0009=b"harm")
+    results = [*decode_all(tmp_path, files, Decoding((2, 2), 1), workers=2)]
     assert {each.reason for each in results} == {None, "its decoder dies with exit code -11"}
     assert [number for number, each in enumerate(results) if each.reason] == [9]
 
@@ -95,20 +94,36 @@ def test_a_decoder_that_dies_costs_its_file_alone(tmp_path: Path, monkeypatch: p
 def test_too_little_memory_stops_the_run(signal_number, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed alone too was most likely killed for want of memory."""
     monkeypatch.setattr(workers, "decode", harmed(signal_number, workers.decode))
-    files = write_images(tmp_path, CHUNK)
-    files[9].write_bytes(b"harm")
+    files = write_images(tmp_path, CHUNK, image0009=b"harm")
     with pytest.raises(UserError, match=r"memory is too small to decode .*0009\.png"):
-        list(decode_all(files, Decoding((2, 2), 1), workers=2))
+        list(decode_all(tmp_path, files, Decoding((2, 2), 1), workers=2))
 
 
-def test_a_file_that_cannot_be_read_is_no_bad_image(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        list(decode_all([tmp_path / "missing.png"], Decoding((2, 2), 1)))
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_pack_that_is_missing_or_damaged_makes_no_bad_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    files = write_images(tmp_path, 3)
+    if alone:
+        monkeypatch.setattr(workers, "_until_one_dies", lambda *_: iter(()))
+    (file,) = tmp_path.glob("*.zip")
+    content = bytearray(file.read_bytes())
+    content[files[1].offset] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"zip is damaged \(the sha256 of 0001\.png differs .*--single-item ingest"):
+        list(decode_all(tmp_path, files, Decoding((2, 2), 1)))
+    file.unlink()
+    with pytest.raises(UserError, match=r"zip is damaged \(it is missing\)"):
+        list(decode_all(tmp_path, files, Decoding((2, 2), 1)))
+
+
+def test_of_no_files_nothing_comes(tmp_path: Path) -> None:
+    assert list(decode_all(tmp_path, [], Decoding((2, 2), 1))) == []
 
 
 def test_a_caller_that_leaves_early_leaves_no_process(tmp_path: Path) -> None:
     others = set(psutil.Process().children())
-    results = decode_all(write_images(tmp_path, 10 * CHUNK), Decoding((2, 2), 1), workers=2)
+    results = decode_all(tmp_path, write_images(tmp_path, 10 * CHUNK), Decoding((2, 2), 1), workers=2)
     next(results)
     workers = set(psutil.Process().children()) - others
     assert len(workers) == 2

@@ -22,7 +22,8 @@ def write(folder: Path, shard_bytes: int) -> tuple[list[tuple[int, int]], list[s
 
 def test_every_image_is_where_the_writer_said(tmp_path: Path) -> None:
     places, digests = write(tmp_path / "shards", shard_bytes=4 * 48 + 47)
-    shards = [map_shard(tmp_path / "shards", number, (rows, 4, 4, 3)) for number, rows in enumerate([4, 4, 2])]
+    shards = [map_shard(tmp_path / "shards", number, (4, 4, 3)) for number in range(3)]
+    assert [len(shard) for shard in shards] == [4, 4, 2]
     np.testing.assert_array_equal([shards[shard][row] for shard, row in places], IMAGES)
     files = sorted((tmp_path / "shards").iterdir())
     assert [file.name for file in files] == ["images-00000.npy", "images-00001.npy", "images-00002.npy"]
@@ -49,14 +50,24 @@ def test_equal_images_make_equal_files(tmp_path: Path) -> None:
         (lambda file: file.unlink(), "is missing: run the stage that makes it with `dvc repro prepare`"),
         (lambda file: file.write_bytes(b""), "is damaged"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged"),
-        (lambda file: np.save(file, IMAGES[:9]), r"it holds uint8 \(9, 4, 4, 3\) and not uint8 \(10, 4, 4, 3\)"),
+        (lambda file: np.save(file, IMAGES[:, :3]), r"it holds uint8 \(10, 3, 4, 3\) and not uint8 .*\(4, 4, 3\)"),
         (lambda file: np.save(file, IMAGES.astype(np.float32)), "it holds float32"),
         (lambda file: np.save(file, np.array([{}])), "is damaged"),
     ],
-    ids=["missing", "empty", "truncated", "too short", "float", "pickle"],
+    ids=["missing", "empty", "truncated", "another shape", "float", "pickle"],
 )
 def test_a_spoilt_shard_is_told(tmp_path: Path, spoil, sentence: str) -> None:
     write(tmp_path / "shards", shard_bytes=10 * 48)
     spoil(shard_file(tmp_path / "shards", 0))
     with pytest.raises(UserError, match=rf"images-00000\.npy .*{sentence}"):
-        map_shard(tmp_path / "shards", 0, (10, 4, 4, 3))
+        map_shard(tmp_path / "shards", 0, (4, 4, 3))
+
+
+def test_a_writer_goes_on_after_shards_that_are_there(tmp_path: Path) -> None:
+    _, digests = write(tmp_path / "shards", shard_bytes=5 * 48)
+    writer = ShardWriter(tmp_path / "shards", (4, 4, 3), digests, shard_bytes=5 * 48)
+    assert writer.append(IMAGES[3]) == (2, 0)
+    writer.flush()
+    assert writer.digests[:2] == digests
+    assert len(writer.digests) == 3
+    np.testing.assert_array_equal(map_shard(tmp_path / "shards", 2, (4, 4, 3)), IMAGES[3:4])

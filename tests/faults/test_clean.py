@@ -34,11 +34,20 @@ def training(project, name, *, old=True, finished=False):
 def test_nothing_is_removed_before_it_is_asked_for(project, capsys):
     old = training(project, "a", finished=True)
     shown = cleaned(project, capsys, remove=False)
-    assert f".checkpoints/{'a' * 16}, 0.0 MB: checkpoints of a finished training" in shown
-    assert shown.splitlines()[-1].endswith("MB may go: say `diffusion clean --remove`")
+    size = sum(file.stat().st_size for file in old.rglob("*") if file.is_file())
+    assert f".checkpoints/{'a' * 16}, {size:,} bytes: checkpoints of a finished training" in shown
+    assert shown.splitlines()[-1] == f"clean: {size:,} bytes may go: say `diffusion clean --remove`"
     assert old.exists()
-    assert cleaned(project, capsys).splitlines()[-1].endswith("MB removed")
+    assert cleaned(project, capsys).splitlines()[-1] == f"clean: {size:,} bytes removed"
     assert not old.exists()
+
+
+def test_a_folder_of_many_bytes_is_shown_in_megabytes(project, capsys):
+    old = training(project, "a", finished=True)
+    with (old / "large").open("wb") as file:
+        file.truncate(2_500_000)
+    age(old)
+    assert f".checkpoints/{'a' * 16}, 2.5 MB: checkpoints of a finished training" in cleaned(project, capsys)
 
 
 def test_trainings_that_are_old_go_and_others_stay(project, capsys):

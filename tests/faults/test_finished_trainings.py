@@ -16,6 +16,7 @@ from diffusion_core.lineage.checkpoints import (
 )
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.stages import keeping, verify
+from diffusion_core.stages.finding import Hashed
 from diffusion_core.training.checkpoint import save_checkpoint
 from tests.faults.commands import succeeds
 from tests.faults.copies import checkpoint
@@ -104,9 +105,9 @@ def test_what_is_being_removed_is_no_training(root, tmp_path):
     assert Outbox(folder / OUTBOX).key
     (checkpoints(folder)[0] / "model.safetensors").unlink()
     trash = folder.rename(root / f".{folder.name}.trash-{os.getppid()}")
-    assert list(verify._checkpoints(environment_of(tmp_path), repair=True)) == []
+    assert list(verify._checkpoints(environment_of(tmp_path), repair=True, hashed=Hashed())) == []
     assert Outbox.all(root) == []
     # The control: under its own name it is one.
     trash.rename(folder)
-    assert len(list(verify._checkpoints(environment_of(tmp_path), repair=True))) == 1
+    assert len(list(verify._checkpoints(environment_of(tmp_path), repair=True, hashed=Hashed()))) == 1
     assert [outbox.folder for outbox in Outbox.all(root)] == [folder / OUTBOX]

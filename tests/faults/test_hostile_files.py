@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import save
 
-from diffusion_core.data.downloads import read_index
 from diffusion_core.documents import LARGEST_BYTES
 from diffusion_core.files import sha256_of
 from diffusion_core.lineage.outbox import Outbox
@@ -69,6 +69,20 @@ def huge(content):
 
 
 # Stage, file, and what the file becomes: bytes, or a function of its bytes.
+def indexed(name, value):
+    """Return what gives all rows of an index of data/raw another value."""
+
+    def change(content):
+        table = pq.read_table(io.BytesIO(content))
+        place = table.schema.get_field_index(name)
+        column = pa.array([value] * len(table), table.schema.field(name).type)
+        file = io.BytesIO()
+        pq.write_table(table.set_column(place, table.schema.field(name), column), file)
+        return file.getvalue()
+
+    return change
+
+
 DOORS = [
     ("sample", "models/model.safetensors", PICKLE),
     ("sample", "models/model.safetensors", HEADER),
@@ -238,10 +252,28 @@ def test_a_description_takes_no_memory_that_its_weights_do_not_have(tmp_path):
     assert grown["safe"] < 2**17 < 2**19 < grown["unsafe"]
 
 
-@pytest.mark.parametrize("content", [DEEP, b"[]", b'{"url": "s3://a", "objects": [1]}', PICKLE])
-def test_a_hostile_index_of_a_bucket_is_none(tmp_path, content):
-    (tmp_path / ".s3.json").write_bytes(content)
-    assert read_index(tmp_path, "s3://a") == {}
+HOSTILE_INDEXES = [
+    *(DEEP, PICKLE, extension()),
+    *(indexed("pack", "../../../etc/passwd"), indexed("sha256", "0" * 64)),
+    *(indexed("size", 2**62), indexed("size", -1), indexed("offset", -1), indexed("offset", 2**63 - 1)),
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE_INDEXES)
+def test_a_hostile_index_is_refused_by_prepare_and_its_remedy_works(finished, tmp_path, is_refused, content):
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    index = folder / "data/raw/index.parquet"
+    before = index.read_bytes()
+    # What was decoded before would need no file of data/raw.
+    shutil.rmtree(folder / "data/prepared")
+    index.write_bytes(content(before) if callable(content) else content)
+    said = is_refused(folder, "prepare")
+    assert "data/raw/" in said
+    assert "remove data/raw and make it again" in said
+    shutil.rmtree(folder / "data/raw")
+    succeeds(folder, "ingest")
+    assert index.read_bytes() == before
 
 
 @pytest.mark.parametrize(

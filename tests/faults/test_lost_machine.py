@@ -16,6 +16,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable
 from diffusion_core.lineage.checkpoints import checkpoints, damaged, mark_finished, problem
 from diffusion_core.stages import backup, fetching, verify
+from diffusion_core.stages.finding import Hashed
 from diffusion_core.storage import fetching as storage_fetching
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
 from tests.faults.commands import command, is_killed, run, succeeds, wait_for
@@ -126,11 +127,11 @@ def test_verify_repairs_any_checkpoint_from_its_copy(copies, environment, proxy)
     rotten = one.folder / name(1)
     flip_last(rotten / "model.safetensors")
     proxy.trouble(refuse(403, "AccessDenied"), key="LIST", times=1)
-    (finding,) = verify._checkpoints(environment, repair=True)
+    (finding,) = verify._checkpoints(environment, repair=True, hashed=Hashed())
     assert not finding.is_repaired
     assert "its copy cannot be fetched (the credentials give no right to" in finding.problem
     assert rotten.exists()
-    (finding,) = verify._checkpoints(environment, repair=True)
+    (finding,) = verify._checkpoints(environment, repair=True, hashed=Hashed())
     assert finding.is_repaired
     assert problem(rotten) is None
     assert len(damaged(one.folder)) == 1

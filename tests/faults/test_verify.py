@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from diffusion_core.lineage import dvc_cache, hashed_files
+from diffusion_core.stages import verify
 from tests.faults.commands import is_killed, run
 from tests.faults.git_dvc import DVC, GIT, say
-from tests.faults.verifying import entry, flip, verified
+from tests.faults.verifying import entry, environment_of, flip, verified
 
 
 @pytest.fixture
@@ -19,8 +20,18 @@ def project(whole_project):
     return whole_project
 
 
-def test_nothing_rotten_is_nothing_found(project):
+def test_nothing_rotten_is_nothing_found(project, capsys):
     assert verified(project) == (0, [])
+    verify.run(environment_of(project), repair=False, as_json=False)
+    files = [each for folder in ("pictures", "models") for each in (project / folder).iterdir()]
+    size, model = (sum(each.stat().st_size for each in some) for some in (files, files[3:]))
+    entries = [*project.glob(".dvc/cache/files/md5/*/*")]
+    weights = (project / "models/model.safetensors").stat().st_size
+    assert capsys.readouterr().out == (
+        f"verify: all is whole; hashed: DVC's cache (7 files, {sum(each.stat().st_size for each in entries):,} bytes),"
+        f" the checkout (5 files, {size:,} bytes), models (1 files, {weights:,} bytes),"
+        f" the champion of diffusion (2 files, {model:,} bytes)\n"
+    )
 
 
 def test_a_rotten_entry_of_the_cache_comes_back_from_the_remote(project):
@@ -32,7 +43,13 @@ def test_a_rotten_entry_of_the_cache_comes_back_from_the_remote(project):
     code, (found,) = verified(project)
     assert code == 1
     assert (found["what"], found["is_repaired"]) == (str(path), False)
-    assert "the remote has it" in found["problem"]
+    assert found["problem"].endswith("and the checkout has it")
+    (project / "pictures/1.bin").unlink()
+    _, (found,) = verified(project)
+    assert found["problem"] == (
+        "the copy of pictures/1.bin of pictures.dvc does not have the hash in its name, and the remote has it"
+    )
+    assert found["remedy"] == "say `diffusion verify --repair`"
     assert path.read_bytes() != whole
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"]) == (0, True)
@@ -60,9 +77,37 @@ def test_what_is_nowhere_else_is_said_and_not_repaired(project):
     shutil.rmtree(project.parent / "remote")
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"]) == (1, False)
-    assert "the remote does not have it" in found["problem"]
-    assert "remove this file, and then run `dvc repro`" in found["remedy"]
+    assert found["problem"].endswith(
+        "neither the checkout nor a registered version has it whole, and the remote does not have it"
+    )
+    assert found["remedy"] == (
+        "remove this file, and then bring pictures back from a backup, and run `dvc add pictures`"
+    )
     assert path.read_bytes() == rotten
+    say(*DVC, "remote", "remove", "store")
+    for repair in (True, False):
+        _, (found,) = verified(project, repair)
+        assert found["problem"].endswith("and no remote is configured")
+        assert "--repair" not in found["remedy"]
+
+
+def test_the_remedy_for_an_output_of_a_stage_that_is_nowhere_else_works(project):
+    (project / "dvc.yaml").write_text("stages:\n  make:\n    cmd: echo 1 > made\n    outs: [made]\n")
+    say(*DVC, "repro", "-q")
+    path = entry(project, project / "made")
+    flip(path)
+    (project / "made").unlink()
+    _, (found,) = verified(project, repair=True)
+    assert "the copy of made of the stage make does not have the hash in its name" in found["problem"]
+    assert found["remedy"] == "remove this file, and then run `dvc repro make`"
+    # The control: DVC takes the rotten entry for whole.
+    say(*DVC, "repro", "make")
+    assert (project / "made").read_text() != "1\n"
+    (project / "made").unlink()
+    path.unlink()
+    say(*DVC, "repro", "make")
+    assert (project / "made").read_text() == "1\n"
+    assert verified(project) == (0, [])
 
 
 def test_a_rotten_file_of_the_checkout_comes_back_from_the_cache(project):
@@ -72,6 +117,7 @@ def test_a_rotten_file_of_the_checkout_comes_back_from_the_cache(project):
     assert "up to date" in say(*DVC, "status")
     code, (found,) = verified(project)
     assert (code, found["what"]) == (1, "pictures/2.bin")
+    assert "it is of pictures.dvc" in found["problem"]
     assert verified(project, repair=True)[0] == 0
     assert file.read_bytes() == whole
     assert verified(project) == (0, [])
@@ -127,6 +173,7 @@ def test_a_rotten_list_of_files_comes_back_and_its_files_are_looked_at(project):
     flip(file)
     code, found = verified(project, repair=True)
     assert (code, [each["what"] for each in found]) == (0, [str(listed), str(file)])
+    assert found[0]["problem"].startswith("the list of files of pictures of pictures.dvc does not have the hash")
     assert listed.read_bytes() == whole
     assert file.read_bytes() == (project / "pictures/1.bin").read_bytes()
     assert verified(project) == (0, [])
@@ -142,6 +189,7 @@ def test_a_copy_that_is_rotten_too_is_passed_over(project):
     saved = file.rename(project / "saved.bin")
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"], path.read_bytes()) == (1, False, rotten)
+    assert "and that of the remote has rotted too" in found["problem"]
     saved.rename(file)
     code, (found,) = verified(project, repair=True)
     assert (code, found["is_repaired"], path.read_bytes()) == (0, True, whole)
@@ -163,7 +211,9 @@ def test_a_remote_that_is_down_is_said_and_the_rest_is_looked_at(project, monkey
     repaired = {each["what"]: each["is_repaired"] for each in found}
     # The checkout has the second.
     assert repaired == {str(entries[0]): False, str(entries[1]): True, "version 1 of diffusion": True}
-    assert "DVC's remote cannot be used (" in found[0]["problem"]
+    (lost,) = (each for each in found if each["what"] == str(entries[0]))
+    assert "DVC's remote cannot be used (" in lost["problem"]
+    assert "start it, or correct it with `diffusion remote` and say `diffusion verify --repair`" in lost["remedy"]
     assert entries[1].read_bytes() == second.read_bytes()
 
 
@@ -190,7 +240,7 @@ def test_a_branch_that_cannot_be_read_is_said(project):
     assert code == 1
     assert found[0]["what"] == "the revision other"
     assert "it cannot be read (" in found[0]["problem"]
-    assert "its bytes are not those of its name" in found[1]["problem"]
+    assert "does not have the hash in its name" in found[1]["problem"]
 
 
 def test_outside_a_project_it_is_one_sentence(tmp_path):

@@ -18,6 +18,7 @@ from diffusion_core.registry.versions import load_version
 from diffusion_core.stages import verify
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
 from tests.faults.commands import run
+from tests.faults.git_dvc import DVC, say
 from tests.faults.verifying import entry, environment_of, flip, verified
 from tests.registry.servers import refusing_server
 
@@ -68,22 +69,79 @@ def test_a_rotten_model_is_found_by_its_own_hash_and_repaired(project):
     assert verified(project) == (0, [])
 
 
-@pytest.mark.parametrize("source", ["the checkout", "DVC's cache"])
+def test_what_repair_leaves_because_its_time_is_new_has_a_remedy_that_works(project):
+    weights = project / "models/model.safetensors"
+    whole = weights.read_bytes()
+    flip(weights)
+    weights.touch()
+    for repair, remedy in (
+        (False, "say `diffusion verify --repair`, or make it again with `dvc repro -f train`"),
+        (True, "`--repair` leaves a file that is missing or has a new time, as a stage may be at work: run"),
+    ):
+        code, (found,) = verified(project, repair)
+        assert (code, found["what"]) == (1, "models")
+        assert found["remedy"].startswith(remedy)
+    assert weights.read_bytes() != whole
+    assert "run `dvc checkout --force models`" in found["remedy"]
+    say(*DVC, "checkout", "--force", "-q", "models")
+    assert weights.read_bytes() == whole
+    assert verified(project) == (0, [])
+
+
+def name_entries(project):
+    """Let the tags of the champion name its files' entries in DVC's cache, as `publish` does; return the entries."""
+    environment = environment_of(project)
+    client = connect(environment)
+    version = client.get_model_version_by_alias(environment.registered_model, "champion")
+    names = ("model.safetensors", "model.json")
+    entries = [entry(project, project / "models" / name) for name in names]
+    for name, md5 in zip(names, entries, strict=True):
+        client.set_model_version_tag(version.name, version.version, f"dvc.models/{name}", md5.parent.name + md5.name)
+    return entries
+
+
+@pytest.mark.parametrize("source", ["the version", "nothing"])
+def test_a_rotten_entry_of_a_model_comes_back_from_its_registered_version(project, source):
+    path, _ = name_entries(project)
+    whole = path.read_bytes()
+    flip(path)
+    (project / "models/model.safetensors").unlink()
+    shutil.rmtree(project.parent / "remote")
+    if source == "nothing":
+        # The control: what has rotted in the store too is not put into the cache.
+        (weights,) = (project / "mlartifacts").rglob("model.safetensors")
+        flip(weights)
+    code, found = verified(project)
+    assert (code, found[0]["what"]) == (1, str(path))
+    assert "models/model.safetensors of models.dvc" in found[0]["problem"]
+    assert found[0]["problem"].endswith("and version 1 of diffusion has it")
+    code, found = verified(project, repair=True)
+    assert found[0]["is_repaired"] is (source == "the version")
+    assert (path.read_bytes() == whole) is (source == "the version")
+
+
+@pytest.mark.parametrize("source", ["the checkout", "DVC's cache", "the remote", "nothing"])
 def test_a_champion_whose_files_rotted_is_uploaded_again(project, source):
     environment = environment_of(project)
     client = connect(environment)
     (weights,) = (project / "mlartifacts").rglob("model.safetensors")
-    if source == "DVC's cache":
-        version = client.get_model_version_by_alias(environment.registered_model, "champion")
-        for name in ("model.safetensors", "model.json"):
-            md5 = entry(project, project / "models" / name)
-            tag = f"dvc.models/{name}"
-            client.set_model_version_tag(version.name, version.version, tag, md5.parent.name + md5.name)
+    if source != "the checkout":
+        entries = name_entries(project)
         shutil.rmtree(project / "models")
+        if source != "DVC's cache":
+            for path in entries:
+                path.unlink()
+        if source == "nothing":
+            shutil.rmtree(project.parent / "remote")
     flip(weights)
     code, (found,) = verified(project)
     assert (code, found["what"]) == (1, f"version 1 of {environment.registered_model}")
+    assert found["remedy"].startswith("say `diffusion verify --repair`; if that fails, restore the store's artifacts")
     code, (found,) = verified(project, repair=True)
+    if source == "nothing":
+        assert (code, found["is_repaired"]) == (1, False)
+        assert found["remedy"].startswith("restore the store's artifacts from a backup")
+        return
     assert (code, found["is_repaired"]) == (0, True)
     load_version(client, environment.registered_model)
     # Without one of its files, and without both.
@@ -149,7 +207,7 @@ def test_a_store_that_does_not_answer_is_said_and_the_rest_is_looked_at(project)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     rotten, store = done.stdout.splitlines()
-    assert "its bytes are not those of its name" in rotten
+    assert "does not have the hash in its name" in rotten
     assert store.startswith("verify: the champion of diffusion: it could not be looked at (")
 
 
@@ -163,6 +221,6 @@ def test_a_store_that_refuses_a_request_is_said_by_verify_and_by_clean(project):
     assert (verified_by.returncode, cleaned.returncode) == (1, 0)
     assert "Traceback" not in verified_by.stderr + cleaned.stderr
     rotten, store = verified_by.stdout.splitlines()
-    assert "its bytes are not those of its name" in rotten
+    assert "does not have the hash in its name" in rotten
     assert f"the tracking store {address} refuses a request (" in store
     assert "clean: DVC's cache stays, because the registered versions are not known (" in cleaned.stdout

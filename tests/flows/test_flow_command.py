@@ -26,7 +26,8 @@ def test_a_second_run_in_one_checkout_is_refused_while_the_first_lives_and_not_a
         while not (project / "busy").exists():
             assert other.poll() is None, other.stdout.read()
             time.sleep(0.1)
-        with pytest.raises(StageFailed, match="another run works in .*project: wait until it ends") as caught:
+        refusal = rf"another run works in .*project \(process {other.pid}\): wait until it ends"
+        with pytest.raises(StageFailed, match=refusal) as caught:
             pipeline()
         assert caught.value.is_mistake
         family = psutil.Process(other.pid).children(recursive=True)

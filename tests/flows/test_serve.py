@@ -106,6 +106,7 @@ def at(server, port):
     return replace(server, port=port, module=module)
 
 serve.PREFECT, serve.MLFLOW = at(serve.PREFECT, int(sys.argv[1])), at(serve.MLFLOW, int(sys.argv[2]))
+del sys.argv[1:]
 serve.main()
 """
 
@@ -184,6 +185,7 @@ serve.STOP_SECONDS = 3.0
 serve.PREFECT = serve.Server("prefect", ("listener", sys.argv[1]), int(sys.argv[1]), "/")
 serve.MLFLOW = serve.Server("mlflow", ("listener", sys.argv[2]), int(sys.argv[2]), "/")
 serve.SCHEDULE = ("schedule",)
+del sys.argv[1:]
 serve.main()
 """
 

@@ -21,11 +21,14 @@ def digits(begin, end, labelled=True):
         count=1797,
         train=TRAIN,
         validation=1797 - TRAIN,
+        test=0,
         quarantined=0,
+        dropped=0,
         classes=[str(digit) for digit in range(10)] if labelled else [],
         image_size=(8, 8),
         channels=1,
         shards=[],
+        decoder="none",
         digest="digits",
     )
     rows = np.arange(len(pixels))

@@ -96,11 +96,14 @@ def noise(size, channels, classes):
         count=count,
         train=count,
         validation=count,
+        test=0,
         quarantined=0,
+        dropped=0,
         classes=classes,
         image_size=size,
         channels=channels,
         shards=[],
+        decoder="none",
         digest="noise",
     )
     rows = np.arange(count)

@@ -3,11 +3,13 @@
 import errno
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from diffusion_core.__main__ import main
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.checkpoints import only_training
@@ -94,6 +96,50 @@ def test_a_queue_goes_to_its_own_store_and_experiment_alone(environment, caplog,
     assert f"what waits in {elsewhere.folder} is for {elsewhere.store}" in caplog.text
     assert [entry["kind"] for entry in elsewhere.entries()] == ["start", "end"]
     assert find_run(connect(environment), elsewhere.key) is None
+
+
+def test_what_waits_for_another_store_can_be_sent_to_this_one(environment, tmp_path, monkeypatch, capsys):
+    """For example, the address was misspelled and no training resumes the queue."""
+    monkeypatch.setenv("DIFFUSION_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    misspelled, here = waiting("a", ({"loss": 1.0}, 1)), waiting("b")
+    misspelled.set_store(store_name(Environment(tracking_uri="http://127.0.0.1:1")))
+    for any_store, code, said in (
+        # The control: it is never sent unasked.
+        ([], 1, f"has taken 2 entries that waited\nreplay: 3 entries stay in {misspelled.folder}\n"),
+        (["--any-store"], 0, "has taken 3 entries that waited\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["diffusion", "replay", *any_store])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert (left.value.code or 0, here.is_empty()) == (code, True)
+        assert capsys.readouterr().out.endswith(said)
+    assert history(environment, find_run(connect(environment), misspelled.key), "loss") == [(1, 1.0)]
+
+
+def test_a_store_that_has_taken_a_part_costs_the_other_nothing(environment, tmp_path):
+    (tmp_path / "first").mkdir()
+    first = new_environment(tmp_path / "first")
+    outbox = waiting("one", ({"loss": 2.0}, 1), finished=False)
+    outbox.set_store(store_name(first))
+    deliver(first, outbox)
+    tracking.Run(outbox, Delivery(environment, [])).metrics({"loss": 1.0}, 2)
+    # The control: the queue of a training that runs stays where it is.
+    with only_training(outbox.folder.parent):
+        assert replay(environment, any_store=True) == 0
+        assert outbox.is_for(store_name(first))
+    assert replay(environment, any_store=True) == 4
+    assert history(environment, find_run(connect(environment), outbox.key), "loss") == [(1, 2.0), (2, 1.0)]
+
+
+def test_a_queue_that_was_given_another_store_is_not_sent_by_a_training_that_knew_it(environment, tmp_path):
+    outbox, kept = waiting("a"), waiting("b")
+    delivery = Delivery(environment, [Outbox(tmp_path / "own/outbox"), outbox, kept])
+    outbox.set_store(store_name(Environment(tracking_uri="http://127.0.0.1:1")))
+    delivery.start()
+    # The control: the other one is sent.
+    assert is_sent(kept)
+    assert not outbox.is_empty()
+    assert outbox.run_id is None
 
 
 def test_a_training_that_resumes_with_another_store_takes_all_of_its_queue_there(environment, tmp_path, caplog):

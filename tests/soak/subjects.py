@@ -212,7 +212,8 @@ class Deployment(Subject):
         """Stop the worker with its runs, and the server."""
         self.worker.send(signal.SIGTERM)
         end = time.monotonic() + 60.0
-        while self.worker.lives() and time.monotonic() < end:
+        # A run whose worker was killed is not stopped with the next one, and needs the server until it has ended.
+        while (self.worker.lives() or marked(self.mark)) and time.monotonic() < end:
             time.sleep(0.2)
         self.is_closed = True
         self.prefect.kill()

@@ -10,8 +10,9 @@ from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
-from diffusion_core.registry.connection import connect, experiment_id
-from diffusion_core.registry.sending import RUN_KEY
+from diffusion_core.registry.connection import connect, experiment_id, store_name
+from diffusion_core.registry.sending import RUN_KEY, find_run
+from diffusion_core.registry.tracking import replay
 from diffusion_core.registry.versions import recorded_evaluation
 from diffusion_core.stages import publish
 from tests.registry.projects import (
@@ -79,6 +80,17 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
     client = connect(environment)
     files = [file.path for folder in ("samples", "plots") for file in client.list_artifacts(run.info.run_id, folder)]
     assert files == ["samples/grid.png", "plots/nearest.png"]
+
+
+@pytest.mark.parametrize(
+    ("page", "ending"), [(None, ", a page that opens while `make serve` runs"), ("https://mlflow.example.org", "")]
+)
+def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, page, ending):
+    publish.run(environment.model_copy(update={"tracking_page": page}))
+    (version,) = published(environment)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"publish: version 1 of {NAME}, trained by {page or 'http://127.0.0.1:5000'}/#/experiments/")
+    assert line.endswith(f"/runs/{version.run_id}{ending}")
 
 
 def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
@@ -182,6 +194,23 @@ def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp
     assert run.data.tags[publication.STANDS_IN_FOR] == UNKNOWN_RUN
     run_stage(environment)
     assert len(runs(environment)) == 2
+
+
+def test_a_version_keeps_its_stand_in_when_the_right_run_arrives_later(environment, tmp_path, caplog):
+    """MLflow cannot give a version another run, so the stand-in's tag leads to the right one."""
+    outbox = waiting("a")
+    outbox.set_store(store_name(Environment(tracking_uri="http://127.0.0.1:1")))
+    write_run_info(tmp_path / "models", outbox.key)
+    run_stage(environment)
+    assert "with `diffusion replay --any-store`" in caplog.text
+    assert replay(environment, any_store=True) == 2
+    run_stage(environment)
+    (version,) = published(environment)
+    client = connect(environment)
+    stand_in, run = client.get_run(version.run_id), client.get_run(find_run(client, outbox.key))
+    assert stand_in.data.tags[publication.STANDS_IN_FOR] == run.data.tags[RUN_KEY] == outbox.key
+    # What is measured later goes to the right one.
+    assert run.data.metrics == pytest.approx(read_figures(tmp_path))
 
 
 def test_queues_of_other_trainings_stop_no_publication(environment, tmp_path, capsys):

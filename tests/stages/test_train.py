@@ -201,6 +201,7 @@ def test_a_second_training_of_the_same_is_refused_while_the_first_lives_and_not_
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert second.returncode == 2
         assert "error: another training writes models in " in second.stderr
+        assert f"(process {first.pid}): wait until it ends, stop it, " in second.stderr
     finally:
         first.kill()
         first.communicate()

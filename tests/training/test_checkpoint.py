@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.lineage import checkpoints as lineage
 from diffusion_core.lineage.checkpoints import damaged, problem
 from diffusion_core.training import checkpoint as module
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, save_checkpoint
@@ -127,6 +128,7 @@ def test_only_an_error_that_shows_damage_sets_a_checkpoint_aside(folder, monkeyp
         return open_file(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(lineage, "SECONDS_TO_RECOVER", 0.0)
     if raised is None:
         assert load_newest(folder).step == 1
         assert len(damaged(folder)) == 1
@@ -134,6 +136,25 @@ def test_only_an_error_that_shows_damage_sets_a_checkpoint_aside(folder, monkeyp
         with pytest.raises(raised, match=os.strerror(number)):
             load_newest(folder)
         assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EBADMSG])
+def test_an_error_of_input_that_passes_sets_no_checkpoint_aside(folder, monkeypatch, name, number):
+    """As on a network's filesystem. The control: another error of a damaged file is not tried again."""
+    pauses, left, open_file = [], [True], Path.open
+
+    def refuse_once(path, *arguments, **options):
+        if path == folder / "step-000000002" / name and left:
+            left.pop()
+            raise OSError(number, os.strerror(number), str(path))
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse_once)
+    monkeypatch.setattr(lineage.time, "sleep", pauses.append)
+    assert load_newest(folder).step == (2 if number == errno.EIO else 1)
+    assert len(damaged(folder)) == (0 if number == errno.EIO else 1)
+    assert pauses == ([lineage.SECONDS_TO_RECOVER] if number == errno.EIO else [])
 
 
 @pytest.mark.parametrize("reader", ["read_json", "load_file"])

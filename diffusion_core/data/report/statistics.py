@@ -74,10 +74,20 @@ class Statistics:
         return [row for row in self.version.rows if row.quarantined is not None]
 
     @property
+    def files(self) -> int:
+        """The number of files; one file may make several images."""
+        return len({row.source for row in self.version.rows})
+
+    @property
+    def copies(self) -> list[ManifestRow]:
+        """The near-duplicates of other images."""
+        return [row for row in self.version.rows if row.duplicate_of is not None]
+
+    @property
     def duplicates_share(self) -> float:
         """Near-duplicates of other images as a share of all that decode."""
         decoded = sum(row.quarantined is None for row in self.version.rows)
-        return sum(len(group) - 1 for group in self.duplicates) / decoded if decoded else 0.0
+        return len(self.copies) / decoded if decoded else 0.0
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -102,12 +112,12 @@ class Statistics:
         """Return the content of `metrics/data.json`."""
         rows, counts = self.version.rows, self.counts()
         return {
-            "files": len(rows),
+            "files": self.files,
             "images": len(self.version.images),
             "dropped": sum(row.quarantined is None and row.split is None for row in rows),
             "quarantined": len(self.quarantined),
-            "quarantined_share": len(self.quarantined) / len(rows) if rows else 0.0,
-            "duplicates": sum(len(group) - 1 for group in self.duplicates),
+            "quarantined_share": len(self.quarantined) / self.files if rows else 0.0,
+            "duplicates": len(self.copies),
             "duplicates_share": self.duplicates_share,
             "split": counts["split"],
             "class": largest(counts["class"], MOST_ENTRIES),

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Protocol
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.data.sources.arrays import Arrays
+from diffusion_core.data.sources.dataset import Dataset
 from diffusion_core.data.sources.digits import Digits
 from diffusion_core.data.sources.folder import Folder
 from diffusion_core.data.sources.item import Item
+from diffusion_core.data.sources.parquet import Parquet
 from diffusion_core.data.sources.s3 import S3
+from diffusion_core.data.sources.tar import Tar
+from diffusion_core.data.sources.url import Url
+from diffusion_core.data.sources.webdataset import WebDataset
 from diffusion_core.data.sources.zip import Zip
 
-SourceChoice = Digits | Folder | S3 | Zip
+SourceChoice = Arrays | Dataset | Digits | Folder | Parquet | S3 | Tar | Url | WebDataset | Zip
 
 
 class Source(Protocol):
     """Lists images and returns their bytes."""
 
     def items(self, environment: Environment) -> Sequence[Item]:
-        """Return the images by path; not empty.
+        """Return the images, in the order in which `contents` reads them; not empty.
 
         Args:
             environment: credentials and endpoints.

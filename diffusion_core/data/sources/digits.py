@@ -1,16 +1,15 @@
 """The digits of scikit-learn, as image files."""
 
-import io
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from diffusion_core.choices import Choice
 from diffusion_core.data.sources.item import Item
+from diffusion_core.data.sources.png import WRITTEN_BY, as_png
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Digits(Choice):
         # Imported here, because only this source needs scikit-learn.
         from sklearn.datasets import load_digits
 
-        stamp = f"scikit-learn {version('scikit-learn')}, Pillow {version('pillow')}"
+        stamp = f"scikit-learn {version('scikit-learn')}, {WRITTEN_BY}"
         names = sorted(f"{label}/{position:04d}.png" for position, label in enumerate(load_digits().target))
         return [Item(name, None, stamp) for name in names]
 
@@ -37,6 +36,4 @@ class Digits(Choice):
 
         pixels = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
         for item in wanted:
-            file = io.BytesIO()
-            Image.fromarray(pixels[int(item.path[2:6])]).save(file, "PNG")
-            yield file.getvalue()
+            yield as_png(pixels[int(item.path[2:6])])

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion_core.choices import Choice
-from diffusion_core.data.sources.archive import check_size, opening
+from diffusion_core.data.sources.archive import Archive, archive_at, changed, check_size
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.data.sources.names import image_names
+
+DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -34,35 +36,52 @@ class Zip(Choice):
         Raises:
             UserError: the file is missing, damaged, encrypted or has no image, or an entry is refused.
         """
-        with self._opened() as archive:
-            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
-            tables = table_names(files)
-            items = []
-            for name in image_names(files, self._key, used=tables):
-                check_size(self._key, name, files[name].file_size)
-                items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
-            for name in tables:
-                check_size(self._key, name, files[name].file_size)
-            return labelled(items, {name: archive.read(name) for name in tables}, self._key)
+        return ZipImages(self._archive()).items()
 
     def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
         """Yield the bytes of each.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged or has changed.
         """
-        with self._opened() as archive:
-            for item in wanted:
-                yield archive.read(item.path)
+        return ZipImages(self._archive()).contents(wanted)
 
-    @property
-    def _key(self) -> str:
-        return f"ingest.source.path is {self.path}"
+    def _archive(self) -> Archive:
+        return archive_at(f"ingest.source.path is {self.path}", self.path)
+
+
+@dataclass(frozen=True)
+class ZipImages:
+    """The images in a zip file, with the errors of `Zip`."""
+
+    archive: Archive
+
+    def items(self) -> list[Item]:
+        """Return the images by path."""
+        key = self.archive.key
+        with self._opened() as archive:
+            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
+            tables = table_names(files)
+            items = []
+            for name in image_names(files, key, used=tables):
+                check_size(key, name, files[name].file_size)
+                items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
+            for name in tables:
+                check_size(key, name, files[name].file_size)
+            return labelled(items, {name: archive.read(name) for name in tables}, key)
+
+    def contents(self, wanted: Sequence[Item]) -> Generator[bytes, None, None]:
+        """Yield the bytes of each."""
+        with self._opened() as archive:
+            names = {*archive.namelist()}
+            for item in wanted:
+                if item.path not in names:
+                    raise changed(self.archive.key)
+                yield archive.read(item.path)
 
     @contextmanager
     def _opened(self) -> Generator[zipfile.ZipFile, None, None]:
-        damage = (zipfile.BadZipFile, RuntimeError, NotImplementedError)
-        with opening(self._key, self.path, *damage) as file, zipfile.ZipFile(file) as archive:
+        with self.archive.opened(*DAMAGE) as file, zipfile.ZipFile(file) as archive:
             yield archive
 
 

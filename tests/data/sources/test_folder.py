@@ -16,18 +16,22 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    folder = tmp_path / "project" / "data" / "raw"
-    folder.mkdir(parents=True)
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    (folder / "data/raw").mkdir(parents=True)
+    monkeypatch.chdir(folder)
     return folder
 
 
-def copied(raw: Path) -> dict[str, bytes]:
-    return {file.relative_to(raw).as_posix(): file.read_bytes() for file in raw.rglob("*") if file.is_file()}
+def read(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of each image by its path."""
+    source = Folder(folder)
+    items = source.items()
+    return dict(zip([item.path for item in items], source.contents(items), strict=True))
 
 
-def test_images_keep_their_paths_and_bytes(images: Path, raw: Path, capsys: pytest.CaptureFixture) -> None:
+def test_images_keep_their_paths_and_bytes(images: Path, capsys: pytest.CaptureFixture) -> None:
     content = {
         "top.PNG": b"1",
         "cat/a.jpg": b"2",
@@ -41,13 +45,11 @@ def test_images_keep_their_paths_and_bytes(images: Path, raw: Path, capsys: pyte
     for path, body in content.items():
         (images / path).parent.mkdir(exist_ok=True)
         (images / path).write_bytes(body)
-    assert Folder(images).fetch(raw) == len(content)
-    assert copied(raw) == content
-    assert not any(file.is_symlink() or file.stat().st_nlink > 1 for file in raw.rglob("*.*"))
+    assert read(images) == content
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_no_image_is_left_out_and_told(images: Path, raw: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_no_image_is_left_out_and_told(images: Path, capsys: pytest.CaptureFixture) -> None:
     (images / "cat" / "a.png").write_bytes(b"1")
     (images / "cat" / "notes.txt").write_bytes(b"2")
     (images / "cat" / "figure.eps").write_bytes(b"3")
@@ -56,14 +58,11 @@ def test_what_is_no_image_is_left_out_and_told(images: Path, raw: Path, capsys: 
     (images / ".thumbnails" / "a.png").write_bytes(b"5")
     (images / "folder.png").mkdir()
     os.mkfifo(images / "pipe.png")
-    assert Folder(images).fetch(raw) == 1
-    assert copied(raw) == {"cat/a.png": b"1"}
-    assert capsys.readouterr().out == ("ingest: left out 3 files that are not images and 0 links that lead elsewhere\n")
+    assert read(images) == {"cat/a.png": b"1"}
+    assert capsys.readouterr().out == "ingest: left out 3 files that are not images (1 .eps, 1 .png, 1 .txt)\n"
 
 
-def test_a_link_that_leads_out_is_not_followed(
-    images: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_link_that_leads_out_is_not_followed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key.png").write_bytes(b"secret")
@@ -76,65 +75,61 @@ def test_a_link_that_leads_out_is_not_followed(
     (images / "ring").symlink_to(images)
     (images / "loop.png").symlink_to("loop.png")
     (images / "dangling.png").symlink_to("nowhere.png")
-    assert Folder(images).fetch(raw) == 2
-    assert copied(raw) == {"cat/a.png": b"1", "inside.png": b"1"}
-    assert capsys.readouterr().out == ("ingest: left out 2 files that are not images and 5 links that lead elsewhere\n")
+    assert read(images) == {"cat/a.png": b"1", "inside.png": b"1"}
+    assert capsys.readouterr().out == (
+        "ingest: left out 2 files that are not images (2 .png)\n"
+        "ingest: left out 5 links that lead elsewhere, which follow_links: true follows\n"
+    )
 
 
-def test_the_path_may_be_a_link_or_begin_at_home(
-    images: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_may_be_a_link_or_begin_at_home(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (images / "cat" / "a.png").write_bytes(b"1")
     (tmp_path / "link").symlink_to(images)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Folder(Path("~/link")).fetch(raw) == 1
-    assert copied(raw) == {"cat/a.png": b"1"}
+    assert read(Path("~/link")) == {"cat/a.png": b"1"}
 
 
 def test_a_relative_path_begins_at_the_projects_folder(
-    images: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (images / "cat" / "a.png").write_bytes(b"1")
     monkeypatch.chdir(tmp_path)
-    assert Folder(Path("pictures")).fetch(raw) == 1
+    assert read(Path("pictures")) == {"cat/a.png": b"1"}
 
 
 @pytest.mark.usefixtures("images")
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("missing", ", which does not exist: correct it"),
-        ("file.png", ", which is not a folder: name the folder"),
-        ("pictures", r", which holds no image \(.*\.png.*\): add some"),
+        ("../missing", ", which does not exist: correct it"),
+        ("../file.png", ", which is not a folder: name the folder"),
+        ("../pictures", r", which holds no image \(.*\.png.*\): add some"),
         ("~nobody-of-this-name/pictures", "correct it in params.yaml"),
-        ("project", "overlaps .*data, where the pipeline writes: keep the images in a folder of their own"),
-        ("project/data", "overlaps .*data, where"),
-        ("project/data/raw", "overlaps .*data, where"),
+        ("..", "overlaps .*data, where the pipeline writes: keep the images in a folder of their own"),
+        ("data", "overlaps .*data, where"),
+        ("data/raw", "overlaps .*data, where"),
         (".", r"overlaps .*data, where"),
     ],
 )
-def test_a_path_without_images_is_told(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, sentence: str
-) -> None:
+def test_a_path_without_images_is_told(tmp_path: Path, path: str, sentence: str) -> None:
     (tmp_path / "file.png").write_bytes(b"1")
-    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"ingest\.source\.path is {path}.*?{sentence}"):
-        Folder(Path(path)).fetch(raw)
+        read(Path(path))
 
 
-def test_a_name_that_is_no_text_is_told(images: Path, raw: Path) -> None:
+def test_a_name_that_is_no_text_is_told(images: Path) -> None:
     Path(os.fsdecode(os.fsencode(images) + b"/\xff.png")).write_bytes(b"1")
     with pytest.raises(UserError, match=r"ingest\.source\.path holds .*xff\.png.*: rename the file"):
-        Folder(images).fetch(raw)
+        read(images)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @pytest.mark.parametrize("secret", ["cat", "cat/a.png"])
-def test_what_cannot_be_read_is_told(images: Path, raw: Path, secret: str) -> None:
+def test_what_cannot_be_read_is_told(images: Path, secret: str) -> None:
     (images / "cat" / "a.png").write_bytes(b"1")
     (images / secret).chmod(0)
     try:
         with pytest.raises(UserError, match=rf"ingest\.source\.path: .*{secret} cannot be read"):
-            Folder(images).fetch(raw)
+            read(images)
     finally:
         (images / secret).chmod(0o700)
