@@ -13,6 +13,7 @@ from diffusion_core.errors import UserError
 KEPT = ManifestRow(
     source="a.png",
     sha256="0" * 64,
+    part=0,
     label=0,
     split="train",
     shard=0,

@@ -38,7 +38,7 @@ def test_what_is_left_out_is_printed_by_suffix(images: Path, capsys: pytest.Capt
     (images / "dangling.png").symlink_to("nowhere.png")
     assert read(Folder(images)) == {"cat/a.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 6 files that are not images (2 .txt, 2 .png, 1 without suffix, 1 .eps)\n"
+        "ingest: left out 6 files that are not images (2 .png, 2 .txt, 1 .eps, 1 without suffix)\n"
     )
 
 

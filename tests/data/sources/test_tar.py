@@ -99,7 +99,7 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert read(Tar(path)) == {"cat/a.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 5 entries that are not files (2 links, 2 devices or unknown, 1 pipes)\n"
+        "ingest: left out 5 entries that are not files (2 devices or unknown, 2 links, 1 pipes)\n"
         "ingest: left out 4 files that are hidden or no images (2 .png, 1 .txt, 1 without suffix)\n"
     )
 

@@ -122,7 +122,7 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
         "ingest: left out 1 files that are not *.tar (1 .json)\n"
         "ingest: left out 1 entries that are not files (1 links)\n"
         "ingest: left out 3 files that are neither images nor their labels"
-        " (1 labels without an image, 1 .jpg, 1 without suffix)\n"
+        " (1 .jpg, 1 labels without an image, 1 without suffix)\n"
     )
 
 
