@@ -29,9 +29,13 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     source: Source = ingest.source
     # Another folder may have another file with the same path, size and date.
     origin = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
-    items = [_of(origin, item) for item in source.items(environment)]
+    items = source.items(environment)
     known = _known()
-    same = {item.path: _labelled(known[item.path], item) for item in items if _is_same(item, known.get(item.path))}
+    same = {
+        item.path: _labelled(known[item.path], item)
+        for item in items
+        if _is_same(_of(origin, item), known.get(item.path))
+    }
     new = [item for item in items if item.path not in same]
     print(f"ingest: {len(new)} of {len(items)} images are new", flush=True)
     packs = packs_to_keep(RAW, same.values(), grows=bool(new))
@@ -39,15 +43,15 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     with replaced(RAW) as folder, closing(source.contents(new, items, downloads, environment)) as contents:
         for pack in packs:
             link(RAW / pack, folder / pack)
-        writer = PackWriter(folder, (file for file in known.values() if file.pack in packs))
-        for item in tqdm(items, desc="ingest", unit="image", disable=None):
-            if (file := same.get(item.path)) is None:
-                writer.add(item, next(contents))
-            elif file.pack not in packs:
-                writer.add(item, file.read(RAW))
-        # What the source does after its last image.
-        next(contents, None)
-        write_index(folder, [*kept, *writer.close()])
+        with PackWriter(folder, (file for file in known.values() if file.pack in packs)) as writer:
+            for item in tqdm(items, desc="ingest", unit="image", disable=None):
+                if (file := same.get(item.path)) is None:
+                    writer.add(_of(origin, item), next(contents))
+                elif file.pack not in packs:
+                    writer.add(_of(origin, item), file.read(RAW))
+            # What the source does after its last image.
+            next(contents, None)
+            write_index(folder, [*kept, *writer.close()])
     # Removed only after success, so that an error loses no downloads.
     if environment.downloads is None and downloads.exists():
         shutil.rmtree(downloads)
