@@ -15,6 +15,7 @@ from diffusion_core.choices import Choice
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import Settings
 from diffusion_core.stages import paths
+from diffusion_core.stages.prepare import DECODER
 
 STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
@@ -133,3 +134,17 @@ def test_every_file_that_dvc_watches_is_imported_and_listed_once(stage):
     assert len(set(code)) == len(code)
     packages = {module for module in watched(stage) if GRAPH.find_children(module)}
     assert watched(stage) - packages <= imported(stage, ())
+
+
+def test_what_decides_the_pixels_of_a_file_is_in_the_digest_of_the_decoder():
+    decode = "diffusion_core.data.decode"
+    imported = {decode, *GRAPH.find_upstream_modules(decode)}
+    package = "diffusion_core.data."
+    # What lies outside of the package are errors and the base class of choices.
+    assert imported - {each for each in imported if each.startswith(package)} <= {
+        "diffusion_core",
+        "diffusion_core.choices",
+        "diffusion_core.data",
+        "diffusion_core.errors",
+    }
+    assert {each.removeprefix(package) for each in imported if each.startswith(package)} == set(DECODER)

@@ -37,7 +37,8 @@ from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, 
 # The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
 DARK = 1 / 16
 # What decides the pixels of a file, beside the settings.
-CODE = tuple(f"data/{name}.py" for name in ("bit_depth", "color", "decode", "formats", "framing", "readers"))
+DECODER = ("bit_depth", "color", "crops", "decode", "decoding", "duplicates", "formats", "framing", "readers")
+CODE = tuple(f"data/{name}.py" for name in DECODER)
 LIBRARIES = ("pillow", "numpy", "simplejpeg", "imagecodecs", "tifffile")
 
 
