@@ -49,7 +49,7 @@ TIERS = {
         *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "runtime/test_compile_cache_keys.py"),
         *("test_command_line.py", "test_digits.py", "test_gpu_check.py", "test_notebooks.py", "test_readme.py"),
         *("test_site.py", "test_style.py", "training/test_recorded_steps.py", "training/test_trainer.py"),
-        *("training/test_checkpoint.py", "docker/test_dockerfiles.py", "test_imports.py"),
+        *("training/test_checkpoint.py", "docker/test_dockerfiles.py", "test_imports.py", "data/test_cluster.py"),
     ),
 }
 
