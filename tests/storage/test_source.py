@@ -1,5 +1,6 @@
 """`data/raw` holds what the bucket has, and only what is new crosses the network."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,10 +14,11 @@ import pytest
 from diffusion_core import storage
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import IngestSettings, PrepareSettings
-from diffusion_core.data.sources import s3
+from diffusion_core.data.raw import INDEX, read_index
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
+from tests.data.packed import pack, unpacked
 from tests.flows.repository import CHECKOUT
 from tests.storage.ingests import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 from tests.storage.proxy import refuse, stall, then
@@ -34,11 +36,7 @@ def fetch(bucket, environment):
         ingest.run(
             IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment
         )
-        return {
-            file.relative_to(RAW).as_posix(): file.read_bytes()
-            for file in RAW.rglob("*")
-            if file.is_file() and file.name != ".s3.json"
-        }
+        return unpacked(RAW)
 
     return fetch
 
@@ -55,13 +53,16 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
 def test_the_index_is_the_same_for_the_same_objects(put, fetch):
     put(IMAGES)
     fetch()
-    first = (RAW / ".s3.json").read_bytes()
+    first = contents(RAW)
     shutil.rmtree("data")
     fetch()
-    assert (RAW / ".s3.json").read_bytes() == first
-    content = json.loads(first)
-    assert list(content["objects"]) == sorted(IMAGES)
-    assert set(content["objects"]["cat/1.png"]) == {"etag", "size", "sha256"}
+    assert contents(RAW) == first
+    files = read_index(RAW)
+    assert [file.path for file in files] == sorted(IMAGES)
+    # The stamp is the ETag, here the MD5, behind the digest of the source.
+    assert [file.stamp.split()[1] for file in files] == [
+        hashlib.md5(IMAGES[file.path], usedforsecurity=False).hexdigest() for file in files
+    ]
 
 
 def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
@@ -77,24 +78,23 @@ def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
 def test_without_the_index_everything_would_be_fetched_again(put, fetch, proxy):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").unlink()
+    (RAW / INDEX).unlink()
     proxy.requests.clear()
     assert fetch() == IMAGES
     assert proxy.count("GET") == len(IMAGES)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": 1, "objects": 2}', "\xff", '{"objects": {"a": {}}}'])
-def test_a_damaged_index_is_no_index(put, fetch, proxy, text):
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"[]"])
+def test_a_damaged_index_is_no_index(put, fetch, content):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").write_text(text.replace('"url": 1', f'"url": "{proxy.url}"'), encoding="latin-1")
+    (RAW / INDEX).write_bytes(content)
     assert fetch() == IMAGES
 
 
 def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, proxy):
     put(IMAGES)
     fetch()
-    inodes = {path: (RAW / path).stat().st_ino for path in IMAGES}
     put({"cat/1.png": b"9", "cat/new.png": b"8"})
     admin.delete_object(Bucket=bucket, Key="pictures/dog/4.webp")
     proxy.requests.clear()
@@ -102,9 +102,7 @@ def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, 
     del expected["dog/4.webp"]
     assert fetch() == expected
     assert sorted(each.key for each in proxy.requests if each.key) == ["pictures/cat/1.png", "pictures/cat/new.png"]
-    # The others are the same files still.
-    assert (RAW / "cat/2.PNG").stat().st_ino == inodes["cat/2.PNG"]
-    assert list(json.loads((RAW / ".s3.json").read_text())["objects"]) == sorted(expected)
+    assert [file.path for file in read_index(RAW)] == sorted(expected)
 
 
 def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy):
@@ -119,25 +117,17 @@ def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy
     assert proxy.count("GET") == 0
 
 
-@pytest.mark.parametrize("damage", [b"2", b"23", None])
-def test_a_file_that_is_not_as_it_was_fetched_is_fetched_again(put, fetch, proxy, damage):
+@pytest.mark.parametrize("damage", [b"other bytes", None])
+def test_a_pack_that_is_not_as_it_was_written_is_fetched_again(put, fetch, proxy, damage):
     put(IMAGES)
     fetch()
-    file = RAW / "cat/2.PNG"
-    file.unlink()
+    (pack,) = RAW.glob("*.zip")
+    pack.unlink()
     if damage:
-        file.write_bytes(damage)
+        pack.write_bytes(damage)
     proxy.requests.clear()
     assert fetch() == IMAGES
-    assert [each.key for each in proxy.requests if each.key] == ["pictures/cat/2.PNG"]
-
-
-def test_without_a_look_at_the_bytes_rot_would_stay(monkeypatch, put, fetch):
-    put(IMAGES)
-    fetch()
-    (RAW / "cat/2.PNG").write_bytes(b"23")
-    monkeypatch.setattr(s3, "_is_whole", lambda file, entry: True)
-    assert fetch()["cat/2.PNG"] == b"23"
+    assert proxy.count("GET") == len(IMAGES)
 
 
 def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy):
@@ -146,7 +136,7 @@ def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy)
     admin.create_bucket(Bucket="another")
     admin.put_object(Bucket="another", Key="cat/1.png", Body=b"1")
     ingest.run(IngestSettings.model_validate({"source": {"kind": "s3", "url": "s3://another"}}), environment)
-    assert contents(RAW).keys() == {"cat/1.png", ".s3.json"}
+    assert unpacked(RAW) == {"cat/1.png": b"1"}
     assert proxy.requests[-1].key == "cat/1.png"
 
 
@@ -157,14 +147,14 @@ def test_what_is_no_image_or_hidden_is_left_out_and_told(put, fetch, capsys):
 
 
 def test_an_empty_prefix_is_told(put, fetch):
-    RAW.mkdir(parents=True)
-    (RAW / "old.png").write_bytes(b"1")
+    pack(RAW, {"old.png": b"1"})
+    before = contents(Path("data"))
     put({"notes.txt": b"1"})
     with pytest.raises(
         UserError, match=r"ingest\.source\.url is s3://bucket-\d+/pictures, where no image lies .*upload"
     ):
         fetch()
-    assert contents(Path("data")) == {"raw/old.png": b"1"}
+    assert contents(Path("data")) == before
 
 
 HOSTILE = ["../out.png", "a/../../out.png", "a/./b.png", "/etc/x.png", "a//b.png", "a\0b.png", "é" * 130 + ".png"]
@@ -213,7 +203,7 @@ def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetc
     proxy.trouble(refuse(403, "AccessDenied"), key="new/49.png")
     with pytest.raises(UserError, match=r"new/49\.png"):
         fetch()
-    assert contents(RAW).keys() == {*IMAGES, ".s3.json"}
+    assert unpacked(RAW) == IMAGES
     assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
 
 
@@ -239,10 +229,10 @@ def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, 
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
 
 
-def test_prepare_sees_the_images_and_not_the_index(put, fetch):
+def test_prepare_sees_the_images(put, fetch):
     put({f"cat/{number}.png": encoded(photograph(8 + number, 8), "PNG") for number in range(12)})
     fetch()
-    (RAW / "cat" / ".DS_Store").write_bytes(b"litter")
+    (RAW / ".DS_Store").write_bytes(b"litter")
     prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.3))
     info = json.loads(Path("data/prepared/dataset.json").read_text())
     assert (info["count"], info["quarantined"]) == (12, 0)
