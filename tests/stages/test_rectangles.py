@@ -8,11 +8,14 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.data.sources.folder import Folder
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.saved_model import load_model
-from diffusion_core.stages import evaluate, prepare, reference, sample, train
+from diffusion_core.stages import evaluate, ingest, prepare, reference, sample, train
 from diffusion_core.stages.paths import METRICS, MODELS, PLOTS, PREPARED, REFERENCE, SAMPLES
 from tests.registry.projects import new_environment
 from tests.stages.conftest import TINY
@@ -45,8 +48,9 @@ def settings(tmp_path, monkeypatch):
     content["train"]["network"] |= {"dim": 8}
     content["sample"] |= {"count": 12, "sampler": {"kind": "ddim", "steps": 3}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    draw_images(tmp_path / "data/raw")
+    draw_images(tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)
+    ingest.run(IngestSettings(source=Folder(tmp_path / "pictures")), Environment())
     return load_settings()
 
 
