@@ -17,7 +17,7 @@ STAGES = ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publ
 OUTPUTS = ("data", "models", "samples", "metrics", "plots")
 # What a stage is to write, and the bytes that are left for it.
 MOMENTS = {
-    "ingest": 100_000,
+    "ingest": 16_384,
     "prepare, a shard": 20_000,
     "prepare, the manifest": 150_000,
     "reference": 100_000,
@@ -141,7 +141,7 @@ def test_a_training_whose_model_does_not_fit_keeps_the_old_one_and_trains_nothin
 
 
 def test_a_training_whose_queue_does_not_fit_ends_and_sends_all_of_it_later(disk, training):
-    disk.fill(16_384)
+    disk.fill(32_768)
     assert "/outbox/entries.jsonl (" in refused(disk, "train", folder=training.name, setting=NOT_ASKED, **NO_STORE)
     disk.make_room()
     disk.commands.succeeds("train", folder=training.name)
