@@ -51,10 +51,11 @@ class DatasetInfo(BaseModel):
     digest: str
 
 
-def dataset_digest(rows: Sequence[ManifestRow], classes: Sequence[str]) -> str:
-    """Return the sha256 of the pixels, labels and splits of the images, in order, and of the class names."""
+def dataset_digest(rows: Sequence[ManifestRow], classes: Sequence[str], shape: tuple[int, int, int]) -> str:
+    """Return the sha256 of the pixels, labels and splits of the images, in order, of shape and class names."""
     kept = [row for row in rows if row.split is not None]
-    identity = [[row.pixels for row in kept], [row.label for row in kept], [row.split for row in kept], classes]
+    columns = [[row.pixels for row in kept], [row.label for row in kept], [row.split for row in kept]]
+    identity = [*columns, classes, shape]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -3,6 +3,7 @@
 A perceptual hash, dHash (Krawetz 2013, "Kind of like that"), finds pairs that may be; their pixels decide.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -57,12 +58,16 @@ def groups(
     first: dict[str, int] = {}
     pairs = [(first.setdefault(file, number), number) for number, file in enumerate(files)]
     seen: dict[str, int] = {}
-    pairs += [(seen.setdefault(digest, number), number) for number, digest in enumerate(digests)]
+    same = [(seen.setdefault(digest, number), number) for number, digest in enumerate(digests)]
+    # Of several parts of a picture, those without contrast are equal in many files, and say nothing of them.
+    parts = Counter(files)
+    flat = {n for n, file in enumerate(files) if parts[file] > 1 and float(pixels(n).std()) <= GRAY_LEVEL}
+    pairs += [pair for pair in same if flat.isdisjoint(pair)]
     distinct = np.array([*seen.values()], np.int64)
     known = np.array([hashes[number] for number in distinct], np.uint64)
     for one, other in _candidates(known):
         pair = int(distinct[one]), int(distinct[other])
-        if are_near(pixels(pair[0]), pixels(pair[1]), distance):
+        if flat.isdisjoint(pair) and are_near(pixels(pair[0]), pixels(pair[1]), distance):
             pairs.append(pair)
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
     graph = coo_array((np.ones(len(pairs), bool), (rows, columns)), shape=(len(hashes), len(hashes)))

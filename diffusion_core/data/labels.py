@@ -13,7 +13,7 @@ FirstFolder = Literal["auto", "class", "split"]
 
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
@@ -56,6 +56,12 @@ def places(
             f"prepare.first_folder is split, and images lie in {', '.join(odd[:3])}: rename these folders to one of"
             f" {', '.join(SPLITS)}"
         )
+    if first == "auto" and "train" in named and len(named - {None}) > 1 and None in named:
+        odd = sorted(str(top or "no folder") for top in tops if not top or top.lower() not in SPLITS)
+        raise UserError(
+            f"some images lie in folders named for splits, and others in {', '.join(odd[:3])}: move these, or set"
+            " prepare.first_folder to class"
+        )
     are_splits = first == "split" or (first == "auto" and None not in named and "train" in named)
     found = []
     for path, label, split in zip(paths, labels, splits, strict=True):
@@ -85,10 +91,10 @@ def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
         raise UserError(
             f"{counts[None]} of {len(kept)} images have no label, and the others have one in a table: add their rows"
         )
-    if None in counts or (len(counts) < 2 and not by_table):
+    lost = Counter(place.label if by_table else place.folder for place in quarantined)
+    if None in counts or (len({*counts, *lost} - {None}) < 2 and not by_table):
         return []
     names = sorted((name for name in counts if name is not None), key=_natural)
-    lost = Counter(place.label if by_table else place.folder for place in quarantined)
     if gone := sorted(name for name in lost if name is not None and name not in counts):
         told = ", ".join(f"{name} ({lost[name]} files)" for name in gone)
         raise UserError(f"prepare: no file of the classes {told} decodes: correct these files, or remove them")
@@ -124,6 +130,8 @@ def _split(path: str, name: str) -> Split:
     return split
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
+def _natural(name: str) -> tuple[list[str | tuple[int, str]], str]:
     # split() alternates text and number, so that equal types are compared; the name at the end orders 1 and 01.
-    return [int(part) if part.isdigit() else part.casefold() for part in re.split(r"(\d+)", name)], name
+    # Without the zeros before it, the longer of two numbers is the greater one, however long both are.
+    parts = re.split(r"([0-9]+)", name)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else part.casefold() for part in parts], name

@@ -29,6 +29,7 @@ PACK = re.compile(r"[0-9a-f]{64}\.zip")
 # All entries have the earliest date of a zip file, so that equal images give equal bytes.
 DATE = (1980, 1, 1, 0, 0, 0)
 HASHING_THREADS = 4
+ENTRY_BYTES = 76
 
 SCHEMA = pa.schema(
     [
@@ -78,10 +79,11 @@ class RawFile:
             UserError: the pack is missing or damaged.
         """
         try:
-            with (folder / self.pack).open("rb", buffering=0) as stream:
+            with (folder / self.pack).open("rb") as stream:
                 if not 0 <= self.offset <= self.offset + self.size <= os.fstat(stream.fileno()).st_size:
                     raise _damaged(folder / self.pack, f"it has no bytes where {INDEX} has those of {self.path}")
-                content = os.pread(stream.fileno(), self.size, self.offset)
+                stream.seek(self.offset)
+                content = stream.read(self.size)
         except FileNotFoundError:
             raise _damaged(folder / self.pack, "it is missing") from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
@@ -188,8 +190,9 @@ def packs_to_keep(folder: Path, files: Iterable[RawFile], *, grows: bool) -> set
         grows: whether images are added.
     """
     used: dict[str, int] = {}
-    for pack, _, size in {(file.pack, file.offset, file.size) for file in files}:
-        used[pack] = used.get(pack, 0) + size
+    for pack, _, size, path in {(file.pack, file.offset, file.size, file.path) for file in files}:
+        # A zip file has the name of each entry twice, beside 76 bytes about it.
+        used[pack] = used.get(pack, 0) + size + 2 * len(path.encode()) + ENTRY_BYTES
     sizes = {pack: (folder / pack).stat().st_size for pack in used}
     return worth_keeping(used, sizes, PACK_BYTES, grows=grows)
 

@@ -271,5 +271,5 @@ def _describe(
         channels=prepare.channels,
         shards=list(digests),
         decoder=decoder,
-        digest=dataset_digest(rows, names),
+        digest=dataset_digest(rows, names, (*prepare.size, prepare.channels)),
     )

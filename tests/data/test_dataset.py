@@ -13,6 +13,7 @@ from diffusion_core.data.manifest import ManifestRow, read_manifest, rows_of, wr
 from diffusion_core.data.shards import ShardWriter
 from diffusion_core.errors import UserError
 
+SHAPE = (2, 3, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 2, 3, 4), np.uint8)
 SPLITS = ["train", "validation", "train", "train", "validation", "train", "test"]
 LABELS = [0, 1, 1, 0, 0, 1, 1]
@@ -67,7 +68,7 @@ def write(folder: Path, classes: list[str]) -> Path:
         channels=4,
         shards=writer.digests,
         decoder="none",
-        digest=dataset_digest(rows, classes),
+        digest=dataset_digest(rows, classes, SHAPE),
     )
     (folder / "dataset.json").write_text(info.model_dump_json())
     return folder
@@ -118,19 +119,20 @@ def test_without_classes_there_are_no_labels(tmp_path: Path) -> None:
 
 def test_the_digest_tells_datasets_apart() -> None:
     other = replace(ROW, source="1", pixels="b" * 64)
-    digest = dataset_digest([ROW, other], ["cat", "dog"])
+    digest = dataset_digest([ROW, other], ["cat", "dog"], SHAPE)
     # Neither names nor shards, nor what is left out, are of the dataset.
     renamed = replace(ROW, source="other name", sha256="1" * 64)
-    assert digest == dataset_digest([renamed, replace(other, shard=3, row=7)], ["cat", "dog"])
-    assert digest == dataset_digest([ROW, NO_IMAGE, other, replace(ROW, split=None)], ["cat", "dog"])
+    assert digest == dataset_digest([renamed, replace(other, shard=3, row=7)], ["cat", "dog"], SHAPE)
+    assert digest == dataset_digest([ROW, NO_IMAGE, other, replace(ROW, split=None)], ["cat", "dog"], SHAPE)
     changed = (replace(ROW, pixels="c" * 64), replace(ROW, split="test"), replace(ROW, label=1))
     others = [
-        dataset_digest([ROW, other], ["cat", "cow"]),
-        dataset_digest([other, ROW], ["cat", "dog"]),
-        dataset_digest([ROW], ["cat", "dog"]),
-        *(dataset_digest([row, other], ["cat", "dog"]) for row in changed),
+        dataset_digest([ROW, other], ["cat", "cow"], SHAPE),
+        dataset_digest([other, ROW], ["cat", "dog"], SHAPE),
+        dataset_digest([ROW], ["cat", "dog"], SHAPE),
+        dataset_digest([ROW, other], ["cat", "dog"], (3, 2, 4)),
+        *(dataset_digest([row, other], ["cat", "dog"], SHAPE) for row in changed),
     ]
-    assert len({digest, *others}) == 7
+    assert len({digest, *others}) == 8
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", "images-00000.npy", "images-00002.npy"])

@@ -64,8 +64,8 @@ def test_unless_the_first_folder_is_said_to_be_a_class():
 @pytest.mark.parametrize(
     "paths",
     [
-        ("train/1.png", "plane/2.png", "test/3.png"),
-        ("train/1.png", "validation/2.png", "stray.png"),
+        ("train/1.png", "plane/2.png"),
+        ("train/1.png", "stray.png"),
         ("test/1.png", "validation/2.png"),
     ],
     ids=["a class train beside others", "an image in no folder", "no train"],
@@ -124,3 +124,22 @@ def test_a_class_whose_every_file_is_no_image_is_told_and_one_that_keeps_an_imag
     with pytest.raises(UserError, match=r"no file of the classes cow \(2 files\), dog \(1 files\) decodes: correct"):
         names("cat/1.png", "ape/2.png", lost=("dog/3.png", "cow/4.png", "cow/5.png", "cat/6.png"))
     assert names("cat/1.png", "dog/2.png", lost=("dog/3.png", "stray.png")) == ["cat", "dog"]
+
+
+def test_two_classes_of_which_one_is_lost_are_not_taken_for_none():
+    with pytest.raises(UserError, match=r"no file of the classes dog \(2 files\) decodes"):
+        names("cat/1.png", "cat/2.png", lost=("dog/3.png", "dog/4.png"))
+
+
+def test_folders_of_splits_beside_others_are_told_and_may_be_classes():
+    paths = ("train/1.png", "test/2.png", "logo.png")
+    with pytest.raises(UserError, match="lie in folders named for splits, and others in no folder: move these, or set"):
+        found(*paths)
+    assert {place.split for place in places(paths, [None] * 3, [None] * 3, "class")} == {None}
+
+
+@pytest.mark.parametrize(
+    "ordered", [["a2", "a10"], ["²", "³"], ["9" * 5000, "1" + "0" * 5000], ["007", "8"], ["b1", "b01x"]]
+)
+def test_any_name_has_its_place(ordered):
+    assert names(*(f"{name}/1.png" for name in reversed(ordered))) == ordered

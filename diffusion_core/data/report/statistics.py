@@ -145,7 +145,8 @@ def largest(counts: Mapping[str, int], most: int) -> dict[str, int]:
         return dict(counts)
     kept = {name for name, _ in Counter(counts).most_common(most - 1)}
     rest = sum(count for name, count in counts.items() if name not in kept)
-    return {name: count for name, count in counts.items() if name in kept} | {OTHERS: rest}
+    found = {name: count for name, count in counts.items() if name in kept}
+    return found | {OTHERS: found.get(OTHERS, 0) + rest}
 
 
 def _shortened(counts: Mapping[str, int]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What the sources in one file, or in a folder of such files, have in common."""
 
+import errno
 import os
 import time
 import zlib
@@ -143,8 +144,9 @@ def opening(key: str, path: Path, *damage: type[Exception]) -> Iterator[BinaryIO
     except damaged as error:
         raise _damaged(key, error) from None
     except OSError as error:
-        # Decompressors raise it without a number where their data are damaged, and the system with one.
-        if error.errno is not None:
+        # Decompressors raise it without a number where their data are damaged, and the system with one. A place before
+        # the file's beginning is an invalid argument.
+        if error.errno not in (None, errno.EINVAL):
             raise
         raise _damaged(key, error) from None
 

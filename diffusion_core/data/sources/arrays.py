@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from diffusion_core.data.sources.archive import Archive, archive_at, changed, ch
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.names import split_of_name, tell_left_out
 from diffusion_core.data.sources.png import WRITTEN_BY, as_png
+from diffusion_core.data.sources.zip import DAMAGE as ZIP_DAMAGE
 from diffusion_core.errors import UserError
 
 # Names of the images and of their labels: those that this project documents, MedMNIST's, Keras's and NumPy's own.
@@ -29,7 +31,7 @@ NAMES = (
     ("arr_0", "arr_1"),
 )
 CHANNELS = (1, 3, 4)
-DAMAGE = (zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError)
+DAMAGE = (*ZIP_DAMAGE, SyntaxError, TokenError)
 
 
 @dataclass(frozen=True)

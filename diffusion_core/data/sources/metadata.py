@@ -64,7 +64,7 @@ def _rows(name: str, content: bytes, key: str) -> list[dict[str, str]]:
         if name.endswith(".csv"):
             rows = [*csv.DictReader(io.StringIO(text), strict=True)]
         else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         return [{column: _text(row[column]) for column in (FILE, LABEL, SPLIT) if _has(row, column)} for row in rows]
     except (ValueError, csv.Error, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{key}, where {name} is not a table with the column {FILE} ({error}): correct it") from None

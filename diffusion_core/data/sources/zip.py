@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from lzma import LZMAError
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,8 @@ from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.data.sources.names import image_names
 
-DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError)
+# What zipfile raises for bytes that cannot be right. UnicodeDecodeError is a ValueError.
+DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, LZMAError, ValueError, IndexError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,26 @@ class ZipImages:
         """Return the images by path."""
         key = self.archive.key
         with self._opened() as archive:
-            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
+            infos = [info for info in archive.infolist() if _is_file(info)]
+            files = {info.filename: info for info in infos}
             tables = table_names(files)
             items = []
-            for name in image_names(files, key, used=tables):
+            for name in image_names([info.filename for info in infos], key, used=tables):
                 check_size(key, name, files[name].file_size)
                 items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
             for name in tables:
                 check_size(key, name, files[name].file_size)
-            return labelled(items, {name: archive.read(name) for name in tables}, key)
+            return labelled(items, {name: archive.read(files[name]) for name in tables}, key)
 
     def contents(self, wanted: Sequence[Item]) -> Generator[bytes, None, None]:
         """Yield the bytes of each."""
         with self._opened() as archive:
-            names = {*archive.namelist()}
+            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
             for item in wanted:
-                if item.path not in names:
+                if item.path not in files:
                     raise changed(self.archive.key)
-                yield archive.read(item.path)
+                # Not by its name, which a link may have too.
+                yield archive.read(files[item.path])
 
     @contextmanager
     def _opened(self) -> Generator[zipfile.ZipFile, None, None]:
