@@ -171,7 +171,9 @@ def replay(
         bool, typer.Option("--any-store", help="Send here also what waits for another store or experiment.")
     ] = False,
 ) -> None:
-    """Send what waits for the tracking store; exit code 1 if entries stay."""
+    """Send what waits for the tracking store.
+
+    Exit code 1 if entries stay."""
     from diffusion_core.registry.tracking import replay as send
     from diffusion_core.registry.tracking import waiting
 
