@@ -1,5 +1,6 @@
 """Images in a zip file."""
 
+import lzma
 import stat
 import zipfile
 from collections.abc import Generator, Sequence
@@ -35,10 +36,12 @@ class Zip(Choice):
             UserError: the file is missing, damaged, encrypted or has no image, or an entry is refused.
         """
         with self._opened() as archive:
-            files = {info.filename: info for info in archive.infolist() if _is_file(info)}
+            entries = [info for info in archive.infolist() if _is_file(info)]
+            files = {info.filename: info for info in entries}
             tables = table_names(files)
             items = []
-            for name in image_names(files, self._key, used=tables):
+            # Of the entries, as a name may be there twice.
+            for name in image_names([info.filename for info in entries], self._key, used=tables):
                 check_size(self._key, name, files[name].file_size)
                 items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
             for name in tables:
@@ -61,7 +64,8 @@ class Zip(Choice):
 
     @contextmanager
     def _opened(self) -> Generator[zipfile.ZipFile, None, None]:
-        damage = (zipfile.BadZipFile, RuntimeError, NotImplementedError)
+        # OSError is bzip2's word for damage, and of a place that no file has; ValueError is that of names.
+        damage = (zipfile.BadZipFile, RuntimeError, NotImplementedError, lzma.LZMAError, OSError, ValueError)
         with opening(self._key, self.path, *damage) as file, zipfile.ZipFile(file) as archive:
             yield archive
 
