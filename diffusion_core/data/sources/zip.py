@@ -15,6 +15,9 @@ from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.data.sources.names import image_names
 
+# Bytes of an entry that are unpacked at once.
+PART = 2**13
+
 
 @dataclass(frozen=True)
 class Zip(Choice):
@@ -46,7 +49,7 @@ class Zip(Choice):
                 items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
             for name in tables:
                 check_size(self._key, name, files[name].file_size)
-            return labelled(items, {name: archive.read(name) for name in tables}, self._key)
+            return labelled(items, {name: _bytes(archive, name) for name in tables}, self._key)
 
     def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
         """Yield the bytes of each.
@@ -56,7 +59,7 @@ class Zip(Choice):
         """
         with self._opened() as archive:
             for item in wanted:
-                yield archive.read(item.path)
+                yield _bytes(archive, item.path)
 
     @property
     def _key(self) -> str:
@@ -68,6 +71,12 @@ class Zip(Choice):
         damage = (zipfile.BadZipFile, RuntimeError, NotImplementedError, lzma.LZMAError, OSError, ValueError)
         with opening(self._key, self.path, *damage) as file, zipfile.ZipFile(file) as archive:
             yield archive
+
+
+def _bytes(archive: zipfile.ZipFile, name: str) -> bytes:
+    # In parts, as an entry may hold far more than it says, and would be unpacked before it is cut.
+    with archive.open(name) as stream:
+        return b"".join(iter(lambda: stream.read(PART), b""))
 
 
 def _is_file(info: zipfile.ZipInfo) -> bool:
