@@ -27,6 +27,8 @@ PACK = re.compile(r"[0-9a-f]{64}\.zip")
 # All entries have the earliest date of a zip file, so that equal images give equal bytes.
 DATE = (1980, 1, 1, 0, 0, 0)
 HASHING_THREADS = 4
+# Bytes of the two headers of an entry, without its name, which each has once.
+HEADERS = 30 + 46
 
 SCHEMA = pa.schema(
     [
@@ -171,8 +173,9 @@ def packs_to_keep(folder: Path, files: Iterable[RawFile], *, grows: bool) -> set
         files: the images that stay.
         grows: whether images are added.
     """
+    entries = {(file.pack, file.offset): file.size + HEADERS + 2 * len(file.path.encode()) for file in files}
     used: dict[str, int] = {}
-    for pack, _, size in {(file.pack, file.offset, file.size) for file in files}:
+    for (pack, _), size in entries.items():
         used[pack] = used.get(pack, 0) + size
     sizes = {pack: (folder / pack).stat().st_size for pack in used}
     return worth_keeping(used, sizes, PACK_BYTES, grows=grows)
