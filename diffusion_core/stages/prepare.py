@@ -54,9 +54,10 @@ def run(prepare: PrepareSettings) -> None:
         prepare.first_folder,
     )
     decoder = _decoder(prepare.decoding)
-    earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
+    image_shape = (*prepare.size, prepare.channels)
+    earlier = Earlier.of(PREPARED, decoder, image_shape, {file.sha256 for file in files})
     with replaced(PREPARED) as folder:
-        shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
+        shards = ShardWriter(folder, image_shape, earlier.link(folder))
         decoded = _decode(files, earlier, shards, prepare)
         shards.flush()
         _warn_of_dark([row.used for row in decoded.values() if row.used is not None])
