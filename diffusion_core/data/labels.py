@@ -85,10 +85,10 @@ def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
         raise UserError(
             f"{counts[None]} of {len(kept)} images have no label, and the others have one in a table: add their rows"
         )
-    if None in counts or (len(counts) < 2 and not by_table):
+    lost = Counter(place.label if by_table else place.folder for place in quarantined)
+    if None in counts or (len({*counts, *lost} - {None}) < 2 and not by_table):
         return []
     names = sorted((name for name in counts if name is not None), key=_natural)
-    lost = Counter(place.label if by_table else place.folder for place in quarantined)
     if gone := sorted(name for name in lost if name is not None and name not in counts):
         told = ", ".join(f"{name} ({lost[name]} files)" for name in gone)
         raise UserError(f"prepare: no file of the classes {told} decodes: mend these files, or remove them")
