@@ -29,14 +29,15 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     source: Source = ingest.source
     # Another folder may have another file with the same path, size and date.
     origin = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
-    items = [_of(origin, item) for item in source.items(environment)]
+    found = source.items(environment)
+    items = [_of(origin, item) for item in found]
     known = _known()
     same = {item.path: _labelled(known[item.path], item) for item in items if _is_same(item, known.get(item.path))}
-    new = [item for item in items if item.path not in same]
+    new = [item for item in found if item.path not in same]
     print(f"ingest: {len(new)} of {len(items)} images are new", flush=True)
     packs = packs_to_keep(RAW, same.values(), grows=bool(new))
     kept = [file for file in same.values() if file.pack in packs]
-    with replaced(RAW) as folder, closing(source.contents(new, items, downloads, environment)) as contents:
+    with replaced(RAW) as folder, closing(source.contents(new, found, downloads, environment)) as contents:
         for pack in packs:
             link(RAW / pack, folder / pack)
         writer = PackWriter(folder, (file for file in known.values() if file.pack in packs))
