@@ -9,8 +9,10 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,6 +109,14 @@ class PackWriter:
         self._added: list[RawFile] = []
         self._open: _OpenPack | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error. Else the open zip would try to write its end when it is collected, and print a traceback.
+        if self._open is not None:
+            self._open.abandon()
+
     def add(self, item: Item, content: bytes) -> None:
         """Add an image."""
         path, sha256 = item.path, hashlib.sha256(content).hexdigest()
@@ -144,6 +154,12 @@ class _OpenPack:
         self._archive.writestr(zipfile.ZipInfo(path, DATE), content)
         self.size = self._stream.tell()
         return self.size - len(content)
+
+    def abandon(self) -> None:
+        """Close the files, whatever the disk says."""
+        for each in (self._archive, self._stream):
+            with suppress(OSError):
+                each.close()
 
     def close(self) -> str:
         """Close the pack, rename it to its sha256 and return its name."""

@@ -40,15 +40,15 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     with replaced(RAW) as folder, closing(source.contents(new, found, downloads, environment)) as contents:
         for pack in packs:
             link(RAW / pack, folder / pack)
-        writer = PackWriter(folder, (file for file in known.values() if file.pack in packs))
-        for item in tqdm(items, desc="ingest", unit="image", disable=None):
-            if (file := same.get(item.path)) is None:
-                writer.add(item, next(contents))
-            elif file.pack not in packs:
-                writer.add(item, file.read(RAW))
-        # What the source does after its last image.
-        next(contents, None)
-        write_index(folder, [*kept, *writer.close()])
+        with PackWriter(folder, (file for file in known.values() if file.pack in packs)) as writer:
+            for item in tqdm(items, desc="ingest", unit="image", disable=None):
+                if (file := same.get(item.path)) is None:
+                    writer.add(item, next(contents))
+                elif file.pack not in packs:
+                    writer.add(item, file.read(RAW))
+            # What the source does after its last image.
+            next(contents, None)
+            write_index(folder, [*kept, *writer.close()])
     # Removed only after success, so that an error loses no downloads.
     if environment.downloads is None and downloads.exists():
         shutil.rmtree(downloads)
