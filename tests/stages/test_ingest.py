@@ -1,5 +1,6 @@
 """`data/raw` holds what the source has, or what it held before, and only what changed is read."""
 
+import gc
 import os
 import time
 import zipfile
@@ -305,3 +306,23 @@ def test_an_index_that_lies_about_places_is_told(pictures: Path, bring) -> None:
         (pictures / path).unlink()
     with pytest.raises(UserError, match=r"\.zip is damaged \(it has no bytes where index\.parquet has those of"):
         bring()
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_in_the_middle_of_a_pack_prints_nothing_later(pictures: Path, monkeypatch) -> None:
+    """A zip that is not closed writes its end when it is collected."""
+    write(pictures, IMAGES)
+    (pictures / "dog").mkdir()
+    (pictures / "dog/gone.png").write_bytes(b"1")
+    read_bytes = Path.read_bytes
+
+    def reading(file: Path) -> bytes:
+        if file.name == "gone.png":
+            file.unlink()
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    with pytest.raises(UserError, match=r"gone\.png cannot be read"):
+        ingest.run(settings(kind="folder", path=str(pictures)), Environment())
+    gc.collect()
+    assert not RAW.exists()

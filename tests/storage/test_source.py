@@ -13,10 +13,12 @@ import pytest
 from diffusion_core import storage
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import IngestSettings, PrepareSettings
-from diffusion_core.data.sources import s3
+from diffusion_core.data import raw
+from diffusion_core.data.raw import INDEX, read_index
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
+from tests.data.packed import packs, unpacked
 from tests.flows.repository import CHECKOUT
 from tests.storage.ingests import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 from tests.storage.proxy import refuse, stall, then
@@ -34,11 +36,7 @@ def fetch(bucket, environment):
         ingest.run(
             IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment
         )
-        return {
-            file.relative_to(RAW).as_posix(): file.read_bytes()
-            for file in RAW.rglob("*")
-            if file.is_file() and file.name != ".s3.json"
-        }
+        return unpacked(RAW)
 
     return fetch
 
@@ -52,16 +50,14 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
     assert capsys.readouterr().out == "ingest: 4 of 4 images are new\ningest: 4 images in data/raw\n"
 
 
-def test_the_index_is_the_same_for_the_same_objects(put, fetch):
+def test_the_same_objects_make_the_same_bytes(put, fetch):
     put(IMAGES)
     fetch()
-    first = (RAW / ".s3.json").read_bytes()
+    first = contents(RAW)
     shutil.rmtree("data")
     fetch()
-    assert (RAW / ".s3.json").read_bytes() == first
-    content = json.loads(first)
-    assert list(content["objects"]) == sorted(IMAGES)
-    assert set(content["objects"]["cat/1.png"]) == {"etag", "size", "sha256"}
+    assert contents(RAW) == first
+    assert [file.path for file in read_index(RAW)] == sorted(IMAGES)
 
 
 def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
@@ -77,34 +73,40 @@ def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
 def test_without_the_index_everything_would_be_fetched_again(put, fetch, proxy):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").unlink()
+    (RAW / INDEX).unlink()
     proxy.requests.clear()
     assert fetch() == IMAGES
     assert proxy.count("GET") == len(IMAGES)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": 1, "objects": 2}', "\xff", '{"objects": {"a": {}}}'])
-def test_a_damaged_index_is_no_index(put, fetch, proxy, text):
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 100])
+def test_a_damaged_index_is_no_index(put, fetch, content):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").write_text(text.replace('"url": 1', f'"url": "{proxy.url}"'), encoding="latin-1")
+    (RAW / INDEX).write_bytes(content)
     assert fetch() == IMAGES
 
 
-def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, proxy):
-    put(IMAGES)
+def test_only_what_is_new_or_was_replaced_is_fetched(monkeypatch, put, admin, bucket, fetch, proxy):
+    images = {path: content * 200 for path, content in IMAGES.items()}
+    put(images)
+    # Whatever is smaller than an eighth of it is joined with what comes next.
+    monkeypatch.setattr(raw, "PACK_BYTES", 1000)
+    monkeypatch.setitem(raw.PackWriter.__init__.__kwdefaults__, "pack_bytes", 1)
     fetch()
-    inodes = {path: (RAW / path).stat().st_ino for path in IMAGES}
+    before, places = packs(RAW), {file.path: file.pack for file in read_index(RAW)}
     put({"cat/1.png": b"9", "cat/new.png": b"8"})
     admin.delete_object(Bucket=bucket, Key="pictures/dog/4.webp")
     proxy.requests.clear()
-    expected = IMAGES | {"cat/1.png": b"9", "cat/new.png": b"8"}
+    expected = images | {"cat/1.png": b"9", "cat/new.png": b"8"}
     del expected["dog/4.webp"]
     assert fetch() == expected
     assert sorted(each.key for each in proxy.requests if each.key) == ["pictures/cat/1.png", "pictures/cat/new.png"]
-    # The others are the same files still.
-    assert (RAW / "cat/2.PNG").stat().st_ino == inodes["cat/2.PNG"]
-    assert list(json.loads((RAW / ".s3.json").read_text())["objects"]) == sorted(expected)
+    # The others lie in the same packs still.
+    after = packs(RAW)
+    for path in ("cat/2.PNG", "dog/deep/3.jpg"):
+        assert after[places[path]] == before[places[path]]
+    assert not {places["cat/1.png"], places["dog/4.webp"]} & {*after}
 
 
 def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy):
@@ -119,25 +121,36 @@ def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy
     assert proxy.count("GET") == 0
 
 
-@pytest.mark.parametrize("damage", [b"2", b"23", None])
-def test_a_file_that_is_not_as_it_was_fetched_is_fetched_again(put, fetch, proxy, damage):
+def rot(file):
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [rot, lambda file: file.write_bytes(b"2"), Path.unlink])
+def test_the_images_of_a_pack_that_is_not_as_it_was_written_are_fetched_again(monkeypatch, put, fetch, proxy, damage):
     put(IMAGES)
+    monkeypatch.setitem(raw.PackWriter.__init__.__kwdefaults__, "pack_bytes", 80)
     fetch()
-    file = RAW / "cat/2.PNG"
-    file.unlink()
-    if damage:
-        file.write_bytes(damage)
+    (damaged,) = {file.pack for file in read_index(RAW) if file.path == "cat/2.PNG"}
+    inside = [file.path for file in read_index(RAW) if file.pack == damaged]
+    assert len(inside) == 2
+    damage(RAW / damaged)
     proxy.requests.clear()
     assert fetch() == IMAGES
-    assert [each.key for each in proxy.requests if each.key] == ["pictures/cat/2.PNG"]
+    assert sorted(each.key for each in proxy.requests if each.key) == [f"pictures/{path}" for path in inside]
 
 
 def test_without_a_look_at_the_bytes_rot_would_stay(monkeypatch, put, fetch):
     put(IMAGES)
     fetch()
-    (RAW / "cat/2.PNG").write_bytes(b"23")
-    monkeypatch.setattr(s3, "_is_whole", lambda file, entry: True)
-    assert fetch()["cat/2.PNG"] == b"23"
+    (file,) = RAW.glob("*.zip")
+    before = file.read_bytes()
+    rot(file)
+    monkeypatch.setattr(raw, "_is_whole", lambda pack: True)
+    # The zip's first letter belongs to no image.
+    assert fetch() == IMAGES
+    assert file.read_bytes() != before
 
 
 def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy):
@@ -146,7 +159,7 @@ def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy)
     admin.create_bucket(Bucket="another")
     admin.put_object(Bucket="another", Key="cat/1.png", Body=b"1")
     ingest.run(IngestSettings.model_validate({"source": {"kind": "s3", "url": "s3://another"}}), environment)
-    assert contents(RAW).keys() == {"cat/1.png", ".s3.json"}
+    assert unpacked(RAW) == {"cat/1.png": b"1"}
     assert proxy.requests[-1].key == "cat/1.png"
 
 
@@ -213,7 +226,7 @@ def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetc
     proxy.trouble(refuse(403, "AccessDenied"), key="new/49.png")
     with pytest.raises(UserError, match=r"new/49\.png"):
         fetch()
-    assert contents(RAW).keys() == {*IMAGES, ".s3.json"}
+    assert unpacked(RAW) == IMAGES
     assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
 
 
@@ -239,10 +252,10 @@ def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, 
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
 
 
-def test_prepare_sees_the_images_and_not_the_index(put, fetch):
+def test_prepare_sees_the_images_and_not_what_else_lies_there(put, fetch):
     put({f"cat/{number}.png": encoded(photograph(8 + number, 8), "PNG") for number in range(12)})
     fetch()
-    (RAW / "cat" / ".DS_Store").write_bytes(b"litter")
+    (RAW / ".DS_Store").write_bytes(b"litter")
     prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.3))
     info = json.loads(Path("data/prepared/dataset.json").read_text())
     assert (info["count"], info["quarantined"]) == (12, 0)
