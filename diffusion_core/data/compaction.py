@@ -9,8 +9,8 @@ Name = TypeVar("Name", str, int)
 def worth_keeping(used: Mapping[Name, int], sizes: Mapping[Name, int], full: int, *, grows: bool) -> set[Name]:
     """Return the files that stay. The images of the others are written again, with the new ones.
 
-    A file stays if at least half of it is used. Where there are new images, small files are joined with them: so a
-    file for each night does not stay for ever, and what is written again is at most an eighth of a full file.
+    A file stays if at least half of it is used. Where there are new images, small files are joined with them.
+    So a file for each night does not stay for ever, and what is written again is at most an eighth of a full file.
 
     Args:
         used: of each file, how much of it is wanted.

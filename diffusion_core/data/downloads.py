@@ -1,6 +1,6 @@
 """Files that are fetched from a bucket, until data/raw has them.
 
-They lie in a persistent folder, so that an interrupted fetch goes on. A file's name is a digest of its object; a
+They lie in a persistent folder, so that an interrupted fetch continues. A file's name is a digest of its object; a
 complete file has its own sha256 as suffix.
 """
 

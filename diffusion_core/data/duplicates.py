@@ -18,7 +18,7 @@ BANDS = MOST_BITS + 1
 BITS = 64
 # Images whose pixels differ by less are the same, however low their contrast.
 GRAY_LEVEL = 1.0
-# Among so many images with an equal part of the hash, only those with the nearest hashes are compared.
+# Among that many images with an equal part of the hash, only those with the nearest hashes are compared.
 LARGEST_BUCKET = 4_000
 # Rows of a table of distances that are computed at once.
 BLOCK = 256

@@ -42,8 +42,8 @@ def places(
         paths: path of each image in its source.
         labels: class of each by a table, or None.
         splits: name of the split of each by a table, or None.
-        first: whether the first folder of a path is a class or a split; "auto": a split if all images lie in folders
-            with names of splits, and one of these is `train`.
+        first: whether the first folder of a path is a class or a split. With "auto" it is a split if all images lie in
+            folders with names of splits, and one of these is `train`.
 
     Raises:
         UserError: a name is not that of a split.
@@ -74,7 +74,7 @@ def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
 
     Args:
         kept: the places of the images.
-        quarantined: the places of the files that are no images.
+        quarantined: the places of the files that are not images.
 
     Raises:
         UserError: some images alone have a label, a class has lost all its images, or two names differ in case alone.
@@ -91,7 +91,7 @@ def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
     names = sorted((name for name in counts if name is not None), key=_natural)
     if gone := sorted(name for name in lost if name is not None and name not in counts):
         told = ", ".join(f"{name} ({lost[name]} files)" for name in gone)
-        raise UserError(f"prepare: no file of the classes {told} decodes: mend these files, or remove them")
+        raise UserError(f"prepare: no file of the classes {told} decodes: fix these files, or remove them")
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(name)

@@ -97,7 +97,7 @@ class PackWriter:
     Args:
         folder: the folder of the packs.
         known: images in packs that lie in the folder already.
-        pack_bytes: a pack with so many bytes is closed.
+        pack_bytes: a pack with that many bytes is closed.
     """
 
     def __init__(self, folder: Path, known: Iterable[RawFile] = (), *, pack_bytes: int = PACK_BYTES) -> None:
@@ -216,7 +216,7 @@ def read_index(folder: Path) -> list[RawFile]:
             raise ValueError("its columns are not those of an index")
         files = [RawFile(**row) for row in table.to_pylist()]
         if not all(PACK.fullmatch(pack) for pack in {file.pack for file in files}):
-            raise ValueError("it names a pack whose name is no sha256")
+            raise ValueError("it names a pack whose name is not a sha256")
     except FileNotFoundError:
         raise UserError(f"{folder / INDEX} is missing: make it with `dvc repro --force --single-item ingest`") from None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

@@ -30,7 +30,7 @@ def test_without_new_images_nothing_that_is_used_by_half_is_written_again():
 
 @pytest.mark.parametrize("nightly", [1, 3, 7])
 def test_a_file_for_each_night_does_not_stay_for_ever(nightly):
-    """What is written again a night is less than an eighth of a full file for each small one, and small ones are few."""
+    """What is written again in a night is less than an eighth of a full file, however long it continues."""
     sizes, name, rewritten = {}, 0, []
     for _ in range(300):
         stays = worth_keeping(sizes, sizes, FULL, grows=True)

@@ -8,9 +8,9 @@ from PIL import Image
 from skimage import data
 
 from diffusion_core.data import duplicates
+from diffusion_core.data.decode import decode
 from diffusion_core.data.decoding import Decoding
 from diffusion_core.data.duplicates import MOST_BITS, _candidates, are_near, groups, perceptual_hash
-from diffusion_core.data.decode import decode
 from tests.data.encoded import encoded
 
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "coins", "moon", "retina", "rocket")

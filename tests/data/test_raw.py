@@ -219,7 +219,7 @@ def test_a_place_that_no_pack_has_takes_no_memory_and_is_told(
 def test_a_pack_with_another_name_is_refused(two_packs: tuple[Path, list[RawFile]], name: str) -> None:
     folder, files = two_packs
     write_index(folder, [replace(files[0], pack=name), *files[1:]])
-    with pytest.raises(UserError, match=r"index\.parquet is damaged \(it names a pack whose name is no sha256\)"):
+    with pytest.raises(UserError, match=r"index\.parquet is damaged \(it names a pack whose name is not a sha256\)"):
         read_index(folder)
 
 

@@ -10,6 +10,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,16 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from diffusion_core.data.downloads import read_index
+from diffusion_core.config.settings import PrepareSettings
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.data.manifest import read_manifest
+from diffusion_core.data.raw import read_index, write_index
 from diffusion_core.documents import LARGEST_BYTES
 from diffusion_core.files import sha256_of
 from diffusion_core.lineage.outbox import Outbox
+from diffusion_core.stages import prepare
+from tests.data.encoded import encoded, photograph
+from tests.data.packed import pack, unpacked
 from tests.faults.commands import is_killed, run, succeeds
 from tests.faults.hostile import DEEP, HEADER, MARKER, PICKLE, extension, header, objects, sentence
 from tests.registry.projects import write_model
@@ -238,10 +246,80 @@ def test_a_description_takes_no_memory_that_its_weights_do_not_have(tmp_path):
     assert grown["safe"] < 2**17 < 2**19 < grown["unsafe"]
 
 
-@pytest.mark.parametrize("content", [DEEP, b"[]", b'{"url": "s3://a", "objects": [1]}', PICKLE])
-def test_a_hostile_index_of_a_bucket_is_none(tmp_path, content):
-    (tmp_path / ".s3.json").write_bytes(content)
-    assert read_index(tmp_path, "s3://a") == {}
+@pytest.fixture
+def pictures(tmp_path):
+    """A project whose source is a folder of three images, ingested; its images, and its index."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["ingest"]["source"] = {"kind": "folder", "path": str(tmp_path / "pictures")}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    images = {f"{name}.png": encoded(photograph(8 + number, 8), "PNG") for number, name in enumerate("abc")}
+    pack(folder / "data/raw", images)
+    (tmp_path / "pictures").mkdir()
+    for path, content in images.items():
+        (tmp_path / "pictures" / path).write_bytes(content)
+    return folder, images
+
+
+# What the first row of the index becomes.
+ROWS = {
+    "a path outside": {"path": "../../out.png"},
+    "an absolute path": {"path": "/etc/passwd"},
+    "a size of 2^62": {"size": 2**62},
+    "a size below zero": {"size": -1},
+    "an offset below zero": {"offset": -1},
+    "an offset of 2^62": {"offset": 2**62},
+    "both": {"offset": 2**62, "size": -(2**62)},
+    "a pack outside": {"pack": f"../raw/{'0' * 64}.zip"},
+    "a pack of another name": {"pack": "/etc/passwd"},
+    "no pack": {"pack": f"{'0' * 64}.zip"},
+}
+
+
+@pytest.mark.parametrize("change", ROWS.values(), ids=ROWS)
+def test_a_hostile_index_reads_nothing_else_and_writes_nowhere(pictures, is_refused, monkeypatch, capsys, change):
+    folder, images = pictures
+    first, *others = read_index(folder / "data/raw")
+    write_index(folder / "data/raw", [replace(first, **change), *others])
+    if "path" in change:
+        # Its name alone is odd. It names no file.
+        monkeypatch.chdir(folder)
+        prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.5))
+        assert change["path"] in read_manifest(folder / "data/prepared/manifest.parquet")["source"].to_pylist()
+    else:
+        assert "data/raw" in is_refused(folder, "prepare")
+    succeeds(folder, "ingest")
+    assert unpacked(folder / "data/raw") == images
+    assert {file.name for file in folder.iterdir()} <= {"params.yaml", "data", ".cache"}
+    assert {file.name for file in (folder / "data").iterdir()} <= {"raw", "prepared"}
+
+
+@pytest.mark.parametrize("content", [b"", DEEP, PICKLE, b"PAR1" * 100, extension()], ids=range(5))
+def test_an_index_that_is_none_is_refused_and_made_again(pictures, is_refused, content):
+    folder, images = pictures
+    (folder / "data/raw/index.parquet").write_bytes(content)
+    assert "data/raw/index.parquet is damaged" in is_refused(folder, "prepare")
+    succeeds(folder, "ingest")
+    assert unpacked(folder / "data/raw") == images
+
+
+def test_a_pack_is_never_read_as_a_zip(pictures, monkeypatch):
+    """What no zip tool opens, but has the bytes that the index says, gives them; nothing else of it is read."""
+    folder, images = pictures
+    raw = folder / "data/raw"
+    content = b"no zip" + b"".join(images.values())
+    name = f"{hashlib.sha256(content).hexdigest()}.zip"
+    for file in raw.glob("*.zip"):
+        file.unlink()
+    (raw / name).write_bytes(content)
+    files = [replace(each, pack=name, offset=content.index(images[each.path])) for each in read_index(raw)]
+    write_index(raw, files)
+    monkeypatch.chdir(folder)
+    prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.5))
+    assert ImageDataset.open(folder / "data/prepared").info.count == 3
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(raw / name)
 
 
 @pytest.mark.parametrize(

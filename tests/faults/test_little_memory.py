@@ -7,6 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.data.encoded import encoded
+from tests.data.packed import pack, unpacked
 from tests.faults.forks import commands
 from tests.faults.test_full_disk import NO_STORE
 
@@ -46,18 +48,20 @@ def test_without_it_the_training_would_end_with_a_traceback(project):
 
 
 @pytest.fixture
-def big_image(project):
-    file = project.folder / "data/raw/0/big.png"
-    Image.fromarray(np.full((*BIG, 3), 7, np.uint8)).save(file)
-    yield file
-    file.unlink()
+def raw(project):
+    """data/raw as a dictionary; afterwards it has the digits alone."""
+    digits = unpacked(project.folder / "data/raw")
+    yield digits
+    pack(project.folder / "data/raw", digits)
 
 
-def test_an_image_that_does_not_fit_is_no_bad_image(project, big_image):
+def test_an_image_that_does_not_fit_is_no_bad_image(project, raw):
+    big = encoded(Image.fromarray(np.full((*BIG, 3), 7, np.uint8)), "PNG")
+    pack(project.folder / "data/raw", raw | {"0/big.png": big})
     prepared = project.folder / "data/prepared/dataset.json"
     before = prepared.read_bytes()
     sentence = error(project.run("prepare", setting={WORKER: "with_memory(original, 32)"}))
-    assert sentence.startswith("error: prepare: memory is too small to decode data/raw/0/big.png: free some, or take ")
+    assert sentence.startswith("error: prepare: memory is too small to decode 0/big.png: free some, or take ")
     assert prepared.read_bytes() == before
     # The control: it would be put into quarantine.
     unknown = {"diffusion_core.data.decode:_lacks_memory": "lambda error, most: False"}
@@ -68,18 +72,19 @@ def test_an_image_that_does_not_fit_is_no_bad_image(project, big_image):
     assert '"quarantined": 0' in prepared.read_text()
 
 
-def test_hostile_images_are_counted_and_take_bounded_memory(project):
+def test_hostile_images_are_counted_and_take_bounded_memory(project, raw):
     """A bomb's header, a cut file, no bytes and another program's file; links are left out before, by `ingest`."""
-    raw = project.folder / "data/raw/0"
-    whole = (raw / "0000.png").read_bytes()
-    Image.new("1", (14_200, 14_200)).save(raw / "bomb.png")
-    (raw / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (raw / "empty.png").write_bytes(b"")
-    (raw / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    names = ("bomb", "cut", "empty", "program")
+    whole = raw["0/0000.png"]
+    hostile = {
+        "0/bomb.png": encoded(Image.new("1", (14_200, 14_200)), "PNG"),
+        "0/cut.png": whole[: len(whole) // 2],
+        "0/empty.png": b"",
+        "0/program.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    }
+    pack(project.folder / "data/raw", raw | hostile)
+    # Else the digits would be taken from the dataset that is there.
+    shutil.rmtree(project.folder / "data/prepared")
     done = project.succeeds("prepare", setting={WORKER: "with_memory(original, 64)"})
-    assert "1444 images to train, 353 to validate" in done.stdout
+    assert "1412 images to train, 385 to validate" in done.stdout
     content = yaml.safe_load((project.folder / "data/prepared/dataset.json").read_text())
-    assert (content["count"], content["quarantined"]) == (1797, len(names))
-    for name in names:
-        (raw / f"{name}.png").unlink()
+    assert (content["count"], content["quarantined"]) == (1797, len(hostile))

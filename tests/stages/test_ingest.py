@@ -98,9 +98,7 @@ def test_digits_need_no_options() -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "contents", "write_index"])
-def test_a_failure_leaves_what_was_there(
-    pictures: Path, bring, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_a_failure_leaves_what_was_there(pictures: Path, bring, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     write(pictures, IMAGES)
     bring()
     before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in RAW.iterdir()}
@@ -113,9 +111,7 @@ def test_a_failure_leaves_what_was_there(
         monkeypatch.setattr(ingest, place, fail)
     elif place == "contents":
         read_bytes = Path.read_bytes
-        monkeypatch.setattr(
-            Path, "read_bytes", lambda file: fail() if file.name == "newer.png" else read_bytes(file)
-        )
+        monkeypatch.setattr(Path, "read_bytes", lambda file: fail() if file.name == "newer.png" else read_bytes(file))
     with pytest.raises(UserError, match=r"ingest\.source\.path"):
         ingest.run(settings(kind="folder", path="missing" if place == "folder" else str(pictures)), Environment())
     monkeypatch.undo()

@@ -59,9 +59,7 @@ def test_every_file_is_kept_or_quarantined(capsys: pytest.CaptureFixture) -> Non
     images = fill(40, **{"2__empty": b"", "10__cut": cut, "stray": b"no image"})
     prepare.run(SETTINGS)
     rows, info = manifest(), ImageDataset.open(PREPARED).info
-    assert [row["source"] for row in rows] == sorted(
-        [*images, "2/empty.png", "10/cut.png", "stray.png"]
-    )
+    assert [row["source"] for row in rows] == sorted([*images, "2/empty.png", "10/cut.png", "stray.png"])
     assert {row["source"] for row in rows if row["quarantined"]} == {"2/empty.png", "10/cut.png", "stray.png"}
     for row in rows:
         kept = [row[name] is not None for name in ("split", "shard", "row", "label", "pixels", "perceptual_hash")]
@@ -184,7 +182,11 @@ def copies_of_one_image() -> None:
     ("make", "fraction", "sentence"),
     [
         (lambda: None, 0.3, "data/raw is missing: run the stage that makes it with `dvc repro ingest`"),
-        (lambda: RAW.mkdir(parents=True), 0.3, r"data/raw/index\.parquet is missing: make it with .*--single-item ingest"),
+        (
+            lambda: RAW.mkdir(parents=True),
+            0.3,
+            r"data/raw/index\.parquet is missing: make it with .*--single-item ingest",
+        ),
         (lambda: pack(RAW, {}), 0.3, "data/raw holds no images: fill it with `dvc repro --force --single-item ingest`"),
         (no_image, 0.3, r"prepare: none of the 5 files in data/raw .*\(0.png: not one of AVIF.*2.png: not one of"),
         (lambda: fill(20), 1e-9, "prepare.validation_fraction is 1e-09, .* validation split of 20 images: raise it"),

@@ -388,7 +388,7 @@ def test_a_training_has_nothing_of_the_splits_that_the_source_keeps_from_it(agai
     assert folders == {"train": {"train"}, "validation": {"valid"}, "test": {"test"}}
     pixels = {split: {each.tobytes() for each in opened[split].images()} for split in opened}
     assert not pixels["train"] & (pixels["validation"] | pixels["test"])
-    assert "prepare: 40 images to train, 10 to validate, 20 to test, 2 classes\n" == capsys.readouterr().out
+    assert capsys.readouterr().out == "prepare: 40 images to train, 10 to validate, 20 to test, 2 classes\n"
 
 
 def test_what_leaks_from_one_to_the_other_is_counted(again, capsys):

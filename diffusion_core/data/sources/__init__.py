@@ -38,7 +38,7 @@ class Source(Protocol):
 
         Args:
             wanted: some of the images.
-            items: all images, which tell a source what it may forget.
+            items: all images, by which a source knows what it may forget.
             downloads: a folder that persists after an error; a source that needs it creates it.
             environment: credentials and endpoints.
 

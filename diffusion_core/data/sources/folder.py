@@ -130,6 +130,6 @@ def _item(root: Path, file: Path, now: int) -> Item:
         refuse(error, "ingest.source.path")
     # Renaming and copying keep the first date and change the second.
     dates = (state.st_mtime_ns, state.st_ctime_ns)
-    # A file that was written just now may be written again without a change of its dates.
+    # A file that was written a moment ago may be written again without a change of its dates.
     stamp = " ".join(map(str, dates)) if now - max(dates) > CERTAIN else None
     return Item(file.relative_to(root).as_posix(), state.st_size, stamp)

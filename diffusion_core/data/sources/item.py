@@ -11,8 +11,8 @@ class Item:
         path: its path in the source, with `/` between its parts.
         size: bytes, or None if it is not known before they are read.
         stamp: text that changes whenever the bytes do, as a date or an ETag; None if nothing shows a change.
-        label: name of its class, where the source has a table of them; else folders tell.
-        split: name of its split, where the source has a table of them; else folders tell.
+        label: name of its class, where the source has a table of them; else its folders say it.
+        split: name of its split, where the source has a table of them; else its folders say it.
     """
 
     path: str

@@ -32,7 +32,7 @@ def labelled(items: Sequence[Item], tables: Mapping[str, bytes], key: str) -> li
         key: the key and value of `ingest.source` that name the source, for messages.
 
     Raises:
-        UserError: a table is no table, names files that are missing or twice, or leaves out images below its folder.
+        UserError: a table cannot be read, names files that are missing or twice, or leaves out images below its folder.
     """
     known = {item.path: item for item in items}
     told: dict[str, Item] = {}

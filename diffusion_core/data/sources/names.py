@@ -25,15 +25,15 @@ def suffix_of(name: str) -> str:
 
 
 def image_names(names: Iterable[str], key: str, *, used: Collection[str] = ()) -> list[str]:
-    """Return those names that are of images, in order, and tell which others were left out.
+    """Return those names that are of images, in order, and print which others are left out.
 
     Args:
         names: paths of files in the source, with `/` between their parts.
         key: the key and value of `ingest.source` that name the source, for messages.
-        used: names that are no images and not left out.
+        used: names that are not images and not left out.
 
     Raises:
-        UserError: there is no image; a name is no path below the source; or one is there twice.
+        UserError: there is no image; a name is not a path below the source; or one is there twice.
     """
     images, others = [], Counter[str]()
     for name in names:

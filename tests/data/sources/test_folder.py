@@ -65,9 +65,7 @@ def test_what_is_no_image_is_left_out_and_told(images: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == ("ingest: left out 3 files that are not images and 0 links that lead elsewhere\n")
 
 
-def test_a_link_that_leads_out_is_not_followed(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_link_that_leads_out_is_not_followed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key.png").write_bytes(b"secret")
@@ -84,9 +82,7 @@ def test_a_link_that_leads_out_is_not_followed(
     assert capsys.readouterr().out == ("ingest: left out 2 files that are not images and 5 links that lead elsewhere\n")
 
 
-def test_the_path_may_be_a_link_or_begin_at_home(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_path_may_be_a_link_or_begin_at_home(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (images / "cat" / "a.png").write_bytes(b"1")
     (tmp_path / "link").symlink_to(images)
     monkeypatch.setenv("HOME", str(tmp_path))

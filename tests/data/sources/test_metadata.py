@@ -39,7 +39,7 @@ def test_names_are_relative_to_the_tables_folder_and_images_elsewhere_need_no_ro
     }
 
 
-ROWS = {"a.png": ("1", None), "sub/b.png": ("two, and a \"half\"", "val"), "sub/deep/c.png": (None, "test")}
+ROWS = {"a.png": ("1", None), "sub/b.png": ('two, and a "half"', "val"), "sub/deep/c.png": (None, "test")}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ ROWS = {"a.png": ("1", None), "sub/b.png": ("two, and a \"half\"", "val"), "sub/
             '{"file_name": "sub/deep/c.png", "label": null, "split": "test"}\n'
         },
         {
-            "labels.csv": "\ufefffile_name,label\na.png,1\nsub/b.png,\"two, and a \"\"half\"\"\"\nsub/deep/c.png,\n",
+            "labels.csv": '\ufefffile_name,label\na.png,1\nsub/b.png,"two, and a ""half"""\nsub/deep/c.png,\n',
         },
     ],
     ids=["csv", "jsonl", "csv with a mark of byte order"],
