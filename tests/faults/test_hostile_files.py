@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save
 
 from diffusion_core.config.settings import PrepareSettings
@@ -29,7 +30,7 @@ from diffusion_core.documents import LARGEST_BYTES
 from diffusion_core.files import sha256_of
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.stages import prepare
-from tests.data.encoded import encoded, photograph
+from tests.data.encoded import encoded
 from tests.data.packed import pack, unpacked
 from tests.faults.commands import is_killed, run, succeeds
 from tests.faults.hostile import DEEP, HEADER, MARKER, PICKLE, extension, header, objects, sentence
@@ -248,13 +249,14 @@ def test_a_description_takes_no_memory_that_its_weights_do_not_have(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A project whose source is a folder of three images, ingested; its images, and its index."""
+    """A project whose source is a folder of images, ingested; its images, and its index."""
     folder = tmp_path / "project"
     folder.mkdir()
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params["ingest"]["source"] = {"kind": "folder", "path": str(tmp_path / "pictures")}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    images = {f"{name}.png": encoded(photograph(8 + number, 8), "PNG") for number, name in enumerate("abc")}
+    noise = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+    images = {f"{number:02d}.png": encoded(Image.fromarray(each), "PNG") for number, each in enumerate(noise)}
     pack(folder / "data/raw", images)
     (tmp_path / "pictures").mkdir()
     for path, content in images.items():
@@ -317,7 +319,7 @@ def test_a_pack_is_never_read_as_a_zip(pictures, monkeypatch):
     write_index(raw, files)
     monkeypatch.chdir(folder)
     prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.5))
-    assert ImageDataset.open(folder / "data/prepared").info.count == 3
+    assert ImageDataset.open(folder / "data/prepared").info.count == len(images)
     with pytest.raises(zipfile.BadZipFile):
         zipfile.ZipFile(raw / name)
 
