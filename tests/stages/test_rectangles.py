@@ -14,6 +14,8 @@ from diffusion_core.errors import UserError
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.stages import evaluate, prepare, reference, sample, train
 from diffusion_core.stages.paths import METRICS, MODELS, PLOTS, PREPARED, REFERENCE, SAMPLES
+from tests.data.encoded import encoded
+from tests.data.packed import pack
 from tests.registry.projects import new_environment
 from tests.stages.conftest import TINY
 
@@ -21,9 +23,9 @@ COUNT = 48
 HEIGHT, WIDTH = 8, 16
 
 
-def draw_images(folder):
-    """Write stickers of two classes on transparent ground: discs and bars, in landscape and in portrait."""
-    random = np.random.default_rng(0)
+def images():
+    """Return stickers by path, of two classes on transparent ground: discs and bars, in landscape and in portrait."""
+    random, made = np.random.default_rng(0), {}
     for number in range(COUNT):
         size = (40, 30) if number % 3 else (30, 40)
         image = Image.new("RGBA", size)
@@ -31,8 +33,8 @@ def draw_images(folder):
         shape = ImageDraw.Draw(image).ellipse if kind == "disc" else ImageDraw.Draw(image).rectangle
         left, top = random.integers(0, 10, 2).tolist()
         shape((left, top, left + 20, top + (20 if kind == "disc" else 8)), fill=(*random.integers(0, 256, 3), 255))
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        image.save(folder / kind / f"{number}.png")
+        made[f"{kind}/{number}.png"] = encoded(image, "PNG")
+    return made
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def settings(tmp_path, monkeypatch):
     content["train"]["network"] |= {"dim": 8}
     content["sample"] |= {"count": 12, "sampler": {"kind": "ddim", "steps": 3}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    draw_images(tmp_path / "data/raw")
+    pack(tmp_path / "data/raw", images())
     monkeypatch.chdir(tmp_path)
     return load_settings()
 
