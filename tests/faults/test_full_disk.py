@@ -15,9 +15,12 @@ from tests.registry.projects import empty_store
 NO_STORE = {"DIFFUSION_TRACKING_URI": "http://127.0.0.1:9"}
 STAGES = ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publish")
 OUTPUTS = ("data", "models", "samples", "metrics", "plots")
+# What would be taken from an earlier run otherwise.
+FROM_NOTHING = {"ingest, a pack": "data/raw", "prepare, a shard": "data/prepared"}
 # What a stage is to write, and the bytes that are left for it.
 MOMENTS = {
-    "ingest": 100_000,
+    "ingest, a pack": 100_000,
+    "ingest, the index": 20_000,
     "prepare, a shard": 20_000,
     "prepare, the manifest": 150_000,
     "reference": 100_000,
@@ -94,6 +97,8 @@ def refused(disk, *arguments, **options):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_stage_on_a_full_disk_names_the_file_and_keeps_what_was_there(disk, moment):
     stage = moment.partition(",")[0]
+    if moment in FROM_NOTHING:
+        shutil.rmtree(disk.seen / FROM_NOTHING[moment])
     disk.fill(MOMENTS[moment])
     folder = {"ingest": "data/.raw.", "prepare": "data/.prepared.", "reference": "data/.reference."}
     expected = folder.get(stage, {"sample": ".samples.", "evaluate": "metrics/.evaluate.json."}.get(stage))
