@@ -1,6 +1,7 @@
 """The whole job on images that are no squares and have an alpha channel."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.stages import evaluate, prepare, reference, sample, train
 from diffusion_core.stages.paths import METRICS, MODELS, PLOTS, PREPARED, REFERENCE, SAMPLES
+from tests.data.packed import pack
 from tests.registry.projects import new_environment
 from tests.stages.conftest import TINY
 
@@ -21,9 +23,10 @@ COUNT = 48
 HEIGHT, WIDTH = 8, 16
 
 
-def draw_images(folder):
-    """Write stickers of two classes on transparent ground: discs and bars, in landscape and in portrait."""
+def draw_images():
+    """Return files of stickers of two classes on transparent ground: discs and bars, in landscape and in portrait."""
     random = np.random.default_rng(0)
+    files = {}
     for number in range(COUNT):
         size = (40, 30) if number % 3 else (30, 40)
         image = Image.new("RGBA", size)
@@ -31,8 +34,10 @@ def draw_images(folder):
         shape = ImageDraw.Draw(image).ellipse if kind == "disc" else ImageDraw.Draw(image).rectangle
         left, top = random.integers(0, 10, 2).tolist()
         shape((left, top, left + 20, top + (20 if kind == "disc" else 8)), fill=(*random.integers(0, 256, 3), 255))
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        image.save(folder / kind / f"{number}.png")
+        stream = BytesIO()
+        image.save(stream, "PNG")
+        files[f"{kind}/{number}.png"] = stream.getvalue()
+    return files
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def settings(tmp_path, monkeypatch):
     content["train"]["network"] |= {"dim": 8}
     content["sample"] |= {"count": 12, "sampler": {"kind": "ddim", "steps": 3}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    draw_images(tmp_path / "data/raw")
+    pack(tmp_path / "data/raw", draw_images())
     monkeypatch.chdir(tmp_path)
     return load_settings()
 
