@@ -12,7 +12,8 @@ from tests.flows.repository import CHECKOUT
 from tests.storage.conftest import ACCESS, SECRET
 
 RAW = Path("data/raw")
-IMAGES = {"cat/1.png": b"1", "cat/2.PNG": b"22", "dog/deep/3.jpg": b"333", "dog/4.webp": b"4444"}
+# Longer than what a pack says of each, so that packs may stay.
+IMAGES = {"cat/1.png": b"1" * 500, "cat/2.PNG": b"22" * 500, "dog/deep/3.jpg": b"3" * 500, "dog/4.webp": b"4" * 500}
 
 
 def contents(folder):

@@ -1,5 +1,6 @@
 """`data/raw` holds what the bucket has, and only what is new crosses the network."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,15 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from diffusion_core import storage
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import IngestSettings, PrepareSettings
-from diffusion_core.data.sources import s3
+from diffusion_core.data import raw
+from diffusion_core.data.raw import INDEX, read_index
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
+from tests.data.packed import pack, packs, unpacked
 from tests.flows.repository import CHECKOUT
 from tests.storage.ingests import IMAGES, RAW, contents, ingest_process, wait_for, whole_files
 from tests.storage.proxy import refuse, stall, then
@@ -34,13 +39,15 @@ def fetch(bucket, environment):
         ingest.run(
             IngestSettings.model_validate({"source": {"kind": "s3", "url": f"s3://{bucket}/pictures"}}), environment
         )
-        return {
-            file.relative_to(RAW).as_posix(): file.read_bytes()
-            for file in RAW.rglob("*")
-            if file.is_file() and file.name != ".s3.json"
-        }
+        return unpacked(RAW)
 
     return fetch
+
+
+@pytest.fixture
+def _no_joining(monkeypatch):
+    """No pack is so small that it is joined with what is new."""
+    monkeypatch.setattr(raw, "PACK_BYTES", 64)
 
 
 def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, proxy, capsys):
@@ -55,46 +62,67 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
 def test_the_index_is_the_same_for_the_same_objects(put, fetch):
     put(IMAGES)
     fetch()
-    first = (RAW / ".s3.json").read_bytes()
+    first = contents(RAW)
     shutil.rmtree("data")
     fetch()
-    assert (RAW / ".s3.json").read_bytes() == first
-    content = json.loads(first)
-    assert list(content["objects"]) == sorted(IMAGES)
-    assert set(content["objects"]["cat/1.png"]) == {"etag", "size", "sha256"}
+    # The packs are too.
+    assert contents(RAW) == first
+    files = {file.path: file for file in read_index(RAW)}
+    assert list(files) == sorted(IMAGES)
+    for path, body in IMAGES.items():
+        assert (files[path].size, files[path].sha256) == (len(body), hashlib.sha256(body).hexdigest())
+        assert files[path].stamp.endswith(f" {hashlib.md5(body).hexdigest()}")
 
 
 def test_a_rerun_with_nothing_new_asks_for_the_listing_alone(put, fetch, proxy):
     put(IMAGES)
     fetch()
-    before = contents(RAW)
+    before, of_packs = contents(RAW), packs(RAW)
     proxy.requests.clear()
     assert fetch() == IMAGES
     assert (len(proxy.requests), proxy.lists()) == (1, 1)
     assert contents(RAW) == before
+    assert packs(RAW) == of_packs
 
 
 def test_without_the_index_everything_would_be_fetched_again(put, fetch, proxy):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").unlink()
+    (RAW / INDEX).unlink()
     proxy.requests.clear()
     assert fetch() == IMAGES
     assert proxy.count("GET") == len(IMAGES)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": 1, "objects": 2}', "\xff", '{"objects": {"a": {}}}'])
-def test_a_damaged_index_is_no_index(put, fetch, proxy, text):
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "other columns", "other pack"])
+def test_a_damaged_index_is_no_index(put, fetch, proxy, damage):
     put(IMAGES)
     fetch()
-    (RAW / ".s3.json").write_text(text.replace('"url": 1', f'"url": "{proxy.url}"'), encoding="latin-1")
+    index = RAW / INDEX
+    whole = index.read_bytes()
+    table = pq.read_table(index)
+    if damage == "other columns":
+        pq.write_table(table.select(["path", "sha256"]), index)
+    elif damage == "other pack":
+        place = table.schema.get_field_index("pack")
+        pq.write_table(
+            table.set_column(place, table.schema.field(place), pa.array(["../../x.zip"] * len(table))), index
+        )
+    else:
+        flipped = bytearray(whole)
+        flipped[40] ^= 1
+        index.write_bytes({"empty": b"", "text": b"{}", "cut": whole[:-9], "flipped": flipped}[damage])
+    proxy.requests.clear()
     assert fetch() == IMAGES
+    assert proxy.count("GET") == len(IMAGES)
+    assert index.read_bytes() == whole
 
 
+@pytest.mark.usefixtures("_no_joining")
 def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, proxy):
     put(IMAGES)
     fetch()
-    inodes = {path: (RAW / path).stat().st_ino for path in IMAGES}
+    before = packs(RAW)
     put({"cat/1.png": b"9", "cat/new.png": b"8"})
     admin.delete_object(Bucket=bucket, Key="pictures/dog/4.webp")
     proxy.requests.clear()
@@ -102,9 +130,20 @@ def test_only_what_is_new_or_was_replaced_is_fetched(put, admin, bucket, fetch, 
     del expected["dog/4.webp"]
     assert fetch() == expected
     assert sorted(each.key for each in proxy.requests if each.key) == ["pictures/cat/1.png", "pictures/cat/new.png"]
-    # The others are the same files still.
-    assert (RAW / "cat/2.PNG").stat().st_ino == inodes["cat/2.PNG"]
-    assert list(json.loads((RAW / ".s3.json").read_text())["objects"]) == sorted(expected)
+    # The others are in the same file still.
+    assert len(before) == 1
+    assert before.items() < packs(RAW).items()
+    assert [file.path for file in read_index(RAW)] == sorted(expected)
+
+
+def test_a_small_pack_is_joined_with_what_is_new_and_what_it_held_is_not_fetched(put, fetch, proxy):
+    put(IMAGES)
+    fetch()
+    put({"cat/new.png": b"8"})
+    proxy.requests.clear()
+    assert fetch() == IMAGES | {"cat/new.png": b"8"}
+    assert [each.key for each in proxy.requests if each.key] == ["pictures/cat/new.png"]
+    assert len(packs(RAW)) == 1
 
 
 def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy):
@@ -113,58 +152,81 @@ def test_where_nothing_can_be_linked_it_is_copied(monkeypatch, put, fetch, proxy
 
     put(IMAGES)
     fetch()
+    before = packs(RAW)
     proxy.requests.clear()
     monkeypatch.setattr(os, "link", link)
     assert fetch() == IMAGES
     assert proxy.count("GET") == 0
+    assert packs(RAW).keys() == before.keys()
+    assert {inode for inode, _ in packs(RAW).values()}.isdisjoint(inode for inode, _ in before.values())
 
 
-@pytest.mark.parametrize("damage", [b"2", b"23", None])
-def test_a_file_that_is_not_as_it_was_fetched_is_fetched_again(put, fetch, proxy, damage):
+@pytest.mark.usefixtures("_no_joining")
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer", "missing"])
+def test_all_images_of_a_pack_that_is_not_as_it_was_written_are_fetched_again(put, fetch, proxy, damage):
     put(IMAGES)
     fetch()
-    file = RAW / "cat/2.PNG"
-    file.unlink()
-    if damage:
-        file.write_bytes(damage)
+    new = {"cat/new.png": b"8" * 500, "cat/newer.png": b"9" * 500}
+    put(new)
+    fetch()
+    whole = {name: content for name, (_, content) in packs(RAW).items()}
+    (broken,) = {file.pack for file in read_index(RAW) if file.path in new}
+    content = bytearray(whole[broken])
+    content[100] ^= 1
+    (RAW / broken).unlink()
+    if damage != "missing":
+        (RAW / broken).write_bytes({"flipped": content, "cut": content[:-9], "longer": whole[broken] + b"1"}[damage])
     proxy.requests.clear()
-    assert fetch() == IMAGES
-    assert [each.key for each in proxy.requests if each.key] == ["pictures/cat/2.PNG"]
+    assert fetch() == IMAGES | new
+    assert sorted(each.key for each in proxy.requests if each.key) == [f"pictures/{path}" for path in new]
+    assert {name: content for name, (_, content) in packs(RAW).items()} == whole
 
 
-def test_without_a_look_at_the_bytes_rot_would_stay(monkeypatch, put, fetch):
+def test_without_a_look_at_the_bytes_rot_would_stay(monkeypatch, put, fetch, proxy):
     put(IMAGES)
     fetch()
-    (RAW / "cat/2.PNG").write_bytes(b"23")
-    monkeypatch.setattr(s3, "_is_whole", lambda file, entry: True)
-    assert fetch()["cat/2.PNG"] == b"23"
+    (broken,) = RAW.glob("*.zip")
+    content = bytearray(broken.read_bytes())
+    content[100] ^= 1
+    broken.write_bytes(content)
+    monkeypatch.setattr(ingest, "whole_packs", lambda folder, files: frozenset(file.pack for file in files))
+    proxy.requests.clear()
+    # It is told at least, wherever the image is read.
+    with pytest.raises(UserError, match=rf"{broken.name} is damaged \(the sha256 of cat/1\.png differs"):
+        fetch()
+    assert proxy.count("GET") == 0
+    assert broken.read_bytes() == content
 
 
 def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy):
     put(IMAGES)
     fetch()
     admin.create_bucket(Bucket="another")
-    admin.put_object(Bucket="another", Key="cat/1.png", Body=b"1")
+    admin.put_object(Bucket="another", Key="cat/1.png", Body=IMAGES["cat/1.png"])
     ingest.run(IngestSettings.model_validate({"source": {"kind": "s3", "url": "s3://another"}}), environment)
-    assert contents(RAW).keys() == {"cat/1.png", ".s3.json"}
+    assert unpacked(RAW) == {"cat/1.png": IMAGES["cat/1.png"]}
+    # Nor are those of another bucket the same where path, size and ETag are.
     assert proxy.requests[-1].key == "cat/1.png"
 
 
 def test_what_is_no_image_or_hidden_is_left_out_and_told(put, fetch, capsys):
     put({"cat/1.png": b"1", "notes.txt": b"2", ".thumbs/1.png": b"3", "cat/.1.png": b"4", "cat/figure.eps": b"5"})
     assert fetch() == {"cat/1.png": b"1"}
-    assert capsys.readouterr().out.startswith("ingest: left out 4 objects that are hidden or no images\n")
+    assert capsys.readouterr().out == (
+        "ingest: left out 4 objects that are hidden or no images\ningest: 1 of 1 images are new\n"
+        "ingest: 1 images in data/raw\n"
+    )
 
 
 def test_an_empty_prefix_is_told(put, fetch):
-    RAW.mkdir(parents=True)
-    (RAW / "old.png").write_bytes(b"1")
+    pack(RAW, {"old.png": b"1"})
+    before = contents(Path("data"))
     put({"notes.txt": b"1"})
     with pytest.raises(
         UserError, match=r"ingest\.source\.url is s3://bucket-\d+/pictures, where no image lies .*upload"
     ):
         fetch()
-    assert contents(Path("data")) == {"raw/old.png": b"1"}
+    assert contents(Path("data")) == before
 
 
 HOSTILE = ["../out.png", "a/../../out.png", "a/./b.png", "/etc/x.png", "a//b.png", "a\0b.png", "é" * 130 + ".png"]
@@ -209,12 +271,19 @@ def test_what_changes_during_the_fetch_is_told_and_never_mixed(admin, put, bucke
 def test_an_error_in_the_middle_leaves_what_was_there_and_what_arrived(put, fetch, proxy):
     put(IMAGES)
     fetch()
-    put({f"new/{number}.png": b"5" for number in range(50)})
+    before = contents(RAW)
+    put({f"new/{number}.png": str(number).encode() for number in range(50)})
     proxy.trouble(refuse(403, "AccessDenied"), key="new/49.png")
     with pytest.raises(UserError, match=r"new/49\.png"):
         fetch()
-    assert contents(RAW).keys() == {*IMAGES, ".s3.json"}
+    assert contents(RAW) == before
     assert [file.name for file in Path("data").iterdir() if ".tmp-" in file.name] == []
+    arrived = len(whole_files(Path("data/.raw.parts")))
+    assert 0 < arrived < 50
+    proxy.troubles.clear()
+    proxy.requests.clear()
+    assert len(fetch()) == len(IMAGES) + 50
+    assert proxy.count("GET") == 50 - arrived
 
 
 @pytest.mark.parametrize("staged", [True, False])
@@ -239,10 +308,11 @@ def test_a_killed_fetch_goes_on_where_it_was(project, put, bucket, environment, 
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
 
 
-def test_prepare_sees_the_images_and_not_the_index(put, fetch):
+def test_prepare_sees_the_images_and_nothing_else(put, fetch):
     put({f"cat/{number}.png": encoded(photograph(8 + number, 8), "PNG") for number in range(12)})
     fetch()
-    (RAW / "cat" / ".DS_Store").write_bytes(b"litter")
+    (RAW / ".DS_Store").write_bytes(b"litter")
+    (RAW / "litter.png").write_bytes(b"litter")
     prepare.run(PrepareSettings(image_size=8, color="rgb", validation_fraction=0.3))
     info = json.loads(Path("data/prepared/dataset.json").read_text())
     assert (info["count"], info["quarantined"]) == (12, 0)
