@@ -12,4 +12,4 @@ def prepare_digits(project: Path) -> None:
     """Make `data/prepared` below `project`."""
     with chdir(project):
         ingest.run(IngestSettings.model_validate({"source": {"kind": "digits"}}), Environment())
-        prepare.run(PrepareSettings(image_size=8, color="grayscale", validation_fraction=0.2), duplicate_distance=0.1)
+        prepare.run(PrepareSettings(image_size=8, color="grayscale", validation_fraction=0.2, duplicate_distance=0.1))
