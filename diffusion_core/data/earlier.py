@@ -55,7 +55,7 @@ class Earlier:
                 self.moved[sha256] = [(row, shards[_shard(row)][row.row]) for row in each]
 
     @classmethod
-    def of(cls, folder: Path, decoder: str, wanted: Collection[str]) -> Self:
+    def of(cls, folder: Path, decoder: str, image_shape: tuple[int, int, int], wanted: Collection[str]) -> Self:
         """Return what an earlier dataset has of the images that are wanted; nothing if another decoder made it.
 
         What is damaged, or was quarantined, is decoded again.
@@ -63,15 +63,17 @@ class Earlier:
         Args:
             folder: the dataset; may be missing.
             decoder: digest of what decides the pixels.
+            image_shape: (H, W, C) of these.
             wanted: the sha256 of each file.
         """
         try:
             with reading(folder / INFO):
                 info = DatasetInfo.model_validate_json(read_small(folder / INFO))
-            rows = rows_of(read_manifest(folder / MANIFEST)) if info.decoder == decoder else []
+            rows = rows_of(read_manifest(folder / MANIFEST)) if info.decoder == decoder else None
         except UserError:
+            rows = None
+        if rows is None:
             return cls(folder, {}, {}, [], [])
-        image_shape = (*info.image_size, info.channels)
         shards: dict[int, npt.NDArray[np.uint8]] = {}
         for number, sha256 in enumerate(info.shards):
             with suppress(UserError):

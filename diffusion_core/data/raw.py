@@ -190,9 +190,10 @@ def packs_to_keep(folder: Path, files: Iterable[RawFile], *, grows: bool) -> set
         grows: whether images are added.
     """
     used: dict[str, int] = {}
-    for pack, _, size, path in {(file.pack, file.offset, file.size, file.path) for file in files}:
+    # Copies of an image share its place.
+    for file in {(file.pack, file.offset): file for file in files}.values():
         # A zip file has the name of each entry twice, beside 76 bytes about it.
-        used[pack] = used.get(pack, 0) + size + 2 * len(path.encode()) + ENTRY_BYTES
+        used[file.pack] = used.get(file.pack, 0) + file.size + 2 * len(file.path.encode()) + ENTRY_BYTES
     sizes = {pack: (folder / pack).stat().st_size for pack in used}
     return worth_keeping(used, sizes, PACK_BYTES, grows=grows)
 

@@ -66,9 +66,10 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         prepare.first_folder,
     )
     decoder = _decoder(prepare.decoding)
-    earlier = Earlier.of(PREPARED, decoder, {file.sha256 for file in files})
+    image_shape = (*prepare.size, prepare.channels)
+    earlier = Earlier.of(PREPARED, decoder, image_shape, {file.sha256 for file in files})
     with replaced_files([DATA_METRICS, DATA_PAGE]) as report, replaced(PREPARED) as folder:
-        shards = ShardWriter(folder, (*prepare.size, prepare.channels), earlier.link(folder))
+        shards = ShardWriter(folder, image_shape, earlier.link(folder))
         cluster = None if environment is None else environment.ray_address
         decoded = _decode(files, earlier, shards, prepare, cluster)
         shards.flush()

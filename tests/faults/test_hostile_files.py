@@ -271,10 +271,15 @@ def test_a_hostile_index_is_refused_by_prepare(finished, tmp_path, is_refused, c
     said = is_refused(folder, "prepare")
     assert "data/raw/" in said
     assert "remove data/raw and make it again" in said
-    if content is PICKLE:
-        shutil.rmtree(folder / "data/raw")
-        succeeds(folder, "ingest")
-        assert index.read_bytes() == before
+
+
+def test_its_remedy_works(finished, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(finished, folder)
+    before = (folder / "data/raw/index.parquet").read_bytes()
+    shutil.rmtree(folder / "data/raw")
+    succeeds(folder, "ingest")
+    assert (folder / "data/raw/index.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize(

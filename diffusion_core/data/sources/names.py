@@ -34,7 +34,7 @@ MAGIC_BYTES = 16
 def is_image(name: str) -> bool:
     """Return whether a name has the suffix of an image and no hidden part."""
     return suffix_of(name) in image_suffixes() and not any(
-        part.startswith(".") and part != ".." for part in name.split("/")
+        part.startswith(".") and part not in (".", "..") for part in name.split("/")
     )
 
 

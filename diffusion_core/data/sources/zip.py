@@ -15,6 +15,8 @@ from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.data.sources.names import image_names
 
+# Bytes of an entry that are unpacked at once.
+PART = 2**13
 # What zipfile raises for bytes that cannot be right. UnicodeDecodeError is a ValueError.
 DAMAGE = (zipfile.BadZipFile, RuntimeError, NotImplementedError, LZMAError, ValueError, IndexError, KeyError)
 
@@ -71,7 +73,7 @@ class ZipImages:
                 items.append(Item(name, files[name].file_size, f"{files[name].CRC:08x}"))
             for name in tables:
                 check_size(key, name, files[name].file_size)
-            return labelled(items, {name: archive.read(files[name]) for name in tables}, key)
+            return labelled(items, {name: _bytes(archive, files[name]) for name in tables}, key)
 
     def contents(self, wanted: Sequence[Item]) -> Generator[bytes, None, None]:
         """Yield the bytes of each."""
@@ -81,12 +83,18 @@ class ZipImages:
                 if item.path not in files:
                     raise changed(self.archive.key)
                 # Not by its name, which a link may have too.
-                yield archive.read(files[item.path])
+                yield _bytes(archive, files[item.path])
 
     @contextmanager
     def _opened(self) -> Generator[zipfile.ZipFile, None, None]:
         with self.archive.opened(*DAMAGE) as file, zipfile.ZipFile(file) as archive:
             yield archive
+
+
+def _bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    # In parts, because an entry may hold far more than it says, and would be unpacked before it is cut.
+    with archive.open(info) as stream:
+        return b"".join(iter(lambda: stream.read(PART), b""))
 
 
 def _is_file(info: zipfile.ZipInfo) -> bool:
