@@ -193,4 +193,4 @@ def test_a_checkpoint_that_knows_skipped_steps_is_saved_after_their_report(proje
     monkeypatch.setattr(Saver, "save", dies)
     with pytest.raises(KeyboardInterrupt):
         train.run(tolerant(project.train), environment.model_copy(update={"checkpoint_seconds": 0.0}))
-    assert told == ["skipped/step-000000002.txt"]
+    assert told == ["data.html", "skipped/step-000000002.txt"]
