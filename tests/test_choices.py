@@ -7,6 +7,7 @@ import pytest
 
 import diffusion_core
 from diffusion_core.choices import Choice, choices, choose
+from diffusion_core.data.crops import CropChoice
 from diffusion_core.data.sources import SourceChoice
 from diffusion_core.metrics.figures import MetricChoice
 from diffusion_core.process.losses import LossChoice
@@ -15,7 +16,7 @@ from diffusion_core.process.weightings import WeightingChoice
 from diffusion_core.samplers import SamplerChoice
 from tests.gpu.test_samplers import SAMPLERS
 
-UNIONS = (SourceChoice, MetricChoice, LossChoice, ScheduleChoice, WeightingChoice, SamplerChoice)
+UNIONS = (SourceChoice, CropChoice, MetricChoice, LossChoice, ScheduleChoice, WeightingChoice, SamplerChoice)
 
 
 def unlisted(unions):

@@ -90,6 +90,7 @@ def test_a_process_that_a_worker_has_left_is_found_once_the_worker_has_ended(tmp
     worker = Server(("http.server", "0", "--bind", "127.0.0.1"), tmp_path, variables(tmp_path), None)
     subject = Deployment(tmp_path, variables(tmp_path), tmp_path / "log.txt", 0)
     subject.worker, subject.prefect = worker, Server((), tmp_path, variables(tmp_path), None)
+    subject.seconds_to_end = 5.0
     worker.start()
     with orphan_of(tmp_path) as orphan:
         # What runs under a worker may run.

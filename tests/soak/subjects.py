@@ -138,6 +138,8 @@ class Deployment(Subject):
     )
     publishes = True
     pause = 8.0
+    # For a worker and its runs to end once it is told to.
+    seconds_to_end = 60.0
     is_closed = False
 
     def possible(self, disk):
@@ -211,7 +213,7 @@ class Deployment(Subject):
     def close(self):
         """Stop the worker with its runs, and the server."""
         self.worker.send(signal.SIGTERM)
-        end = time.monotonic() + 60.0
+        end = time.monotonic() + self.seconds_to_end
         # A run whose worker was killed is not stopped with the next one, and needs the server until it has ended.
         while (self.worker.lives() or marked(self.mark)) and time.monotonic() < end:
             time.sleep(0.2)
