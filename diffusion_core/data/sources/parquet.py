@@ -40,6 +40,7 @@ class Parquet(Choice):
 
     The path of an image is `<file>-<row>`. Where files are named for splits, as `train-00000-of-00002.parquet` or
     `train/0.parquet`, their images are in these. Files are never classes: without a column of labels there are none.
+    A row without bytes is an empty file.
 
     Attributes:
         path: the file or folder; absolute, from `~`, or relative to the project's folder.
@@ -86,17 +87,12 @@ class ParquetImages:
     def items(self) -> list[Item]:
         """Return the images in the order of the files."""
         items: list[Item] = []
-        empty = 0
         for archive in self.archives:
             split = split_of_name(archive.name)
             with self._opened(archive) as table:
                 for number, (suffix, label) in enumerate(table.rows()):
-                    if suffix is None:
-                        empty += 1
-                    else:
-                        path = f"{archive.name}-{number:06d}{suffix}"
-                        items.append(Item(path, None, archive.stamp(number), label, split))
-        tell_left_out(Counter({"without bytes": empty} if empty else {}), "rows")
+                    path = f"{archive.name}-{number:06d}{suffix}"
+                    items.append(Item(path, None, archive.stamp(number), label, split))
         if not items:
             raise UserError(f"{self.archives[0].key}, which holds no image: add some, or name another")
         return items
@@ -148,16 +144,12 @@ class _Table:
                 )
             self._names = _class_names(schema.metadata or {}, self._label) if pa.types.is_integer(kind) else None
 
-    def rows(self) -> Iterator[tuple[str | None, str | None]]:
-        """Yield the suffix of each image, or None where there is no image, and its label."""
+    def rows(self) -> Iterator[tuple[str, str | None]]:
+        """Yield the suffix of each image, or no text where nothing says it, and its label."""
         for group in self._groups:
-            rows = None
             # Names have suffixes, so that not all bytes need to be read.
-            if self._has_path and self._has_all_bytes(group):
-                rows = list(self._rows(group, f"{self._image}.path"))
-                if not all(suffix for suffix, _ in rows):
-                    rows = None
-            yield from self._rows(group, self._image) if rows is None else rows
+            rows = [*self._rows(group, f"{self._image}.path")] if self._has_path else []
+            yield from rows if rows and all(suffix for suffix, _ in rows) else self._rows(group, self._image)
 
     def contents(self, numbers: Sequence[int]) -> Iterator[bytes]:
         """Yield the images with these numbers, which ascend."""
@@ -168,34 +160,36 @@ class _Table:
                 for batch in self._batches(group, self._bytes):
                     column = self._content(batch)
                     while left and left[-1] < start + len(column):
-                        if not (value := column[left.pop() - start]).is_valid:
-                            raise changed(self._key)
-                        yield value.as_py()
+                        # A row without bytes is an empty file, which `prepare` puts into quarantine.
+                        yield column[left.pop() - start].as_py() or b""
                     start += len(column)
             start = stop
         if left:
             raise changed(self._key)
 
-    def _rows(self, group: int, column: str) -> Iterator[tuple[str | None, str | None]]:
-        has_bytes = column == self._image
+    def _rows(self, group: int, column: str) -> Iterator[tuple[str, str | None]]:
         for batch in self._batches(group, column, *([] if self._label is None else [self._label])):
             labels = [None] * len(batch) if self._label is None else self._labels(batch)
             # A struct that is null has a null in each part.
-            names = pc.struct_field(batch[self._image], "path") if self._has_path else [None] * len(batch)
-            values = self._content(batch) if has_bytes else [None] * len(batch)
+            names = pc.struct_field(batch[self._image], "path").to_pylist() if self._has_path else [""] * len(batch)
+            values = self._content(batch) if column == self._image else [None] * len(batch)
             for name, value, label in zip(names, values, labels, strict=True):
-                suffix = suffix_of((name.as_py() or "").replace("\\", "/")) if name is not None else ""
-                if suffix not in image_suffixes():
-                    suffix = ""
-                if value is not None and not value.is_valid:
-                    yield None, None
-                elif value is not None and not suffix:
-                    yield suffix_of_content(value.as_buffer()[:MAGIC_BYTES].to_pybytes()), label
-                else:
+                suffix = suffix_of((name or "").replace("\\", "/"))
+                if suffix in image_suffixes():
                     yield suffix, label
+                elif value is None or not value.is_valid:
+                    yield "", label
+                else:
+                    yield suffix_of_content(value.as_buffer()[:MAGIC_BYTES].to_pybytes()), label
 
     def _batches(self, group: int, *columns: str) -> Iterator[pa.RecordBatch]:
-        return self._file.iter_batches(BATCH, row_groups=[group], columns=list(columns))  # type: ignore[no-any-return]
+        wanted, found = self._file.metadata.row_group(group).num_rows, 0
+        for batch in self._file.iter_batches(BATCH, row_groups=[group], columns=list(columns)):
+            found += len(batch)
+            yield batch
+        # Pages that are damaged may be passed over without an error.
+        if found != wanted:
+            raise ValueError(f"a group of {wanted} rows has {found}")
 
     def _content(self, batch: pa.RecordBatch) -> Any:
         column = batch[self._image]
@@ -215,13 +209,6 @@ class _Table:
                 f"{self._key}, whose column {self._label} has {value} and names for {len(self._names)}: correct it"
             )
         return self._names[value]
-
-    def _has_all_bytes(self, group: int) -> bool:
-        """Return whether the statistics say that no row lacks bytes."""
-        row_group = self._file.metadata.row_group(group)
-        columns = [row_group.column(number) for number in range(row_group.num_columns)]
-        statistics = [column.statistics for column in columns if column.path_in_schema == self._bytes]
-        return bool(statistics) and all(each is not None and each.null_count == 0 for each in statistics)
 
     def _type(self, schema: pa.Schema, column: str, option: str) -> pa.DataType:
         if len(schema.get_all_field_indices(column)) != 1:

@@ -1,6 +1,9 @@
 """Rows of Parquet files are images, and their columns say classes."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -121,17 +124,16 @@ def test_some_images_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert [*source.contents([items[each] for each in wanted], items)] == [PIXELS[each % 5] for each in wanted]
 
 
-def test_rows_without_bytes_are_left_out_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_rows_without_bytes_are_empty_files(tmp_path: Path) -> None:
+    """They are counted in quarantine."""
     image = pa.array([{"bytes": None, "path": "a.png"}, None, {"bytes": PIXELS[0], "path": "a.png"}], STRUCT)
     source = Parquet(write(tmp_path / "a.parquet", image=image))
-    assert read(source) == {"a-000002.png": PIXELS[0]}
-    assert capsys.readouterr().out == "ingest: left out 2 rows (2 without bytes)\n"
+    assert read(source) == {"a-000000.png": b"", "a-000001": b"", "a-000002.png": PIXELS[0]}
 
 
-@pytest.mark.parametrize("image", [structs("a.png", contents=[None]), structs()])
-def test_a_file_without_images_is_refused(tmp_path: Path, image: pa.Array) -> None:
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="which holds no image: add some, or name another"):
-        Parquet(write(tmp_path / "a.parquet", image=image)).items()
+        Parquet(write(tmp_path / "a.parquet", image=structs())).items()
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,51 @@ def test_damage_is_refused(tmp_path: Path, kind: str) -> None:
     path.write_bytes(damaged(path, kind))
     with pytest.raises(UserError, match=r"a\.parquet, which is damaged or no such file \([^)]"):
         read(Parquet(path))
+
+
+DAMAGE_IN_EACH_BYTE = """
+import sys
+from pathlib import Path
+from diffusion_core.data.sources.parquet import Parquet
+from diffusion_core.errors import UserError
+path = Path(sys.argv[1])
+content = path.read_bytes()
+refused = 0
+for place in range(len(content)):
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    try:
+        source = Parquet(path)
+        items = source.items()
+        assert len([*source.contents(items)]) == len(items)
+    except UserError:
+        refused += 1
+assert refused > len(content) / 3, f"{refused} of {len(content)}"
+"""
+
+
+def test_no_damage_ends_the_process(tmp_path: Path) -> None:
+    """As that of statistics does, which pyarrow cannot refuse."""
+    image, label = structs("a.png", None, "c.png"), pa.array([0, 1, 1])
+    path = write(tmp_path / "a.parquet", ["a", "b"], image=image, label=label)
+    subprocess.run([sys.executable, "-c", DAMAGE_IN_EACH_BYTE, path], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_pages_without_their_rows_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", image=structs("a.png", "b.png", "c.png"))
+    file = pq.ParquetFile(path)
+    with pytest.raises(ValueError, match="a group of 2 rows has 1"):
+        [*parquet._Table("key", Short(file), "image", None).contents([0, 1])]
+
+
+class Short:
+    """A file that loses a row of each group, as pyarrow does where a page's header is damaged."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self.metadata, self.schema_arrow, self.file = file.metadata, file.schema_arrow, file
+
+    def iter_batches(self, *arguments: object, **options: object) -> Iterator[pa.RecordBatch]:
+        for batch in self.file.iter_batches(*arguments, **options):
+            yield batch[1:]
 
 
 def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
