@@ -15,7 +15,7 @@ from pathlib import Path
 from diffusion_core.data.decode import Decoded
 from diffusion_core.data.decoding import Decoding
 from diffusion_core.data.raw import RawFile
-from diffusion_core.data.workers import CHUNK, alone, decode_file, too_small
+from diffusion_core.data.workers import alone, decode_file, in_chunks, too_small
 from diffusion_core.errors import Unavailable, UserError
 
 PACKAGE = Path(__file__).parents[1]
@@ -70,8 +70,7 @@ def _decode(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> Iterato
 
     together = ray.remote(num_cpus=1, max_retries=RETRIES_TOGETHER)(_decode_together)
     apart = ray.remote(num_cpus=1, max_retries=RETRIES_APART)(_decode_apart)
-    chunks = (files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
-    contents = ([(file.path, file.read(folder)) for file in chunk] for chunk in chunks)
+    contents = ([(file.path, file.read(folder)) for file in chunk] for chunk in in_chunks(files))
     processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     if processors < 1:
         raise Unavailable("the Ray cluster has no processor for tasks: add nodes, or give them --num-cpus")

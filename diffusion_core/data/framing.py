@@ -6,6 +6,7 @@ Resizing and Surprising Subtleties in GAN Evaluation"). Lanczos avoids aliasing 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from PIL import Image
 
 from diffusion_core.data.crops import Box, Crop
 
-Resize = Callable[[Image.Image, tuple[int, int], Box], Image.Image]
+# Returns the part of an image in a box, with this width and height.
+Resize = Callable[[tuple[int, int], Box], Image.Image]
 
 # What turns a picture of each EXIF orientation upright (EXIF 2.3, tag 274).
 _UPRIGHT = {
@@ -58,24 +60,24 @@ def framed(
     # The orientation is applied to the result, which has fewer pixels; until then sides are as stored in the file.
     height, width = reversed(size) if orientation in _LYING else size
     turn = _UPRIGHT.get(orientation)
-    resize = _resized_light if linear_light else _resized
-    parts = [_part(image, extent, box, (width, height), resize) for box in crop.boxes(extent, (width, height), digest)]
+    resize = _resizer_of_light(image) if linear_light else partial(_resized, image)
+    parts = [
+        _part(image.mode, extent, box, (width, height), resize) for box in crop.boxes(extent, (width, height), digest)
+    ]
     return parts if turn is None else [part.transpose(turn) for part in parts]
 
 
-def _part(
-    image: Image.Image, extent: tuple[float, float], box: Box, shape: tuple[int, int], resize: Resize
-) -> Image.Image:
+def _part(mode: str, extent: tuple[float, float], box: Box, shape: tuple[int, int], resize: Resize) -> Image.Image:
     """Return one part of an image, resized to `shape`, width and height; what lies beyond the image is the border."""
     inside = max(box[0], 0.0), max(box[1], 0.0), min(box[2], extent[0]), min(box[3], extent[1])
     if inside == box:
-        return resize(image, shape, box)
+        return resize(shape, box)
     across, down = shape[0] / (box[2] - box[0]), shape[1] / (box[3] - box[1])
     left, right = round((inside[0] - box[0]) * across), round((inside[2] - box[0]) * across)
     top, bottom = round((inside[1] - box[1]) * down), round((inside[3] - box[1]) * down)
-    within = resize(image, (max(right - left, 1), max(bottom - top, 1)), inside)
+    within = resize((max(right - left, 1), max(bottom - top, 1)), inside)
     # White, and transparent where there is transparency.
-    paper = Image.new(image.mode, shape, (0, 0, 0, 0) if image.mode == "RGBA" else "white")
+    paper = Image.new(mode, shape, (0, 0, 0, 0) if mode == "RGBA" else "white")
     paper.paste(within, (min(left, shape[0] - 1), min(top, shape[1] - 1)))
     return paper
 
@@ -84,26 +86,28 @@ def _resized(image: Image.Image, shape: tuple[int, int], box: Box) -> Image.Imag
     return image.resize(shape, Image.Resampling.BICUBIC, box=box)
 
 
-def _resized_light(image: Image.Image, shape: tuple[int, int], box: Box) -> Image.Image:
-    """Resize intensities. Those of RGBA count by their opacity, as in Pillow's own resizing."""
+def _resizer_of_light(image: Image.Image) -> Resize:
+    """Return what resizes intensities. Those of RGBA count by their opacity, as in Pillow's own resizing."""
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     has_alpha = image.mode == "RGBA"
     light = _LINEAR[pixels[..., :3]]
     alpha = pixels[..., 3:].astype(np.float32) / 255.0
-    planes = np.concatenate([light * alpha, alpha], axis=-1) if has_alpha else light
-    resized = np.stack([_resized_plane(plane, shape, box) for plane in np.moveaxis(planes, -1, 0)], axis=-1)
-    if has_alpha:
-        opacity = np.clip(resized[..., 3:], 0.0, 1.0)
-        light = np.divide(resized[..., :3], opacity, out=np.zeros_like(resized[..., :3]), where=opacity > 0.0)
-        values = np.concatenate([_srgb(light), opacity], axis=-1)
-    else:
-        values = _srgb(resized)
-    done = np.rint(values * 255.0).astype(np.uint8)
-    return Image.fromarray(done[..., 0] if image.mode == "L" else done, image.mode)
+    channels = np.concatenate([light * alpha, alpha], axis=-1) if has_alpha else light
+    # Once for all parts of the image.
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(channels, -1, 0)]
 
+    def resize(shape: tuple[int, int], box: Box) -> Image.Image:
+        resized = np.stack([np.asarray(_resized(plane, shape, box)) for plane in planes], axis=-1)
+        if has_alpha:
+            opacity = np.clip(resized[..., 3:], 0.0, 1.0)
+            light = np.divide(resized[..., :3], opacity, out=np.zeros_like(resized[..., :3]), where=opacity > 0.0)
+            values = np.concatenate([_srgb(light), opacity], axis=-1)
+        else:
+            values = _srgb(resized)
+        done = np.rint(values * 255.0).astype(np.uint8)
+        return Image.fromarray(done[..., 0] if image.mode == "L" else done, image.mode)
 
-def _resized_plane(plane: npt.NDArray[np.float32], shape: tuple[int, int], box: Box) -> npt.NDArray[np.float32]:
-    return np.asarray(_resized(Image.fromarray(np.ascontiguousarray(plane)), shape, box))
+    return resize
 
 
 def _srgb(light: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -21,20 +21,23 @@ def split_of(digest: str, validation_fraction: float) -> Split:
 
 
 def splits(
-    told: Sequence[Split | None], digests: Sequence[str], group: npt.NDArray[np.int64], validation_fraction: float
+    told: Sequence[Split | None],
+    digests: Sequence[str],
+    group: npt.NDArray[np.int64],
+    validation_fraction: float | None,
 ) -> list[Split]:
     """Return the split of each image.
 
-    Where the source names images of validation, its other images are of training. Else the smallest digest of a group
-    decides for all of its images that the source does not put into the test split.
+    Without a fraction the source decides, and images of which it says nothing are of training. Else the smallest digest
+    of a group decides for all of its images that the source does not put into the test split.
 
     Args:
         told: the split that the source gives each image, or None.
         digests: sha256 of the pixels of each.
         group: number of the group of near-duplicates of each.
-        validation_fraction: share of validation, where the source names none.
+        validation_fraction: share of validation; None where the source names images of validation.
     """
-    if "validation" in told:
+    if validation_fraction is None:
         return [split or "train" for split in told]
     least: dict[int, str] = {}
     for number, digest in zip(group.tolist(), digests, strict=True):

@@ -22,7 +22,8 @@ from diffusion_core.data.decoding import Decoding
 from diffusion_core.data.raw import RawFile
 from diffusion_core.errors import UserError
 
-CHUNK = 64  # files per task of a worker process
+# Of a task of a worker process: files, and bytes of them, unless one file has more.
+CHUNK, CHUNK_BYTES = 64, 8 * 2**20
 
 
 def decode_all(
@@ -42,13 +43,25 @@ def decode_all(
         UserError: memory is too small for a file, or a pack is missing or damaged.
         OSError: a pack cannot be read.
     """
-    chunks = deque(files[start : start + CHUNK] for start in range(0, len(files), CHUNK))
+    chunks = deque(in_chunks(files))
     workers = min(workers or os.cpu_count() or 1, len(chunks))
     while chunks:
         yield from _until_one_dies(folder, chunks, wanted, workers)
         for _ in range(min(2 * workers + 1, len(chunks))):
             for file in chunks.popleft():
                 yield alone(file.path, file.read(folder), wanted)
+
+
+def in_chunks(files: Sequence[RawFile]) -> Iterator[Sequence[RawFile]]:
+    """Cut the files into those of each task, in order."""
+    start = size = 0
+    for stop, file in enumerate(files):
+        if stop > start and (stop == start + CHUNK or size + file.size > CHUNK_BYTES):
+            yield files[start:stop]
+            start, size = stop, 0
+        size += file.size
+    if files:
+        yield files[start:]
 
 
 def _until_one_dies(

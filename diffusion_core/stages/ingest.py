@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -23,13 +24,14 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     Images whose stamp is the one in the index are not read again.
 
     Raises:
-        UserError: the source cannot be read or has no image.
+        UserError: the source cannot be read, has no image, or has a name that is not UTF-8.
     """
     downloads = environment.downloads.expanduser() if environment.downloads else RAW.with_name(".raw.parts")
     source: Source = ingest.source
     # Another folder may have another file with the same path, size and date.
     origin = hashlib.sha256(repr(source).encode()).hexdigest()[:16]
     items = source.items(environment)
+    _check_texts(items)
     known = _known()
     same = {
         item.path: _labelled(known[item.path], item)
@@ -56,6 +58,18 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     if environment.downloads is None and downloads.exists():
         shutil.rmtree(downloads)
     print(f"ingest: {len(items)} images in {RAW}")
+
+
+def _check_texts(items: Sequence[Item]) -> None:
+    """Refuse a name that is not UTF-8, which no index can hold."""
+    for item in items:
+        for kind, text in (("path", item.path), ("label", item.label or ""), ("split", item.split or "")):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"ingest.source has the {kind} {text!r} of {item.path!r}, which is not UTF-8: rename it"
+                ) from None
 
 
 def _of(origin: str, item: Item) -> Item:

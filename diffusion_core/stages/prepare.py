@@ -77,9 +77,12 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         pixels = [map_shard(folder, number, shards.image_shape) for number in range(len(shards.digests))]
         outcomes = [decoded[file.sha256][0] for file in files]
         check_decoded(prepare.limits, [file.path for file in files], outcomes)
-        names, rows = _rows(files, decoded, told, pixels, prepare)
-        info = _describe(shards.digests, rows, names, prepare, decoder)
-        statistics = Statistics.of(Version(rows, names, pixels), Version.read(PREPARED))
+        # Also where none of them decodes: splits of the source are not changed in silence.
+        is_told = any(place.split == "validation" for place in told)
+        fraction = None if is_told else prepare.validation_fraction
+        names, rows = _rows(files, decoded, told, pixels, prepare, fraction)
+        info = _describe(shards.digests, rows, names, prepare, decoder, fraction)
+        statistics = Statistics.of(Version(rows, names, pixels, decoder), Version.read(PREPARED))
         check_dataset(prepare.limits, statistics)
         (report / DATA_METRICS.name).write_text(json.dumps(statistics.document(), indent=2) + "\n", encoding="utf-8")
         (report / DATA_PAGE.name).write_text(page(statistics, reasons(RAW, files, outcomes)), encoding="utf-8")
@@ -198,6 +201,7 @@ def _rows(
     told: Sequence[Place],
     shards: Sequence[npt.NDArray[np.uint8]],
     prepare: PrepareSettings,
+    fraction: float | None,
 ) -> tuple[list[str], list[ManifestRow]]:
     """Return the names of the classes, and the rows with labels, splits and the first of their near-duplicates."""
     all_rows = [(file, row, place) for file, place in zip(files, told, strict=True) for row in decoded[file.sha256]]
@@ -213,7 +217,7 @@ def _rows(
         lambda number: _pixels(kept[number], shards),
         prepare.duplicate_distance,
     )
-    split = splits([place.split for place in places_kept], digests, group, prepare.validation_fraction)
+    split = splits([place.split for place in places_kept], digests, group, fraction)
     if leaked := across(group, split):
         print(
             f"prepare: {leaked} images of validation or test have near-duplicates to train on, because the source"
@@ -241,7 +245,12 @@ def _pixels(row: ManifestRow, shards: Sequence[npt.NDArray[np.uint8]]) -> npt.ND
 
 
 def _describe(
-    digests: Sequence[str], rows: Sequence[ManifestRow], names: list[str], prepare: PrepareSettings, decoder: str
+    digests: Sequence[str],
+    rows: Sequence[ManifestRow],
+    names: list[str],
+    prepare: PrepareSettings,
+    decoder: str,
+    fraction: float | None,
 ) -> DatasetInfo:
     """Return the description of the dataset.
 
@@ -256,11 +265,16 @@ def _describe(
             f"prepare: none of the {len(rows)} files in {RAW} is an image that decodes ({first}):"
             " bring other images by ingest.source"
         )
-    if not count["train"] or not count["validation"]:
-        empty, change = ("train", "lower it") if count["validation"] else ("validation", "raise it")
+    empty = next((name for name in ("train", "validation") if not count[name]), None)
+    if empty is not None and fraction is None:
         raise UserError(
-            f"prepare.validation_fraction is {prepare.validation_fraction}, which leaves no image to the {empty} split"
-            f" of {sum(count.values())} images: {change}, or bring more images"
+            f"prepare: the source names images of the {empty} split, and none decodes that is not a near-duplicate of"
+            " others: bring others"
+        )
+    if empty is not None:
+        raise UserError(
+            f"prepare.validation_fraction is {fraction}, which leaves no image to the {empty} split of"
+            f" {sum(count.values())} images: {'lower' if empty == 'train' else 'raise'} it, or bring more images"
         )
     return DatasetInfo(
         count=sum(count.values()),

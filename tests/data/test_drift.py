@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from diffusion_core.data.report.drift import FLOOR, drift, population_stability_index
+from diffusion_core.data.report.drift import FLOOR, by_chance, drift, population_stability_index
 
 
 def by_hand(earlier: list[float], now: list[float]) -> float:
@@ -69,6 +69,23 @@ def test_two_samples_of_one_distribution_drift_by_little() -> None:
     random = np.random.default_rng(0)
     values = [population_stability_index(random.random(2000), random.random(2000)) for _ in range(50)]
     assert np.mean(values) == pytest.approx(9 * (2 / 2000), rel=0.3)
+
+
+@pytest.mark.parametrize(("earlier", "now"), [(100, 100), (2000, 150)])
+def test_what_chance_gives_is_taken_off(earlier: int, now: int) -> None:
+    random = np.random.default_rng(0)
+    pairs = [(random.normal(size=earlier), random.normal(size=now)) for _ in range(200)]
+    index, chance = (np.mean([f(*pair) for pair in pairs]) for f in (population_stability_index, by_chance))
+    assert chance == pytest.approx(9 * (1 / earlier + 1 / now))
+    # Small counts have a little more.
+    assert chance < index < 1.3 * chance
+    left = [drift({"red": one}, {"red": other})["red"] for one, other in pairs]
+    assert min(left) == 0.0
+    assert np.mean(left) < index / 3
+
+
+def test_values_that_are_all_equal_have_no_chance() -> None:
+    assert by_chance(np.full(50, 32.0), np.full(5, 32.0)) == 0.0
 
 
 def test_no_values_are_an_error() -> None:

@@ -51,7 +51,7 @@ def row(source: str, label: int | None = None, digest: str = "", **more: object)
 
 
 def version(rows: list[ManifestRow], classes: tuple[str, ...] = ()) -> Version:
-    return Version(rows, classes, [np.zeros((1, 8, 8, 3), np.uint8)])
+    return Version(rows, classes, [np.zeros((1, 8, 8, 3), np.uint8)], "")
 
 
 class Parsed(HTMLParser):
@@ -244,7 +244,7 @@ def test_colours_are_means_on_white() -> None:
     pixels = np.zeros((2, 4, 4, 4), np.uint8)
     pixels[1] = [255, 0, 51, 255]
     rows = [row("clear", row=0), row("red", row=1)]
-    found = measures(Version(rows, (), [pixels]), rows)
+    found = measures(Version(rows, (), [pixels], ""), rows)
     np.testing.assert_allclose(
         [found[name] for name in ("red", "green", "blue")], [[1, 1], [1, 0], [1, 0.2]], atol=1e-6
     )
@@ -259,7 +259,7 @@ def test_fifty_thousand_images_take_six_seconds_of_one_core_at_most() -> None:
         row(f"{number % 40}/{number}.png", number % 40, width=32, height=32, mode="RGB", row=number)
         for number in range(count)
     ]
-    whole = Version(rows, [str(number) for number in range(40)], [pixels])
+    whole = Version(rows, [str(number) for number in range(40)], [pixels], "")
     start = time.process_time()
     page(Statistics.of(whole, whole), [])
     assert time.process_time() - start < 6

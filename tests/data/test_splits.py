@@ -67,7 +67,7 @@ def test_a_larger_fraction_only_adds_groups() -> None:
 def test_where_the_source_names_validation_nothing_else_is_of_it() -> None:
     told = ["validation", None, "train", "test", None]
     # All in one group, and digests that are of validation by the fraction.
-    found = splits(told, ["0" * 64] * 5, np.zeros(5, np.int64), 0.9)
+    found = splits(told, ["0" * 64] * 5, np.zeros(5, np.int64), None)
     assert found == ["validation", "train", "train", "test", "train"]
     # The validation and the test image have near-duplicates to train on.
     assert across(np.zeros(5, np.int64), found) == 2

@@ -105,6 +105,18 @@ def test_images_that_have_drifted_are_refused() -> None:
     prepare.run(settings(max_drift=100.0))
 
 
+@pytest.mark.parametrize("settings_before", [{"color": "grayscale"}, {"crop": {"kind": "pad"}}])
+def test_pixels_that_other_settings_made_have_not_drifted(settings_before: dict[str, object]) -> None:
+    ingest(named(noise(40)))
+    before = PrepareSettings.model_validate(settings().model_dump() | settings_before)
+    prepare.run(before)
+    ingest(named(noise(40, seed=1, low=128)))
+    prepare.run(settings(max_drift=0.1))
+    # The control.
+    ingest(named(noise(40)))
+    refused(max_drift=0.1)
+
+
 def test_images_of_another_shape_are_compared_by_the_size_of_their_originals_alone() -> None:
     ingest(named(noise(40)))
     prepare.run(settings())

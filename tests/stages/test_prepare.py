@@ -23,6 +23,7 @@ from diffusion_core.data.decode import Decoded
 from diffusion_core.data.raw import RawFile
 from diffusion_core.errors import UserError
 from diffusion_core.stages import prepare
+from tests.data.ingested import ingest, noise
 from tests.data.packed import pack
 
 RAW, PREPARED = Path("data/raw"), Path("data/prepared")
@@ -459,3 +460,20 @@ def test_the_split_of_an_image_is_that_of_its_pixels() -> None:
     prepare.run(SETTINGS)
     assert {row["pixels"]: row["split"] for row in manifest()}.items() > first.items()
     assert first == {pixels: "validation" if int(pixels[:16], 16) / 2**64 < 0.3 else "train" for pixels in first}
+
+
+def test_validation_of_the_source_that_does_not_decode_is_not_replaced_in_silence():
+    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
+    ingest(images | {"val/1.png": b"no image", "val/2.png": b""})
+    with pytest.raises(UserError, match="the source names images of the validation split, and none decodes"):
+        prepare.run(SETTINGS)
+    # The control: without them the images are parted by the fraction.
+    ingest(images)
+    prepare.run(SETTINGS)
+
+
+def test_validation_that_is_dropped_is_not_replaced_in_silence():
+    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
+    ingest(images | {"val/1.png": images["train/0.png"]})
+    with pytest.raises(UserError, match="validation split, and none decodes that is not a near-duplicate of others"):
+        prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))

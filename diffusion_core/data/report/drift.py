@@ -23,17 +23,31 @@ def population_stability_index(earlier: Values, now: Values) -> float:
     often all equal. Credit scoring uses it (Siddiqi 2006, "Credit Risk Scorecards"): below 0.1 little has changed, and
     above 0.25 much. It is the divergence of Jeffreys (Kullback and Leibler 1951, "On Information and Sufficiency").
 
-    Of n and m values of one distribution it is about 9 (1/n + 1/m), so that few images seem to drift by chance.
-
     Raises:
         ValueError: there are no values.
     """
     if not len(earlier) or not len(now):
         raise ValueError("drift needs values of both versions")
-    # Hazen's quantiles lie between two values, or on values that are equal, but for odd numbers.
-    edges = np.unique(np.quantile(earlier, np.arange(1, BINS) / BINS, method="hazen"))
+    edges = _edges(earlier)
     p, q = (_shares(values, edges) for values in (earlier, now))
     return float(np.sum((q - p) * np.log(q / p)))
+
+
+def by_chance(earlier: Values, now: Values) -> float:
+    """Return the mean of the index for as many values of one distribution.
+
+        (k - 1) (1/n + 1/m)
+
+    k is the number of bins that have earlier values, n and m are the numbers of values. It is that of chi^2 statistics,
+    which the index is for large n and m.
+    """
+    bins = np.count_nonzero(_shares(earlier, _edges(earlier)) > FLOOR)
+    return (bins - 1) * (1 / len(earlier) + 1 / len(now))
+
+
+def _edges(earlier: Values) -> Values:
+    # Hazen's quantiles lie between two values, or on values that are equal, but for odd numbers.
+    return np.unique(np.quantile(earlier, np.arange(1, BINS) / BINS, method="hazen"))
 
 
 def _shares(values: Values, edges: Values) -> Values:
@@ -44,9 +58,12 @@ def _shares(values: Values, edges: Values) -> Values:
 
 
 def drift(earlier: Mapping[str, Values], now: Mapping[str, Values]) -> dict[str, float]:
-    """Return the population stability index of each measure that both versions have."""
+    """Return the population stability index of each measure that both versions have, less what chance gives.
+
+    Few images would otherwise seem to drift.
+    """
     return {
-        name: population_stability_index(earlier[name], now[name])
+        name: max(population_stability_index(earlier[name], now[name]) - by_chance(earlier[name], now[name]), 0.0)
         for name in MEASURES
         if len(earlier.get(name, ())) and len(now.get(name, ()))
     }

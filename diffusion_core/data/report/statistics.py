@@ -49,13 +49,13 @@ class Statistics:
     def of(cls, version: Version, earlier: Version | None) -> "Statistics":
         """Measure a version, and compare it with the earlier one.
 
-        Pixels of versions with images of other shapes are not compared.
+        Pixels are not compared where another decoder made them, or the same one by other settings.
         """
         sample = by_hash(version.images, SAMPLE)
         now, before = _measured(version, sample), {}
         if earlier is not None:
             before = _measured(earlier, by_hash(earlier.images, SAMPLE))
-        is_alike = earlier is not None and earlier.image_shape == version.image_shape
+        is_alike = earlier is not None and earlier.decoder == version.decoder
         compared = before if is_alike else {name: values for name, values in before.items() if name == "size"}
         return cls(
             version,

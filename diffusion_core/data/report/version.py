@@ -27,11 +27,13 @@ class Version:
         rows: the rows of its manifest.
         classes: the name of each label.
         shards: the pixels of each shard, uint8 (n, H, W, C).
+        decoder: digest of all that decides the pixels of a file.
     """
 
     rows: Sequence[ManifestRow]
     classes: Sequence[str]
     shards: Sequence[Pixels]
+    decoder: str
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -47,7 +49,7 @@ class Version:
         lengths = dict(enumerate(map(len, shards)))
         is_whole = all(row.shard is None or row.row in range(lengths.get(row.shard, 0)) for row in rows)
         has_labels = all(row.label is None or row.label < len(info.classes) for row in rows)
-        return cls(rows, info.classes, shards) if is_whole and has_labels else None
+        return cls(rows, info.classes, shards, info.decoder) if is_whole and has_labels else None
 
     @cached_property
     def images(self) -> list[ManifestRow]:

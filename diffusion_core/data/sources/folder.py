@@ -134,7 +134,7 @@ class Folder(Choice):
 
         Raises:
             UserError: `path` is missing, is not a folder, cannot be read, or overlaps the pipeline's data. Or it has no
-                image file, the name of a file is not UTF-8, or a table is wrong.
+                image file, a file is no image by its size, its name is not UTF-8, or a table is wrong.
         """
         root = self._root()
         found = image_files(root, "ingest.source.path", follow_links=self.follow_links)
@@ -148,7 +148,10 @@ class Folder(Choice):
             self._refuse_output(found.images)
         now = time.time_ns()
         tables = {table.relative_to(root).as_posix(): self._table(table) for table in found.tables}
-        return labelled([_item(root, image, now) for image in found.images], tables, self._key)
+        items = [_item(root, image, now) for image in found.images]
+        for item in items:
+            check_size(self._key, item.path, item.size or 0)
+        return labelled(items, tables, self._key)
 
     def contents(self, wanted: Sequence[Item], *_: object) -> Generator[bytes, None, None]:
         """Yield the bytes of each file.

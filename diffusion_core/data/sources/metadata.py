@@ -52,9 +52,14 @@ def labelled(items: Sequence[Item], tables: Mapping[str, bytes], key: str) -> li
                 f"{key}, where {name} names {len(missing)} files that are not there, as {missing[0]!r}: add them, or"
                 " leave out their rows"
             )
-        inside = [path for path in known if folder in PurePosixPath(path).parents]
-        if left := [path for path in inside if path not in told]:
-            raise UserError(f"{key}, where {name} has no row of {len(left)} images, as {left[0]!r}: add their rows")
+    # The tables in the folder of an image and in those above it may name it; one must.
+    names = {PurePosixPath(name).parent: name for name in tables}
+    left: dict[str, list[str]] = {}
+    for path in known:
+        if path not in told and (above := next((each for each in PurePosixPath(path).parents if each in names), None)):
+            left.setdefault(names[above], []).append(path)
+    for name, paths in left.items():
+        raise UserError(f"{key}, where {name} has no row of {len(paths)} images, as {paths[0]!r}: add their rows")
     return [told.get(item.path, item) for item in items]
 
 

@@ -15,6 +15,7 @@ from diffusion_core.choices import Choice
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.downloads import arrived, keep_only, only_download
 from diffusion_core.data.formats import image_suffixes
+from diffusion_core.data.sources.archive import check_size
 from diffusion_core.data.sources.item import Item
 from diffusion_core.errors import UserError
 
@@ -48,13 +49,16 @@ class S3(Choice):
         """Return the images; the stamp of each is its ETag.
 
         Raises:
-            UserError: the store cannot be used, has no image below `url`, or a key is not a valid path.
+            UserError: the store cannot be used, has no image below `url`, a key is not a valid path, or an object is
+                larger than any image.
         """
         # Imported here, because only this source needs boto3.
         from diffusion_core.storage import open_store
 
         address = parse_s3(self.url)
         images = _images(open_store(environment).objects(address.bucket, address.prefix), address)
+        for path, image in images.items():
+            check_size(f"ingest.source.url is {address}", path, image.size)
         return [Item(path, image.size, image.etag) for path, image in sorted(images.items())]
 
     def contents(

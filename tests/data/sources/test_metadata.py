@@ -39,6 +39,15 @@ def test_names_are_relative_to_the_tables_folder_and_images_elsewhere_need_no_ro
     }
 
 
+def test_a_folders_own_table_has_the_rows_of_its_images():
+    table = "file_name,label\n"
+    tables = {"labels.csv": f"{table}a.png,ant\n", "sub/labels.csv": f"{table}b.png,bee\ndeep/c.png,cat\n"}
+    assert told(tables) == {path: (label, None) for path, label in zip(PATHS, ("ant", "bee", "cat"), strict=True)}
+    # Neither table has the row of c.png.
+    tables["sub/labels.csv"] = f"{table}b.png,bee\n"
+    is_refused(tables, "sub/labels.csv has no row of 1 images, as 'sub/deep/c.png'")
+
+
 ROWS = {"a.png": ("1", None), "sub/b.png": ('two, and a "half"', "val"), "sub/deep/c.png": (None, "test")}
 
 
