@@ -7,7 +7,8 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,7 @@ def decode_on_cluster(
 
     Raises:
         UserError: Ray is not installed, has no token, or a node has other versions; memory is too small for a file.
-        Unavailable: the cluster does not answer.
+        Unavailable: the cluster does not answer, or fails.
     """
     if not files:
         return
@@ -58,15 +59,23 @@ def decode_on_cluster(
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise Unavailable(f"the Ray cluster at DIFFUSION_RAY_ADDRESS cannot be used ({error})") from None
     try:
-        _check_versions(libraries)
-        yield from _decode(folder, files, wanted)
+        yield from _decode(folder, files, wanted, libraries)
     finally:
         ray.shutdown()
 
 
-def _decode(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> Iterator[Decoded]:
+def _decode(
+    folder: Path, files: Sequence[RawFile], wanted: Decoding, libraries: Mapping[str, str]
+) -> Iterator[Decoded]:
     import ray
-    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+    from ray.exceptions import (
+        NodeDiedError,
+        ObjectLostError,
+        OutOfMemoryError,
+        RayError,
+        RayTaskError,
+        WorkerCrashedError,
+    )
 
     together = ray.remote(num_cpus=1, max_retries=RETRIES_TOGETHER)(_decode_together)
     apart = ray.remote(num_cpus=1, max_retries=RETRIES_APART)(_decode_apart)
@@ -76,7 +85,7 @@ def _decode(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> Iterato
         raise Unavailable("the Ray cluster has no processor for tasks: add nodes, or give them --num-cpus")
     tasks = TASKS * processors
     # The files stay with their task until it is done, because a crash sends them again.
-    waiting = deque((chunk, together.remote(chunk, wanted)) for chunk in islice(contents, tasks))
+    waiting = deque((chunk, together.remote(chunk, wanted, libraries)) for chunk in islice(contents, tasks))
     try:
         while waiting:
             chunk, task = waiting.popleft()
@@ -84,25 +93,56 @@ def _decode(folder: Path, files: Sequence[RawFile], wanted: Decoding) -> Iterato
                 results = ray.get(task)
             except (WorkerCrashedError, NodeDiedError, ObjectLostError):
                 # Perhaps one of its files ends each process that decodes it.
-                results = ray.get(apart.remote(chunk, wanted))
+                results = ray.get(apart.remote(chunk, wanted, libraries))
             yield from results
-            waiting.extend((chunk, together.remote(chunk, wanted)) for chunk in islice(contents, 1))
+            waiting.extend((chunk, together.remote(chunk, wanted, libraries)) for chunk in islice(contents, 1))
     except RayTaskError as error:
         if isinstance(error.cause, MemoryError):
             raise too_small(str(error.cause)) from None
         if isinstance(error.cause, UserError):
             raise error.cause from None
+        if isinstance(error.cause, ImportError):
+            raise UserError(f"a Ray node cannot run the project ({error.cause}): install it there too") from None
         raise
     except OutOfMemoryError:
         raise too_small(chunk[0][0]) from None
+    except RayError as error:
+        raise Unavailable(f"the Ray cluster fails ({error}): run prepare again when it is well") from None
 
 
-def _decode_together(files: Sequence[File], wanted: Decoding) -> list[Decoded]:
+def _decode_together(files: Sequence[File], wanted: Decoding, libraries: Mapping[str, str]) -> list[Decoded]:
+    _check_versions(libraries)
     return [decode_file(name, content, wanted) for name, content in files]
 
 
-def _decode_apart(files: Sequence[File], wanted: Decoding) -> list[Decoded]:
+def _decode_apart(files: Sequence[File], wanted: Decoding, libraries: Mapping[str, str]) -> list[Decoded]:
+    _check_versions(libraries)
     return [alone(name, content, wanted) for name, content in files]
+
+
+def _check_versions(libraries: Mapping[str, str]) -> None:
+    """Check that this node has the libraries of the machine that asks, so that it makes the same pixels.
+
+    In each task, because a node may join a cluster at any time.
+
+    Raises:
+        UserError: it has others.
+    """
+    for name, wanted in libraries.items():
+        if (here := _version(name)) != wanted:
+            has = f"no {name}" if here is None else f"{name} {here}"
+            raise UserError(
+                f"the Ray node {socket.gethostname()} has {has}, and the machine that prepares {wanted}: install the"
+                " same on both"
+            )
+
+
+@cache
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _check_answer(address: str) -> None:
@@ -127,32 +167,3 @@ def _demand_token() -> None:
         raise UserError("RAY_AUTH_MODE is not token: a cluster without tokens runs the code of anyone; set it to token")
     if not any(places) and not (Path.home() / ".ray/auth_token").exists():
         raise UserError("the Ray cluster needs a token: set RAY_AUTH_TOKEN, or write it to ~/.ray/auth_token")
-
-
-def _check_versions(libraries: Mapping[str, str]) -> None:
-    """Check that each node has the libraries of this machine, so that it makes the same pixels.
-
-    Raises:
-        UserError: a node has others.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    look = ray.remote(num_cpus=0)(_versions)
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"]:
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            try:
-                found = ray.get(look.options(scheduling_strategy=strategy).remote([*libraries]))
-            except ray.exceptions.RayError as error:
-                raise UserError(f"the Ray node {node['NodeManagerAddress']} cannot run the project ({error})") from None
-            for name, here in libraries.items():
-                if found[name] != here:
-                    raise UserError(
-                        f"the Ray node {node['NodeManagerAddress']} has {name} {found[name]}, and this machine {here}:"
-                        " install the same on both"
-                    )
-
-
-def _versions(names: Sequence[str]) -> dict[str, str]:
-    return {name: version(name) for name in names}

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -158,6 +159,36 @@ def test_a_cluster_makes_the_bytes_of_one_machine_also_without_a_node_that_it_lo
         assert "left out 2 of 132 files" in rest
         assert contents("data/prepared") == contents("alone")
         shutil.rmtree("data/prepared")
+
+
+OTHER_VERSIONS = """
+import sys
+from pathlib import Path
+from diffusion_core.data.cluster import decode_on_cluster
+from diffusion_core.data.decoding import Decoding
+from diffusion_core.data.raw import read_index
+folder = Path("data/raw")
+address, library, wanted = sys.argv[1:]
+print(len([*decode_on_cluster(folder, read_index(folder), Decoding((4, 4), 3), address, {library: wanted})]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "wanted", "sentence"),
+    [
+        ("pillow", version("pillow"), "132\n"),
+        ("pillow", "0.1", f"has pillow {version('pillow')}, and the machine that prepares 0.1: install the same"),
+        ("no-such-library", "0.1", "has no no-such-library, and the machine that prepares 0.1"),
+    ],
+)
+def test_a_node_with_other_libraries_is_told(head, workers, project, library, wanted, sentence):
+    """In the task itself, because nodes join at any time; the first of these three is the control."""
+    command = [sys.executable, "-c", OTHER_VERSIONS, head[0], library, wanted]
+    done = subprocess.run(
+        command, env=os.environ | TOKEN | {"PYTHONPATH": path()}, capture_output=True, text=True, check=False
+    )
+    assert sentence in done.stdout + done.stderr
+    assert ("UserError" in done.stderr) is (done.returncode == 1) is (wanted == "0.1")
 
 
 @pytest.mark.parametrize(

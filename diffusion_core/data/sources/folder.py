@@ -134,7 +134,7 @@ class Folder(Choice):
 
         Raises:
             UserError: `path` is missing, is not a folder, cannot be read, or overlaps the pipeline's data. Or it has no
-                image file, a file is no image by its size, its name is not UTF-8, or a table is wrong.
+                image file, a file is larger than any image, its name is not UTF-8, or a table is wrong.
         """
         root = self._root()
         found = image_files(root, "ingest.source.path", follow_links=self.follow_links)
