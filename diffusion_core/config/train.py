@@ -90,6 +90,7 @@ class TrainSettings(Section):
     max_grad_norm: PositiveFloat = 1.0
     ema_halflife_images: PositiveFloat = 50_000
     horizontal_flip: bool = False
+    shuffle_window: PositiveInt | None = Field(None, description="images in random order at a time; None: all")
     max_skipped_share: Fraction = Field(0.05, description="of the steps, whose loss or gradient is not finite")
     report_every_images: PositiveInt = 10_000
     preview_every_images: PositiveInt = 100_000

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, get_args
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, read_manifest
-from diffusion_core.data.shards import check_shard, map_shard, reading
+from diffusion_core.data.shards import check_shard, map_shard, read_ahead, reading
 from diffusion_core.documents import read_small
 
 INFO = "dataset.json"
@@ -126,6 +127,11 @@ class ImageDataset:
         return len(self._shard)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels of all images."""
+        return len(self) * math.prod(self.info.image_size) * self.info.channels
+
+    @property
     def class_counts(self) -> tuple[int, ...]:
         """Number of images of each label; empty if there are no classes."""
         if self.labels is None:
@@ -150,3 +156,9 @@ class ImageDataset:
             here = shard == number
             images[here] = self._shards[number][row[here]]
         return images
+
+    def read_ahead(self, indices: npt.NDArray[np.integer]) -> None:
+        """Let the system begin to read the images at `indices` into its cache."""
+        shard, row = self._shard[indices], self._row[indices]
+        for number in np.unique(shard):
+            read_ahead(self._shards[number], row[shard == number])

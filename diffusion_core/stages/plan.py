@@ -57,6 +57,10 @@ class ShardData:
         labels = self.dataset.labels
         return images, None if labels is None else torch.from_numpy(labels[which])
 
+    def read_ahead(self, indices: Tensor) -> None:
+        """Let the system begin to read the images at `indices` into its cache."""
+        self.dataset.read_ahead(indices.numpy())
+
 
 def make_plan(train: TrainSettings, environment: Environment) -> Plan:
     """Return the plan of the training on data/prepared.

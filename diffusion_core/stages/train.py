@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import torch
 
 from diffusion_core.config.environment import Environment
@@ -132,6 +133,13 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
         raise UserError(f"the training cannot start: {error}") from None
     if ranks.is_main:
         print(f"train: on {_described(device, ranks)}, in {trainer.precision}", flush=True)
+        size, free = plan.dataset.nbytes, psutil.virtual_memory().available
+        if train.shuffle_window is None and size > free:
+            print(
+                f"train: the images have {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free: with"
+                " train.shuffle_window they are read in long pieces",
+                flush=True,
+            )
     return trainer
 
 

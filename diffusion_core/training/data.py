@@ -1,15 +1,13 @@
-"""Training images: access by index, their order, and the copy to the device."""
+"""Training images: access by index, and the copy to the device."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from diffusion_core.randomness import generator
 from diffusion_core.runtime.device import to_device
 
 
@@ -56,23 +54,13 @@ class TensorData:
         return self.images[here], None if self.labels is None else self.labels[indices]
 
 
-def batch_indices(seed: int, step: int, batch_size: int, count: int) -> Tensor:
-    """Return the indices of the images of step `step` (from 0), int64 (batch_size,).
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """Images on a disk."""
 
-    Each epoch is a permutation of `count` images. Epochs are concatenated, so a batch may span several epochs.
-    """
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // count
-    indices = torch.empty_like(positions)
-    for epoch in sorted(set(epochs.tolist())):
-        here = epochs == epoch
-        indices[here] = _permutation(seed, epoch, count)[positions[here] % count]
-    return indices
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, epoch, "order"))
+    def read_ahead(self, indices: Tensor) -> None:
+        """Begin to read the images at `indices` into memory, and return."""
+        ...
 
 
 # Largest share of the device's free memory that a dataset may use.
@@ -100,7 +88,11 @@ def resident(data: TrainingData, device: torch.device) -> TrainingData:
 
 
 def batches(
-    data: TrainingData, indices: Callable[[int], Tensor], steps: range, device: torch.device
+    data: TrainingData,
+    indices: Callable[[int], Tensor],
+    steps: range,
+    device: torch.device,
+    ahead: Callable[[int], Tensor] | None = None,
 ) -> Iterator[Batch]:
     """Yield the images, uint8 (B, C, H, W) on the device, and labels, int64 (B,) on the host, of each step.
 
@@ -112,9 +104,12 @@ def batches(
         indices: returns the indices of a step.
         steps: the step numbers.
         device: the device of the images.
+        ahead: returns the images to read from the disk before a step, of images that lie on one.
     """
 
     def load(step: int) -> Batch:
+        if ahead is not None and isinstance(data, ReadsAhead) and len(coming := ahead(step)):
+            data.read_ahead(coming)
         images, labels = data.batch(indices(step))
         return (images.pin_memory() if device.type == "cuda" and images.device.type == "cpu" else images), labels
 

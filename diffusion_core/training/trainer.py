@@ -19,10 +19,11 @@ from diffusion_core.runtime.recording import Replayed
 from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.self_check.comparison import Verdict
 from diffusion_core.self_check.training import check_training
-from diffusion_core.training.data import TrainingData, batch_indices, batches, resident
+from diffusion_core.training.data import Batch, TrainingData, batches, resident
 from diffusion_core.training.divergence import MAX_BAD_STEPS, check_steps
 from diffusion_core.training.ema import EMA
 from diffusion_core.training.optimizer import Update
+from diffusion_core.training.order import Order
 from diffusion_core.training.randomness import StepRandomness
 from diffusion_core.training.step import Gradient, StepReport
 
@@ -54,6 +55,7 @@ class Trainer:
         max_grad_norm: gradients with a greater norm are scaled to it.
         ema_halflife_images: see `EMA`.
         horizontal_flip: mirror each image with probability 1/2.
+        shuffle_window: images are in random order within as many, see `Order`; None: within the whole epoch.
         max_skipped_share: share of the steps that may be skipped because their loss or gradient is not finite, in
             [0, 1]. It is one of the steps so far, and before step 1000 of the first 1000, or of all if these are fewer.
         precision: "auto", "float32" or "bfloat16"; see `choose_precision`.
@@ -89,14 +91,21 @@ class Trainer:
         max_grad_norm: float = 1.0,
         ema_halflife_images: float = 50_000,
         horizontal_flip: bool = False,
+        shuffle_window: int | None = None,
         max_skipped_share: float = 0.05,
         precision: str = "auto",
         compiled: bool = False,
         threads: ThreadChoice | None = None,
         ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     ) -> None:
-        for name, value in (("images", images), ("batch_size", batch_size), ("accumulate", accumulate)):
-            if value < 1:
+        numbers = {
+            "images": images,
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "shuffle_window": shuffle_window,
+        }
+        for name, value in numbers.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if batch_size % (accumulate * ranks.count):
             raise ValueError(
@@ -109,6 +118,7 @@ class Trainer:
         self.data = resident(data, diffusion.device)
         self.total_steps = math.ceil(images / batch_size)
         self.batch_size = batch_size
+        self.order = Order(seed, len(data), shuffle_window)
         self.seed = seed
         self.learning_rate = learning_rate
         self.warmup_images = warmup_images
@@ -173,13 +183,17 @@ class Trainer:
             return self.batch(step + 1)[share.start : share.stop]
 
         remaining = range(self.step, self.total_steps)
+
+        def ahead(step: int) -> Tensor:
+            return self.order.ahead(step, self.batch_size, is_first=step == remaining.start)
+
         with ExitStack() as ending:
             if self.threads is not None:
                 ending.callback(self.threads.close)
-            yield from self._steps(indices, remaining)
+            yield from self._steps(batches(self.data, indices, remaining, self.diffusion.device, ahead))
 
-    def _steps(self, indices: Callable[[int], Tensor], remaining: range) -> Iterator[StepReport]:
-        for number, (images, labels) in enumerate(batches(self.data, indices, remaining, self.diffusion.device)):
+    def _steps(self, given: Iterator[Batch]) -> Iterator[StepReport]:
+        for number, (images, labels) in enumerate(given):
             if self._unchecked:
                 self._check(images, labels)
             if number == 0:
@@ -271,7 +285,7 @@ class Trainer:
 
     def batch(self, step: int) -> Tensor:
         """Return the indices of the images of a step, counted from 1, int64 (batch_size,)."""
-        return batch_indices(self.seed, step - 1, self.batch_size, len(self.data))
+        return self.order.batch(step - 1, self.batch_size)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps.

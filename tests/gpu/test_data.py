@@ -1,11 +1,11 @@
-"""Images come in the order of `batch_indices`, with their own labels, by whichever way they come to the device."""
+"""Images come in the order of `Order`, with their own labels, by whichever way they come to the device."""
 
 import pytest
 import torch
 
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.training import data as training_data
-from diffusion_core.training.data import batch_indices
+from diffusion_core.training.order import Order
 from tests.gpu.builds import replaying
 
 COUNT, BATCH, STEPS, SIDE, CLASSES = 1000, 32, 70, 8, 7
@@ -50,7 +50,7 @@ def trained_on(data, device, replayed=False):
 
 
 def compare(record, name, found, classes):
-    expected = torch.stack([batch_indices(3, step, BATCH, COUNT) for step in range(STEPS)])
+    expected = torch.stack([Order(3, COUNT).batch(step, BATCH) for step in range(STEPS)])
     record(f"{name}: images out of order", (found != expected).sum(), 0)
     record(f"{name}: labels of other images", (classes != expected % CLASSES).sum(), 0)
     # The control: the order of the next step is another.

@@ -181,13 +181,13 @@ def test_a_process_that_fails_ends_all_with_its_traceback_first(folder):
     (folder / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import diffusion_core.training.trainer as trainer\n"
-        "    whole = trainer.batch_indices\n"
-        "    def failing(seed, step, *others):\n"
+        "    from diffusion_core.training.order import Order\n"
+        "    whole = Order.batch\n"
+        "    def failing(self, step, size):\n"
         "        if step == 5:\n"
         "            raise ZeroDivisionError('on purpose')\n"
-        "        return whole(seed, step, *others)\n"
-        "    trainer.batch_indices = failing\n",
+        "        return whole(self, step, size)\n"
+        "    Order.batch = failing\n",
         encoding="utf-8",
     )
     done = run("train", 2, folder, PYTHONPATH=os.pathsep.join([str(folder), VARIABLES["PYTHONPATH"]]))

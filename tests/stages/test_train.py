@@ -82,6 +82,25 @@ def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, ca
     assert f"train: self-check: {tag}" in capsys.readouterr().out
 
 
+def test_windows_change_the_order_and_are_read_ahead(project, environment, capsys, monkeypatch):
+    """Images that do not fit into memory are told, with the key that helps."""
+    memory = type("Memory", (), {"available": 100})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    train.run(project.train, environment)
+    assert "of memory are free: with train.shuffle_window they are read in long pieces" in capsys.readouterr().out
+    whole = (MODELS / "model.safetensors").read_bytes()
+    windows = project.train.model_copy(update={"shuffle_window": 70})
+    asked = []
+    read_ahead = ImageDataset.read_ahead
+    monkeypatch.setattr(
+        ImageDataset, "read_ahead", lambda self, rows: (asked.append(len(rows)), read_ahead(self, rows))
+    )
+    train.run(windows, environment)
+    assert "shuffle_window" not in capsys.readouterr().out
+    assert asked == [70 + 32] + [32] * 9
+    assert (MODELS / "model.safetensors").read_bytes() != whole
+
+
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_preview_that_finds_no_memory_does_not_cost_the_training(project, environment, failures, monkeypatch, caplog):
     generate, forgotten, forget = preview.generate, [], Trainer.forget_recording

@@ -5,7 +5,7 @@ import torch
 
 from diffusion_core import GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.training.data import batch_indices
+from diffusion_core.training.order import Order
 from diffusion_core.training.step import OutOfMemory
 from tests.gpu.builds import Small
 
@@ -21,7 +21,7 @@ def build(room, **options):
 
 
 def first_step(trainer):
-    batch = trainer.data.batch(batch_indices(0, 0, 16, 30)[: 16 // trainer.ranks.count])
+    batch = trainer.data.batch(Order(0, 30).batch(0, 16)[: 16 // trainer.ranks.count])
     loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._randomness())
     return loss, torch.cat([each.grad.flatten() for each in trainer.diffusion.parameters()])
 

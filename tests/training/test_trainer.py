@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
-from diffusion_core.training.data import batch_indices
 from diffusion_core.training.divergence import MAX_BAD_STEPS, TrainingDiverged
 
 BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps", "trainer/skipped_steps")
@@ -71,7 +70,7 @@ def test_a_run_restored_without_a_part_of_its_state_does_not_equal_it(lost, unbr
 
 def gradients(trainer):
     """The loss and the gradients of the trainer's first step."""
-    batch = trainer.data.batch(batch_indices(trainer.seed, 0, trainer.batch_size, len(trainer.data)))
+    batch = trainer.data.batch(trainer.batch(1))
     torch.manual_seed(0)  # of dropout
     loss = trainer.gradient.attempt(trainer.gradient.compute, *batch, trainer._randomness())
     return loss, [each.grad.clone() for each in trainer.diffusion.parameters()]
@@ -103,14 +102,6 @@ def test_every_weight_learns_in_bfloat16(objective, needs_bfloat16):
         assert (ours.grad != 0).any() == (theirs.grad != 0).any(), name
     both = [torch.cat([each.grad.flatten() for each in one.diffusion.parameters()]) for one in (trainer, exact)]
     assert float(torch.cosine_similarity(*both, dim=0)) > 0.99
-
-
-def test_every_image_is_seen_once_an_epoch_in_another_order_each_time():
-    seen = torch.cat([batch_indices(7, step, 8, 20) for step in range(5)])
-    first, second = seen[:20].tolist(), seen[20:40].tolist()
-    assert sorted(first) == sorted(second) == list(range(20))
-    assert first != second
-    assert batch_indices(8, 0, 20, 20).tolist() != first
 
 
 def test_learning_rate_warms_up_over_the_given_images():
