@@ -20,16 +20,20 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from diffusion_core.errors import UserError
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_FAILS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 # The name of what a process makes beside a file or folder. No id of a process has eight digits, as a date has.
 _MADE = re.compile(r"\..+\.(?P<word>tmp|old|trash)-(?P<process>\d{1,7})")
 
 
 def disk_refusal(error: OSError) -> UserError | None:
-    """Return the error to raise where a disk is full or read-only, or None for another error."""
-    if error.errno not in DISK_REFUSES:
-        return None
+    """Return the error to raise where a disk is full, read-only or fails, or None for another error."""
     # An error of a copy names both files, and the second is the one that was written.
     file = error.filename2 or error.filename
+    if error.errno in DISK_FAILS:
+        where = f" at {file}" if file else ""
+        return UserError(f"the disk fails{where} ({error.strerror}): see the system's log, and use another disk")
+    if error.errno not in DISK_REFUSES:
+        return None
     where = f" {file}" if file else ""
     return UserError(f"the disk refuses{where} ({error.strerror}): make room or correct its rights")
 
@@ -45,7 +49,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in DISK_REFUSES and error.filename is None:
+        if error.errno in (*DISK_REFUSES, *DISK_FAILS) and error.filename is None:
             error.filename = str(path)
         raise
 

@@ -13,7 +13,9 @@ import pytest
 from diffusion_core import files
 from diffusion_core.files import (
     discard,
+    disk_refusal,
     replaced,
+    replaced_file,
     replaced_files,
     sha256_of,
     sweep_discarded,
@@ -249,3 +251,31 @@ def test_a_filesystem_that_cannot_be_flushed_leaves_the_old_folder(
     with pytest.raises(OSError, match="Input/output error"), replaced(tmp_path / "out") as folder:
         (folder / "file").write_text("new")
     assert [file.name for file in tmp_path.rglob("*")] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "the disk refuses b (No space left on device): make room or correct its rights"),
+        (errno.EROFS, "the disk refuses b (Read-only file system): make room or correct its rights"),
+        (errno.EIO, "the disk fails at b (Input/output error): see the system's log, and use another disk"),
+        (errno.EUCLEAN, "the disk fails at b (Structure needs cleaning): see the system's log, and use another disk"),
+    ],
+)
+def test_what_a_disk_does_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
+) -> None:
+    """Here of a rename, which names both files."""
+
+    def fails(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), "a", None, "b")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised, replaced_file(tmp_path / "file") as beside:
+        beside.write_text("new")
+    assert str(disk_refusal(raised.value)) == sentence
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_not_of_a_disk_is_no_sentence_of_one() -> None:
+    assert disk_refusal(OSError(errno.ECONNREFUSED, "Connection refused")) is None

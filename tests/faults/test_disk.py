@@ -84,6 +84,11 @@ def test_a_training_that_cannot_fit_is_told_before_it_begins(folder, monkeypatch
     ) as raised:
         train.run(settings, environment)
     needed = int(re.search(r"need (\d+) MB", str(raised.value))[1])
+    # A copy that is being sent keeps its room when the checkpoint is removed.
+    copies = environment.model_copy(update={"checkpoint_copies": "s3://bucket/copies"})
+    with pytest.raises(UserError, match="has 0 MB free") as raised:
+        train.run(settings, copies)
+    assert int(re.search(r"need (\d+) MB", str(raised.value))[1]) > needed
     assert not list(folder.rglob("step-*"))
     assert not (folder / "models").exists()
     # Control: with the room that the sentence names it begins, and that was no more than is used.
