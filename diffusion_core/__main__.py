@@ -79,7 +79,9 @@ def _run_stage(name: str) -> None:
     """Run a stage with the sections of params.yaml that its function takes, in the selected number of processes."""
     # Imported here, so that --help and a misspelled stage do not wait for PyTorch.
     from diffusion_core.config.params import load_settings
+    from diffusion_core.stages.overrides import refuse_left_overrides
 
+    refuse_left_overrides()
     settings, environment = load_settings(), load_environment()
     run: Callable[..., None] = import_module(f"diffusion_core.stages.{name}").run
     takes = inspect.signature(run).parameters

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from diffusion_core.documents import parse_yaml, read_yaml
 from diffusion_core.files import Locked, disk_refusal, exclusive_lock, write_whole
+from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 from flows.failure import StageFailed
 
-LOCK = Path(".cache/pipeline.lock")
 PARAMS = Path("params.yaml")
-# What params.yaml has without the overrides, while a run with some works here; and what was put aside after that.
-BEFORE, OVERRIDDEN = Path(".cache/params.before"), Path(".cache/params.overridden")
+# What a run with overrides had in params.yaml, after it was restored.
+OVERRIDDEN = Path(".cache/params.overridden")
 # The overrides of that run, one a line.
 OVERRIDES = Path(".cache/params.overrides")
 
@@ -45,14 +45,14 @@ def only_run(seconds: float = 0.0) -> Iterator[None]:
     with ExitStack() as held:
         with _disk_refusals():
             _hold(held, seconds)
-            if BEFORE.exists():
+            if PARAMS_BEFORE.exists():
                 _restore_unless_edited()
         yield
 
 
 def _hold(held: ExitStack, seconds: float) -> None:
     try:
-        held.enter_context(exclusive_lock(LOCK, seconds=seconds))
+        held.enter_context(exclusive_lock(RUN_LOCK, seconds=seconds))
     except Locked as locked:
         raise StageFailed(
             f"another run works in {Path.cwd()}{locked.holder}: wait until it ends, or give each worker a"
@@ -76,7 +76,7 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
     _check(overrides)
     with _disk_refusals():
         write_whole(OVERRIDES, "\n".join(overrides))
-        write_whole(BEFORE, PARAMS.read_bytes().decode())
+        write_whole(PARAMS_BEFORE, PARAMS.read_bytes().decode())
     try:
         yield
     finally:
@@ -87,7 +87,7 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
 def _restore_unless_edited() -> None:
     """Restore params.yaml after a run that was killed, unless more than that run's overrides has changed since."""
     try:
-        before, now = read_yaml(BEFORE), read_yaml(PARAMS if PARAMS.exists() else BEFORE)
+        before, now = read_yaml(PARAMS_BEFORE), read_yaml(PARAMS if PARAMS.exists() else PARAMS_BEFORE)
         is_untouched = now in (before, _overridden(before, OVERRIDES.read_text(encoding="utf-8").splitlines()))
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         is_untouched = False
@@ -97,7 +97,7 @@ def _restore_unless_edited() -> None:
             "%s is restored, because a run with overrides was killed; what it had is in %s", PARAMS, OVERRIDDEN
         )
         return
-    BEFORE.replace(OVERRIDDEN)
+    PARAMS_BEFORE.replace(OVERRIDDEN)
     _logger.warning(
         "%s was edited after a run with overrides was killed, so it stays as it is; what it had before that run is in"
         " %s: compare them with `diff %s %s`",
@@ -116,12 +116,12 @@ def _overridden(content: Any, overrides: Sequence[Override]) -> Any:
 
 
 def _restore_params() -> None:
-    """Restore what `BEFORE` has; a kill or a full disk at any moment leaves that to the next run."""
+    """Restore what `PARAMS_BEFORE` has; a kill or a full disk at any moment leaves that to the next run."""
     if PARAMS.exists():
         shutil.copyfile(PARAMS, OVERRIDDEN)
     # A link stays one.
-    write_whole(PARAMS.resolve() if PARAMS.is_symlink() else PARAMS, BEFORE.read_bytes().decode())
-    BEFORE.unlink()
+    write_whole(PARAMS.resolve() if PARAMS.is_symlink() else PARAMS, PARAMS_BEFORE.read_bytes().decode())
+    PARAMS_BEFORE.unlink()
 
 
 @contextmanager

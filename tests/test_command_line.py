@@ -10,7 +10,9 @@ import torch
 from typer.main import get_command
 
 from diffusion_core.__main__ import STAGES, application, main
+from diffusion_core.files import exclusive_lock
 from diffusion_core.stages import ingest
+from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 
 CHECKOUT = Path(__file__).parents[1]
 PARAMS = Path("params.yaml").read_text(encoding="utf-8")
@@ -61,6 +63,22 @@ def test_a_mistake_in_the_last_section_stops_the_first_stage(folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown key bogus" in done.stderr
     assert not (folder / "data").exists()
+
+
+def test_overrides_of_a_killed_run_are_not_used_by_hand(folder):
+    before = folder / PARAMS_BEFORE
+    before.parent.mkdir()
+    before.write_text(PARAMS, encoding="utf-8")
+    (folder / "params.yaml").write_text(PARAMS.replace("images: 25600", "images: 1"), encoding="utf-8")
+    done = stage("ingest", folder)
+    assert done.returncode == 2
+    assert "params.yaml may have the overrides of a run that was killed: restore it with `mv .cache" in done.stderr
+    assert not (folder / "data").exists()
+    # The control: a stage of a flow that works here.
+    with exclusive_lock(folder / RUN_LOCK):
+        assert stage("ingest", folder).returncode == 0
+    before.rename(folder / "params.yaml")
+    assert stage("ingest", folder).returncode == 0
 
 
 def test_an_empty_folder_is_told(folder):

@@ -24,6 +24,11 @@ DATA_PAGE = PLOTS / "data.html"
 # Held by the process that trains in this checkout.
 TRAINING_LOCK = Path(".cache/training.lock")
 
+# Held by the flow that runs in this checkout.
+RUN_LOCK = Path(".cache/pipeline.lock")
+# What params.yaml has without the overrides, while a flow with some runs here.
+PARAMS_BEFORE = Path(".cache/params.before")
+
 # Results of the last two stages, for the flow's artifacts.
 PUBLICATION = Path(".cache/publication.json")
 PROMOTION = Path(".cache/promotion.json")

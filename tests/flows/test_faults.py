@@ -14,8 +14,9 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL
 
+from diffusion_core.stages.paths import PARAMS_BEFORE
 from diffusion_core.supervision.child import killed
-from flows.checkout import BEFORE, OVERRIDDEN, PARAMS, only_run, params_kept
+from flows.checkout import OVERRIDDEN, PARAMS, only_run, params_kept
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
 from tests.faults.commands import wait_for
@@ -79,7 +80,7 @@ def test_overrides_of_a_flow_that_was_killed_are_for_that_run_alone(project, cap
     assert f"params.yaml is restored, because a run with overrides was killed; what it had is in {OVERRIDDEN}" in (
         caplog.text
     )
-    assert not BEFORE.exists()
+    assert not PARAMS_BEFORE.exists()
 
 
 @pytest.mark.parametrize("content", ["train: {seed: 7, images: 5}\n", "train: {seed: 1}\n", "train: {}\n", "{"])
@@ -94,7 +95,7 @@ def test_parameters_that_were_edited_after_a_flow_was_killed_stay(tmp_path, monk
         assert PARAMS.read_text() == content
     assert OVERRIDDEN.read_text() == "train: {seed: 0}\n"
     assert "params.yaml was edited after a run with overrides was killed, so it stays as it is" in caplog.text
-    assert not BEFORE.exists()
+    assert not PARAMS_BEFORE.exists()
 
 
 def test_parameters_that_are_missing_after_a_flow_was_killed_come_back(tmp_path, monkeypatch):
