@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench stack stack-down deploy remote
+.PHONY: help setup demo test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench bench-data stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,7 +25,8 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed: name one with make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e .
+	@# What is never imported need not be compiled.
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock -e .
 	touch $@
 
 demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
@@ -103,6 +104,19 @@ bench: $(if $(OWN_BENCH),setup $(OWN_BENCH)) ## Measure this project beside its 
 	test -x $@ || $(PYTHON) -m venv .bench
 	.bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
+
+ARCHIVE ?=
+# The library that is measured beside this project, and the Pillow of requirements.lock.
+DATASETS := 5.2.0
+PILLOW := $(shell sed -n 's/^pillow==\([0-9.]*\).*/\1/p' requirements.lock)
+
+bench-data: setup .bench-data/bin/python ## Measure ingest and prepare beside Pillow and datasets (make bench-data ARCHIVE=pictures.zip)
+	@test -n "$(ARCHIVE)" || { echo "error: ARCHIVE is not set: name a zip file of images with make bench-data ARCHIVE=..." >&2; exit 2; }
+	$(BIN)/python -m benchmarks.images "$(ARCHIVE)" --datasets .bench-data/bin/python
+
+.bench-data/bin/python:
+	$(PYTHON) -m venv .bench-data
+	.bench-data/bin/python -m pip install --quiet --disable-pip-version-check datasets==$(DATASETS) Pillow==$(PILLOW)
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m stack.serve

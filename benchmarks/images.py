@@ -1,9 +1,10 @@
 """Speed and memory of `ingest` and `prepare`, beside a bare loop of Pillow and beside Hugging Face's `datasets`.
 
-    python -m benchmarks.images cifar10-train.zip [--datasets PYTHON]
+    python -m benchmarks.images ARCHIVE [--datasets PYTHON]
 
-The zip file has one folder a class. Each measurement is a process of its own, and repeats are interleaved. PYTHON is an
-interpreter that has `datasets`; without it that row is left out. Results are written to benchmarks/images.json.
+ARCHIVE is a zip file with one folder a class. PYTHON is an interpreter that has `datasets`; without it that row is left
+out. Each measurement is a process of its own, and repeats are interleaved. Results are written to
+benchmarks/images.json, and the table of their medians to benchmarks/images.md.
 """
 
 import argparse
@@ -13,36 +14,49 @@ import os
 import random
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from PIL import Image
 from skimage import data
+from tqdm import tqdm
 
 from benchmarks.machine import describe
 
-RESULTS = Path("benchmarks/images.json")
+RESULTS, TABLE = Path("benchmarks/images.json"), Path("benchmarks/images.md")
 REPEATS = 3
 NEW = 500
-# Large pictures, as cameras make them.
-LARGE, WIDTH, HEIGHT = 400, 1500, 1000
+# Large pictures, as cameras make them. The speed is measured of the first ones, the memory of all.
+LARGE, TIMED, WIDTH, HEIGHT = 20_000, 2_000, 1500, 1000
+DIFFERENT = 200
+SMALL_SIZE, LARGE_SIZE = 32, 64
+# Tiny pictures, for the memory that each one more takes.
+TINY = (20_000, 120_000)
 SAMPLE_SECONDS = 0.1
 
-OURS = """
+INGEST = """
 import sys
 from diffusion_core.config.environment import Environment
-from diffusion_core.config.settings import IngestSettings, PrepareSettings
-from diffusion_core.stages import ingest, prepare
-kind, path, size = sys.argv[1:]
+from diffusion_core.config.settings import IngestSettings
+from diffusion_core.stages import ingest
+kind, path = sys.argv[1:]
 ingest.run(IngestSettings.model_validate({"source": {"kind": kind, "path": path}}), Environment())
-prepare.run(PrepareSettings(image_size=int(size), color="rgb"))
+"""
+PREPARE = """
+import sys
+from diffusion_core.config.settings import PrepareSettings
+from diffusion_core.stages import prepare
+prepare.run(PrepareSettings(image_size=int(sys.argv[1]), color="rgb"))
 """
 PILLOW = """
 import sys
@@ -78,7 +92,9 @@ class Cost:
 def cost(command: list[str], folder: Path) -> Cost:
     """Run a command in a folder and return what it took; memory is the peak of the sum of all its processes."""
     began, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(Path.cwd())}, stdout=subprocess.DEVNULL
+    )
     watched = psutil.Process(process.pid)
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -93,6 +109,7 @@ def cost(command: list[str], folder: Path) -> Cost:
 
 
 def _memory(process: psutil.Process) -> int:
+    """Return the bytes of a process and its children; what they share counts once."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         try:
@@ -102,17 +119,21 @@ def _memory(process: psutil.Process) -> int:
     return total
 
 
-def ours(project: Path, kind: str, path: Path, size: int) -> Cost:
-    """Return what ingest and prepare take."""
+def ours(project: Path, kind: str, path: Path, size: int) -> tuple[Cost, Cost]:
+    """Return what ingest and prepare take in a project's folder."""
     project.mkdir(exist_ok=True)
-    return cost([sys.executable, "-c", OURS, kind, str(path), str(size)], project)
+    return (
+        cost([sys.executable, "-c", INGEST, kind, str(path)], project),
+        cost([sys.executable, "-c", PREPARE, str(size)], project),
+    )
 
 
 def with_new(archive: Path, target: Path, count: int) -> None:
-    """Write a copy of a zip file that has more images: those of the first class, each with one pixel changed."""
+    """Write a copy of a zip file that has more images: its first ones, each with one pixel changed."""
     shutil.copyfile(archive, target)
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "a") as made:
-        for name in source.namelist()[:count]:
+        names = [name for name in source.namelist() if name.lower().endswith((".jpg", ".jpeg"))]
+        for name in names[:count]:
             with Image.open(io.BytesIO(source.read(name))) as image:
                 changed = image.convert("RGB")
             changed.putpixel((0, 0), (255, 0, 0))
@@ -121,41 +142,145 @@ def with_new(archive: Path, target: Path, count: int) -> None:
             made.writestr(f"{Path(name).parent}/new-{Path(name).name}", file.getvalue())
 
 
-def large_pictures(folder: Path) -> None:
-    """Write large JPEGs: parts of a photograph, enlarged."""
-    photograph = Image.fromarray(data.astronaut())  # type: ignore[no-untyped-call]
+def large_pictures() -> Iterator[bytes]:
+    """Yield large JPEGs: parts of four photographs, enlarged, whose bytes all differ by a comment."""
+    photographs = [Image.fromarray(each) for each in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())]  # type: ignore[no-untyped-call]
     choose = random.Random(0)
+    files = []
+    for number in range(DIFFERENT):
+        photograph = photographs[number % len(photographs)]
+        width = choose.uniform(0.4, 1.0) * min(photograph.width, photograph.height * WIDTH / HEIGHT)
+        height = width * HEIGHT / WIDTH
+        left, top = choose.uniform(0, photograph.width - width), choose.uniform(0, photograph.height - height)
+        stream = io.BytesIO()
+        photograph.resize((WIDTH, HEIGHT), box=(left, top, left + width, top + height)).save(stream, "JPEG", quality=90)
+        files.append(stream.getvalue())
     for number in range(LARGE):
-        left, top = choose.randrange(100), choose.randrange(200)
-        file = folder / str(number % 2) / f"{number:04d}.jpg"
+        file = files[number % DIFFERENT]
+        yield file[:2] + b"\xff\xfe\x00\x06" + struct.pack(">I", number) + file[2:]
+
+
+def write_tiny(file: Path, count: int) -> None:
+    """Write a zip file of PNGs of 8 x 8 random pixels, in two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, each in enumerate(pixels):
+            stream = io.BytesIO()
+            Image.fromarray(each).save(stream, "PNG")
+            archive.writestr(f"{number % 2}/{number:06d}.png", stream.getvalue())
+
+
+def write_pictures(folder: Path, pictures: Iterable[bytes]) -> int:
+    """Write the pictures to the folders of two classes, the first ones of them apart, and return their mean size."""
+    total = 0
+    for number, content in enumerate(tqdm(pictures, total=LARGE, desc="large JPEGs")):
+        file = folder / ("timed" if number < TIMED else "more") / str(number % 2) / f"{number:05d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        photograph.resize((WIDTH, HEIGHT), box=(left, top, left + 412, top + 275)).save(file, quality=90)
+        file.write_bytes(content)
+        total += len(content)
+    return total // LARGE
 
 
 def measure(archive: Path, datasets: str | None, folder: Path) -> dict[str, Any]:
-    """Return all costs, by name, of each repeat."""
+    """Return all costs, by name, of each repeat, and sizes."""
     unpacked, large, more = folder / "unpacked", folder / "large", folder / "more.zip"
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(unpacked)
-    large_pictures(large)
+    large_bytes = write_pictures(large, large_pictures())
     with_new(archive, more, NEW)
     found: dict[str, list[Cost]] = {}
-    for repeat in range(REPEATS):
+
+    def add(name: str, *costs: Cost) -> None:
+        for stage, each in zip(("ingest", "prepare"), costs, strict=True):
+            found.setdefault(f"{name}: {stage}", []).append(each)
+
+    for repeat in tqdm(range(REPEATS), desc="repeats"):
         project = folder / f"project-{repeat}"
-        found.setdefault("all of it", []).append(ours(project, "zip", archive, 32))
-        found.setdefault("nothing new", []).append(ours(project, "zip", archive, 32))
-        found.setdefault("500 new", []).append(ours(project, "zip", more, 32))
-        loop = [sys.executable, "-c", PILLOW, str(unpacked), "32"]
-        found.setdefault("a loop of Pillow", []).append(cost(loop, folder))
-        found.setdefault("large JPEGs", []).append(ours(folder / f"large-{repeat}", "folder", large, 64))
-        loop = [sys.executable, "-c", PILLOW, str(large), "64"]
-        found.setdefault("large JPEGs by a loop of Pillow", []).append(cost(loop, folder))
+        add("all", *ours(project, "zip", archive, SMALL_SIZE))
+        sizes = _sizes(project)
+        add("nothing new", *ours(project, "zip", archive, SMALL_SIZE))
+        add("new", *ours(project, "zip", more, SMALL_SIZE))
+        shutil.rmtree(project)
+        loop = [sys.executable, "-c", PILLOW, str(unpacked), str(SMALL_SIZE)]
+        found.setdefault("Pillow", []).append(cost(loop, folder))
+        project = folder / f"large-{repeat}"
+        add("large", *ours(project, "folder", large / "timed", LARGE_SIZE))
+        shutil.rmtree(project)
+        loop = [sys.executable, "-c", PILLOW, str(large / "timed"), str(LARGE_SIZE)]
+        found.setdefault("Pillow, large", []).append(cost(loop, folder))
         if datasets is not None:
             place = folder / f"datasets-{repeat}"
             place.mkdir()
-            command = [datasets, "-c", DATASETS, str(unpacked), "32"]
+            command = [datasets, "-c", DATASETS, str(unpacked), str(SMALL_SIZE)]
             found.setdefault("datasets", []).append(cost(command, place))
-    return {name: [asdict(each) for each in costs] for name, costs in found.items()}
+            shutil.rmtree(place)
+    add("all large", *ours(folder / "all-large", "folder", large, LARGE_SIZE))
+    shutil.rmtree(folder / "all-large")
+    for count in TINY:
+        write_tiny(folder / "tiny.zip", count)
+        add(f"{count} tiny", *ours(folder / "tiny", "zip", folder / "tiny.zip", 8))
+        shutil.rmtree(folder / "tiny")
+    costs = {name: [asdict(each) for each in costs] for name, costs in found.items()}
+    return {"sizes": sizes, "large_bytes": large_bytes, "costs": costs}
+
+
+def _sizes(project: Path) -> dict[str, int]:
+    """Return the bytes of what the stages write."""
+    info = json.loads((project / "data/prepared/dataset.json").read_text(encoding="utf-8"))
+    kinds = {
+        "packs": "raw/*.zip",
+        "index": "raw/index.parquet",
+        "shards": "prepared/*.npy",
+        "manifest": "prepared/man*",
+    }
+    sizes = {kind: sum(each.stat().st_size for each in (project / "data").glob(name)) for kind, name in kinds.items()}
+    return {"images": info["count"], **sizes}
+
+
+def table(content: dict[str, Any]) -> str:
+    """Return the table of the medians, in Markdown."""
+    costs = content["costs"]
+
+    def median(key: str, *names: str) -> float:
+        return sum(statistics.median(each[key] for each in costs[name]) for name in names)
+
+    def both(name: str) -> tuple[str, str]:
+        return f"{name}: ingest", f"{name}: prepare"
+
+    def most(names: Sequence[str]) -> float:
+        return max(median("megabytes", name) for name in names)
+
+    count = content["sizes"]["images"]
+    rows = [
+        (f"{count:,} JPEGs of {SMALL_SIZE} x {SMALL_SIZE} in a zip file", both("all"), "45 s, 1 GB"),
+        ("the same again, nothing new", both("nothing new"), "3 s"),
+        (f"{NEW} new ones", both("new"), "5 s"),
+        (f"{TIMED:,} JPEGs of {WIDTH:,} x {HEIGHT:,}", both("large"), ""),
+        (f"{LARGE:,} of them", both("all large"), "1.5 GB"),
+        ("Pillow: the small ones", ("Pillow",), ""),
+        (f"Pillow: the {TIMED:,} large ones", ("Pillow, large",), ""),
+        *([("`datasets`: the small ones", ("datasets",), "")] if "datasets" in costs else []),
+    ]
+    machine = content["machine"]
+    lines = [
+        f"Measured on {machine['device']}, {machine['cores']} cores, Python {machine['python']}.",
+        "",
+        "| what | seconds | of these, ingest | processor seconds | memory, MB | wanted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for what, names, wanted in rows:
+        first = f"{median('seconds', names[0]):.1f}" if len(names) > 1 else ""
+        whole, processor = median("seconds", *names), median("processor_seconds", *names)
+        lines.append(f"| {what} | {whole:.1f} | {first} | {processor:.1f} | {most(names):,.0f} | {wanted} |")
+    ratios = [
+        ("small JPEGs a processor second, beside a loop of Pillow", "processor_seconds", "Pillow", both("all"), 0.7),
+        ("large JPEGs a processor second, beside it", "processor_seconds", "Pillow, large", both("large"), 3.0),
+        *([("speed beside `datasets`", "seconds", "datasets", both("all"), 5.0)] if "datasets" in costs else []),
+    ]
+    lines += ["", "| ratio | measured | wanted |", "|---|---|---|"]
+    for what, key, peer, names, wanted_ratio in ratios:
+        lines.append(f"| {what} | {median(key, peer) / median(key, *names):.2f} | {wanted_ratio} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -164,13 +289,13 @@ def main() -> None:
     parser.add_argument("archive", type=Path, help="a zip file of images of 32 x 32 pixels, one folder a class")
     parser.add_argument("--datasets", metavar="PYTHON", help="an interpreter that has Hugging Face's datasets")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        content = {"machine": describe()} | measure(arguments.archive.resolve(), arguments.datasets, Path(name))
+    # Beside the project, because /tmp may be in memory.
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        measured = measure(arguments.archive.resolve(), arguments.datasets, Path(name).resolve())
+    content = {"machine": describe(), **measured}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for row, costs in content.items():
-        if row != "machine":
-            medians = {key: statistics.median(each[key] for each in costs) for key in costs[0]}
-            print(f"{row}: " + ", ".join(f"{value:.1f} {key}" for key, value in medians.items()))
+    TABLE.write_text(table(content), encoding="utf-8")
+    print(table(content))
 
 
 if __name__ == "__main__":
