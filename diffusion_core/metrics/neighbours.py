@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from diffusion_core.metrics.features import Features, spans
 
@@ -30,7 +29,7 @@ def nearest(points: Features, among: Features, k: int = 1) -> Neighbours:
     """Return the `k` rows of `among`, (m, d), that are nearest to each row of `points`, (n, d); 1 <= k <= m."""
     distances, indices = [], []
     for span in spans(len(points), BLOCK):
-        block = cdist(points[span], among)
+        block = _distances(points[span], among)
         few = np.argpartition(block, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(block, few, axis=1), axis=1, kind="stable")
         few = np.take_along_axis(few, order, axis=1)
@@ -41,4 +40,12 @@ def nearest(points: Features, among: Features, k: int = 1) -> Neighbours:
 
 def within_reach(points: Features, centres: Features, radii: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return whether each of `points`, (n, d), is in a ball about one of `centres`, (m, d), with `radii`, (m,)."""
-    return np.concatenate([(cdist(points[span], centres) <= radii).any(axis=1) for span in spans(len(points), BLOCK)])
+    blocks = (_distances(points[span], centres) for span in spans(len(points), BLOCK))
+    return np.concatenate([(block <= radii).any(axis=1) for block in blocks])
+
+
+def _distances(points: Features, others: Features) -> NDArray[np.float64]:
+    # Imported here, because every command reads the names of the metrics, and few compute one.
+    from scipy.spatial.distance import cdist
+
+    return cdist(points, others)
