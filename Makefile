@@ -110,13 +110,14 @@ ARCHIVE ?=
 DATASETS := 5.2.0
 PILLOW := $(shell sed -n 's/^pillow==\([0-9.]*\).*/\1/p' requirements.lock)
 
-bench-data: setup .bench-data/bin/python ## Measure ingest and prepare beside Pillow and datasets (make bench-data ARCHIVE=pictures.zip)
+bench-data: $(if $(ARCHIVE),setup .bench-data/.stamp) ## Measure ingest and prepare beside Pillow and datasets (make bench-data ARCHIVE=pictures.zip)
 	@test -n "$(ARCHIVE)" || { echo "error: ARCHIVE is not set: name a zip file of images with make bench-data ARCHIVE=..." >&2; exit 2; }
 	$(BIN)/python -m benchmarks.images "$(ARCHIVE)" --datasets .bench-data/bin/python
 
-.bench-data/bin/python:
-	$(PYTHON) -m venv .bench-data
+.bench-data/.stamp: requirements.lock Makefile
+	test -x .bench-data/bin/python || $(PYTHON) -m venv .bench-data
 	.bench-data/bin/python -m pip install --quiet --disable-pip-version-check datasets==$(DATASETS) Pillow==$(PILLOW)
+	touch $@
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m stack.serve

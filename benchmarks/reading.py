@@ -2,9 +2,9 @@
 
     python -m benchmarks.reading [--gigabytes 4]
 
-The shards are written to a folder beside `benchmarks`, because /tmp may be in memory. Before each measurement the
-system forgets what it has of them. Each way reads the same number of images in batches, as a training does; ways take
-turns, and what is printed are medians. Results are written to benchmarks/reading.json.
+The shards are written below .cache, because /tmp may be in memory. Before each measurement the system forgets what it
+has of them. Each way reads the same number of images in batches, as a training does; ways take turns, and what is
+printed are medians. Results are written to benchmarks/reading.json.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from diffusion_core.stages.plan import ShardData
 from diffusion_core.training.data import batches
 from diffusion_core.training.order import Order
 
+CACHE = Path(".cache")
 RESULTS = Path("benchmarks/reading.json")
 SHAPE = (64, 64, 3)
 BATCH = 64
@@ -90,7 +91,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.reading", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of all shards")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    CACHE.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name)
         write(folder, arguments.gigabytes)
         count = len(dataset(folder))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale
 
-It reads benchmarks/images.json, reading.json and compare-gpu.json, and prints the table.
+It reads benchmarks/images.json and compare-gpu.json, and prints the table.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.images import LARGE_SIZE, TIMED, TINY
+from benchmarks.images import LARGE, LARGE_SIZE, TINY
 
 FOLDER = Path("benchmarks")
 COUNTS = {"1 million": 10**6, "100 million": 10**8, "10 billion": 10**10}
@@ -27,13 +27,12 @@ PIXELS = LARGE_SIZE * LARGE_SIZE * 3
 
 def rates() -> dict[str, float]:
     """Return what was measured, in SI units."""
-    images, reading, gpu = (
-        json.loads((FOLDER / name).read_text(encoding="utf-8"))
-        for name in ("images.json", "reading.json", "compare-gpu.json")
+    images, gpu = (
+        json.loads((FOLDER / name).read_text(encoding="utf-8")) for name in ("images.json", "compare-gpu.json")
     )
 
     def median(name: str, key: str) -> float:
-        return statistics.median(each[key] for each in images["costs"][name])
+        return float(statistics.median(each[key] for each in images["costs"][name]))
 
     few, many = TINY
     more = median(f"{many} tiny: prepare", "megabytes") - median(f"{few} tiny: prepare", "megabytes")
@@ -42,10 +41,9 @@ def rates() -> dict[str, float]:
     return {
         "bytes of a file": images["large_bytes"],
         "bytes of its rows": (sizes["index"] + sizes["manifest"]) / sizes["images"],
-        "files ingested a second": TIMED / median("large: ingest", "seconds"),
-        "files prepared a processor second": TIMED / median("large: prepare", "processor_seconds"),
+        "files ingested a second": LARGE / median("large: ingest", "seconds"),
+        "files prepared a processor second": LARGE / median("large: prepare", "processor_seconds"),
         "memory of a row": more * 1e6 / (many - few),
-        "bytes read a second": statistics.median(reading["rates"]["in windows"]) * float(np.prod(reading["image"])),
         "images trained a second": training["setting"]["batch"] / statistics.median(training["train_seconds"]["ours"]),
     }
 
@@ -77,7 +75,7 @@ def table(rate: dict[str, float]) -> str:
         row("images that a training sees", lambda _, seen: _number(seen)),
         row("training, hours of one GPU", lambda _, seen: _number(gpu_hours(seen))),
         row(
-            "storage of files and pixels, dollars a month",
+            "storage, dollars a month",
             lambda count, _: _number(stored(count) / 1e9 * GIGABYTE_MONTH),
         ),
         row("`prepare`, dollars", lambda count, _: _number(core_hours(count) * CORE_HOUR)),

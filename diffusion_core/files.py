@@ -20,7 +20,8 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from diffusion_core.errors import UserError
 
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-DISK_FAILS = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+# EUCLEAN is Linux's.
+DISK_FAILS = (errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO))
 # The name of what a process makes beside a file or folder. No id of a process has eight digits, as a date has.
 _MADE = re.compile(r"\..+\.(?P<word>tmp|old|trash)-(?P<process>\d{1,7})")
 
@@ -29,9 +30,9 @@ def disk_refusal(error: OSError) -> UserError | None:
     """Return the error to raise where a disk is full, read-only or fails, or None for another error."""
     # An error of a copy names both files, and the second is the one that was written.
     file = error.filename2 or error.filename
-    if error.errno in DISK_FAILS:
-        where = f" at {file}" if file else ""
-        return UserError(f"the disk fails{where} ({error.strerror}): see the system's log, and use another disk")
+    # Without a file, as of a terminal that is gone, it is not a disk's.
+    if error.errno in DISK_FAILS and file:
+        return UserError(f"the disk fails at {file} ({error.strerror}): see the system's log, and use another disk")
     if error.errno not in DISK_REFUSES:
         return None
     where = f" {file}" if file else ""

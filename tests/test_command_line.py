@@ -72,7 +72,7 @@ def test_overrides_of_a_killed_run_are_not_used_by_hand(folder):
     (folder / "params.yaml").write_text(PARAMS.replace("images: 25600", "images: 1"), encoding="utf-8")
     done = stage("ingest", folder)
     assert done.returncode == 2
-    assert "params.yaml may have the overrides of a run that was killed: restore it with `mv .cache" in done.stderr
+    assert "params.yaml may have the overrides of a run that was killed: look at `diff params.yaml" in done.stderr
     assert not (folder / "data").exists()
     # The control: a stage of a flow that works here.
     with exclusive_lock(folder / RUN_LOCK):

@@ -259,7 +259,7 @@ def test_a_filesystem_that_cannot_be_flushed_leaves_the_old_folder(
         (errno.ENOSPC, "the disk refuses b (No space left on device): make room or correct its rights"),
         (errno.EROFS, "the disk refuses b (Read-only file system): make room or correct its rights"),
         (errno.EIO, "the disk fails at b (Input/output error): see the system's log, and use another disk"),
-        (errno.EUCLEAN, "the disk fails at b (Structure needs cleaning): see the system's log, and use another disk"),
+        (117, "the disk fails at b (Structure needs cleaning): see the system's log, and use another disk"),
     ],
 )
 def test_what_a_disk_does_is_one_sentence(
@@ -279,3 +279,5 @@ def test_what_a_disk_does_is_one_sentence(
 
 def test_what_is_not_of_a_disk_is_no_sentence_of_one() -> None:
     assert disk_refusal(OSError(errno.ECONNREFUSED, "Connection refused")) is None
+    # As that of a terminal that is gone.
+    assert disk_refusal(OSError(errno.EIO, "Input/output error")) is None

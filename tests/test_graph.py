@@ -72,6 +72,7 @@ LEFT_OUT = {
     "reference": WHERE_IT_RUNS,
     "train": {
         "stages.keeping": "keeps checkpoints, and copies them",
+        "stages.memory": "says how much memory is free",
         "stages.preview": "makes previews",
         **dict.fromkeys((f"samplers.{name}" for name in SAMPLING), "samples previews"),
     },

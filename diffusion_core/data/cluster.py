@@ -77,16 +77,16 @@ def _decode(
         WorkerCrashedError,
     )
 
-    together = ray.remote(num_cpus=1, max_retries=RETRIES_TOGETHER)(_decode_together)
-    apart = ray.remote(num_cpus=1, max_retries=RETRIES_APART)(_decode_apart)
-    contents = ([(file.path, file.read(folder)) for file in chunk] for chunk in in_chunks(files))
-    processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    if processors < 1:
-        raise Unavailable("the Ray cluster has no processor for tasks: add nodes, or give them --num-cpus")
-    tasks = TASKS * processors
-    # The files stay with their task until it is done, because a crash sends them again.
-    waiting = deque((chunk, together.remote(chunk, wanted, libraries)) for chunk in islice(contents, tasks))
     try:
+        together = ray.remote(num_cpus=1, max_retries=RETRIES_TOGETHER)(_decode_together)
+        apart = ray.remote(num_cpus=1, max_retries=RETRIES_APART)(_decode_apart)
+        contents = ([(file.path, file.read(folder)) for file in chunk] for chunk in in_chunks(files))
+        processors = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        if processors < 1:
+            raise Unavailable("the Ray cluster has no processor for tasks: add nodes, or give them --num-cpus")
+        tasks = TASKS * processors
+        # The files stay with their task until it is done, because a crash sends them again.
+        waiting = deque((chunk, together.remote(chunk, wanted, libraries)) for chunk in islice(contents, tasks))
         while waiting:
             chunk, task = waiting.popleft()
             try:
@@ -101,8 +101,10 @@ def _decode(
             raise too_small(str(error.cause)) from None
         if isinstance(error.cause, UserError):
             raise error.cause from None
-        if isinstance(error.cause, ImportError):
-            raise UserError(f"a Ray node cannot run the project ({error.cause}): install it there too") from None
+        # Ray's own words where a node cannot import the task, and those of an import in it.
+        if isinstance(error.cause, ImportError) or "failed to import" in str(error.cause):
+            missing = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"a Ray node lacks what the project needs ({missing}): install it there too") from None
         raise
     except OutOfMemoryError:
         raise too_small(chunk[0][0]) from None

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -142,4 +142,4 @@ def check_rows(table: pa.Table) -> None:
 
 def rows_of(table: pa.Table) -> list[ManifestRow]:
     """Return the rows of a manifest."""
-    return [ManifestRow(**row) for row in table.to_pylist()]
+    return list(map(ManifestRow, *(table[field.name].to_pylist() for field in fields(ManifestRow))))

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -215,7 +215,7 @@ def read_index(folder: Path) -> list[RawFile]:
         table = pq.read_table(folder / INDEX, page_checksum_verification=True)
         if not table.schema.equals(SCHEMA):
             raise ValueError("its columns are not those of an index")
-        files = [RawFile(**row) for row in table.to_pylist()]
+        files = list(map(RawFile, *(table[field.name].to_pylist() for field in fields(RawFile))))
         if not all(PACK.fullmatch(pack) for pack in {file.pack for file in files}):
             raise ValueError("it names a pack whose name is not a sha256")
     except FileNotFoundError:

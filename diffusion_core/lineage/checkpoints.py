@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from diffusion_core.documents import read_json
 from diffusion_core.errors import Unavailable
 from diffusion_core.files import (
+    DISK_FAILS,
     Locked,
     discard,
     disk_refusal,
@@ -52,7 +53,7 @@ SECONDS_TO_RECOVER = 5.0
 # file is whole.
 DAMAGE = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-    *(errno.EIO, errno.EUCLEAN, errno.EBADMSG),
+    *DISK_FAILS,
 )
 
 

@@ -48,4 +48,5 @@ def _distances(points: Features, others: Features) -> NDArray[np.float64]:
     # Imported here, because every command reads the names of the metrics, and few compute one.
     from scipy.spatial.distance import cdist
 
-    return cdist(points, others)
+    found: NDArray[np.float64] = cdist(points, others)
+    return found

@@ -17,9 +17,10 @@ def refuse_left_overrides() -> None:
     try:
         with exclusive_lock(RUN_LOCK):
             raise UserError(
-                f"{PARAMS_FILE} may have the overrides of a run that was killed: restore it with `mv {PARAMS_BEFORE}"
-                f" {PARAMS_FILE}`, or keep it with `rm {PARAMS_BEFORE}`"
+                f"{PARAMS_FILE} may have the overrides of a run that was killed: look at `diff {PARAMS_FILE}"
+                f" {PARAMS_BEFORE}`, restore it with `cp {PARAMS_BEFORE} {PARAMS_FILE}` or keep it, and then say"
+                f" `rm {PARAMS_BEFORE}`"
             )
     except Locked:
-        # That flow runs, and this stage is its own.
+        # A flow runs here and restores it; this is one of its stages, or one beside it.
         return

@@ -83,6 +83,11 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         names, rows = _rows(files, decoded, told, pixels, prepare, fraction)
         info = _describe(shards.digests, rows, names, prepare, decoder, fraction)
         statistics = Statistics.of(Version(rows, names, pixels, decoder), Version.read(PREPARED))
+        if statistics.is_redecoded:
+            print(
+                "prepare: other code, libraries or settings made the earlier pixels, so their drift is not measured;"
+                " that of the sizes is"
+            )
         check_dataset(prepare.limits, statistics)
         (report / DATA_METRICS.name).write_text(json.dumps(statistics.document(), indent=2) + "\n", encoding="utf-8")
         (report / DATA_PAGE.name).write_text(page(statistics, reasons(RAW, files, outcomes)), encoding="utf-8")
@@ -268,8 +273,8 @@ def _describe(
     empty = next((name for name in ("train", "validation") if not count[name]), None)
     if empty is not None and fraction is None:
         raise UserError(
-            f"prepare: the source names images of the {empty} split, and none decodes that is not a near-duplicate of"
-            " others: bring others"
+            f"ingest.source names the splits of its images, and none is left to the {empty} split: add images that"
+            " decode and have no copy elsewhere, or name no split"
         )
     if empty is not None:
         raise UserError(

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 import torch
 
 from diffusion_core.config.environment import Environment
@@ -27,6 +26,7 @@ from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.keeping import keeping, report_unused
+from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
@@ -133,14 +133,20 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
         raise UserError(f"the training cannot start: {error}") from None
     if ranks.is_main:
         print(f"train: on {_described(device, ranks)}, in {trainer.precision}", flush=True)
-        size, free = plan.dataset.nbytes, psutil.virtual_memory().available
-        if train.shuffle_window is None and size > free:
-            print(
-                f"train: the images have {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free: with"
-                " train.shuffle_window they are read in long pieces",
-                flush=True,
-            )
+        _report_memory(trainer, plan, train)
     return trainer
+
+
+def _report_memory(trainer: Trainer, plan: Plan, train: TrainSettings) -> None:
+    """Say where images are larger than memory, and are read one by one."""
+    size, free = plan.dataset.nbytes, free_memory()
+    # Those that the device has in its own memory are read once.
+    if isinstance(trainer.data, ShardData) and train.shuffle_window is None and size > free:
+        print(
+            f"train: the images have {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB of memory are free: with"
+            " train.shuffle_window they are read in long pieces",
+            flush=True,
+        )
 
 
 def _described(device: torch.device, ranks: Ranks) -> str:

@@ -166,20 +166,38 @@ def test_a_cluster_makes_the_bytes_of_one_machine_also_without_a_node_that_it_lo
 OTHER_VERSIONS = """
 import sys
 from pathlib import Path
+from diffusion_core.data import cluster
 from diffusion_core.data.cluster import decode_on_cluster
+from diffusion_core.errors import UserError
 from diffusion_core.data.decoding import Decoding
 from diffusion_core.data.raw import read_index
 folder = Path("data/raw")
-next(decode_on_cluster(folder, read_index(folder), Decoding((4, 4), 3), sys.argv[1], {"pillow": "0.1"}))
+
+def refused(libraries):
+    try:
+        next(decode_on_cluster(folder, read_index(folder), Decoding((4, 4), 3), sys.argv[1], libraries))
+    except UserError as error:
+        print(error)
+
+refused({"pillow": "0.1"})
+# As where a node has not all libraries: this module is nowhere but here.
+sys.path.append(sys.argv[2])
+import only_here
+cluster._decode_together = only_here.task
+refused({})
 """
 
 
 def test_a_node_with_other_libraries_is_told(head, workers, project):
     """By its task, because nodes join at any time. The control is the test before."""
-    command = [sys.executable, "-c", OTHER_VERSIONS, head[0]]
+    (project / "modules").mkdir()
+    (project / "modules/only_here.py").write_text("def task(*arguments):\n    return []\n")
+    command = [sys.executable, "-c", OTHER_VERSIONS, head[0], str(project / "modules")]
     given = os.environ | TOKEN | {"PYTHONPATH": path()}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
-    assert f"UserError: the Ray node {socket.gethostname()} has pillow {version('pillow')}, and" in done.stderr
+    assert f"the Ray node {socket.gethostname()} has pillow {version('pillow')}, and the" in done.stdout, done.stderr
+    assert "a Ray node lacks what the project needs (" in done.stdout, done.stderr
+    assert "only_here" in done.stdout
 
 
 def test_versions_are_compared():

@@ -75,7 +75,8 @@ def test_two_samples_of_one_distribution_drift_by_little() -> None:
 def test_what_chance_gives_is_taken_off(earlier: int, now: int) -> None:
     random = np.random.default_rng(0)
     pairs = [(random.normal(size=earlier), random.normal(size=now)) for _ in range(200)]
-    index, chance = (np.mean([f(*pair) for pair in pairs]) for f in (population_stability_index, by_chance))
+    index = np.mean([population_stability_index(*pair) for pair in pairs])
+    chance = by_chance(*pairs[0], 0)
     assert chance == pytest.approx(9 * (1 / earlier + 1 / now))
     # Small counts have a little more.
     assert chance < index < 1.3 * chance
@@ -85,7 +86,28 @@ def test_what_chance_gives_is_taken_off(earlier: int, now: int) -> None:
 
 
 def test_values_that_are_all_equal_have_no_chance() -> None:
-    assert by_chance(np.full(50, 32.0), np.full(5, 32.0)) == 0.0
+    assert by_chance(np.full(50, 32.0), np.full(5, 32.0), 0) == 0.0
+
+
+@pytest.mark.parametrize(("shared", "new"), [(1000, 100), (500, 500), (0, 1000)])
+def test_images_that_both_versions_have_add_no_chance(shared: int, new: int) -> None:
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        both = random.normal(size=shared)
+        earlier, now = (np.append(both, random.normal(size=new)) for _ in range(2))
+        found.append(population_stability_index(earlier, now))
+    assert np.mean(found) == pytest.approx(by_chance(earlier, now, shared), rel=0.15)
+
+
+def test_what_really_drifts_is_seen_among_images_that_stay() -> None:
+    random = np.random.default_rng(0)
+    earlier = random.normal(size=100)
+    now = np.append(earlier[:80], earlier[80:] + 2.0)
+    index = population_stability_index(earlier, now)
+    assert drift({"red": earlier}, {"red": now}, 80)["red"] > 0.7 * index > 0.05
+    # The control: as if all were new, it would be hidden.
+    assert drift({"red": earlier}, {"red": now})["red"] < 0.3 * index
 
 
 def test_no_values_are_an_error() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from diffusion_core.data import workers
 from diffusion_core.data.decoding import Decoding
 from diffusion_core.data.raw import RawFile
-from diffusion_core.data.workers import CHUNK, decode_all
+from diffusion_core.data.workers import CHUNK, decode_all, in_chunks
 from diffusion_core.errors import UserError
 from tests.data.encoded import encoded
 from tests.data.packed import pack
@@ -129,3 +129,24 @@ def test_a_caller_that_leaves_early_leaves_no_process(tmp_path: Path) -> None:
     assert len(workers) == 2
     results.close()
     assert not any(worker.is_running() for worker in workers)
+
+
+def sized(*sizes: int) -> list[RawFile]:
+    return [RawFile(str(number), "", size, None, "", 0) for number, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lengths"),
+    [
+        ([], []),
+        ([1] * CHUNK, [CHUNK]),
+        ([1] * (CHUNK + 1), [CHUNK, 1]),
+        # A large file is a task of its own, so that few of them are in memory at once.
+        ([9 * 2**20, 1, 1, 9 * 2**20, 1], [1, 2, 1, 1]),
+        ([4 * 2**20] * 5, [2, 2, 1]),
+    ],
+)
+def test_tasks_are_of_so_many_files_and_bytes(sizes: list[int], lengths: list[int]) -> None:
+    chunks = [*in_chunks(sized(*sizes))]
+    assert [len(chunk) for chunk in chunks] == lengths
+    assert [file for chunk in chunks for file in chunk] == sized(*sizes)

@@ -465,15 +465,21 @@ def test_the_split_of_an_image_is_that_of_its_pixels() -> None:
 def test_validation_of_the_source_that_does_not_decode_is_not_replaced_in_silence():
     images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
     ingest(images | {"val/1.png": b"no image", "val/2.png": b""})
-    with pytest.raises(UserError, match="the source names images of the validation split, and none decodes"):
+    with pytest.raises(UserError, match="names the splits of its images, and none is left to the validation split"):
         prepare.run(SETTINGS)
     # The control: without them the images are parted by the fraction.
     ingest(images)
     prepare.run(SETTINGS)
 
 
+def test_a_source_that_names_validation_alone_is_told():
+    ingest({f"val/{number}.png": image for number, image in enumerate(noise(20))})
+    with pytest.raises(UserError, match="and none is left to the train split: add images .*, or name no split"):
+        prepare.run(SETTINGS.model_copy(update={"first_folder": "split"}))
+
+
 def test_validation_that_is_dropped_is_not_replaced_in_silence():
     images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
     ingest(images | {"val/1.png": images["train/0.png"]})
-    with pytest.raises(UserError, match="validation split, and none decodes that is not a near-duplicate of others"):
+    with pytest.raises(UserError, match="none is left to the validation split: add images that"):
         prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))

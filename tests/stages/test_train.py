@@ -84,8 +84,7 @@ def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, ca
 
 def test_windows_change_the_order_and_are_read_ahead(project, environment, capsys, monkeypatch):
     """Images that do not fit into memory are told, with the key that helps."""
-    memory = type("Memory", (), {"available": 100})
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr(train, "free_memory", lambda: 100)
     train.run(project.train, environment)
     assert "of memory are free: with train.shuffle_window they are read in long pieces" in capsys.readouterr().out
     whole = (MODELS / "model.safetensors").read_bytes()

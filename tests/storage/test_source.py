@@ -15,6 +15,7 @@ from diffusion_core import storage
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import IngestSettings, PrepareSettings
 from diffusion_core.data.raw import INDEX, read_index
+from diffusion_core.data.sources import archive
 from diffusion_core.errors import UserError
 from diffusion_core.stages import ingest, prepare
 from tests.data.encoded import encoded, photograph
@@ -48,6 +49,19 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
     assert proxy.count("GET") == len(IMAGES)
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
     assert capsys.readouterr().out == "ingest: 4 of 4 images are new\ningest: 4 images in data/raw\n"
+
+
+def test_a_huge_object_is_refused_before_any_is_fetched(put, bucket, fetch, proxy, monkeypatch):
+    put(IMAGES)
+    most = max(map(len, IMAGES.values()))
+    monkeypatch.setattr(archive, "MOST_BYTES", most)
+    assert fetch() == IMAGES
+    proxy.requests.clear()
+    shutil.rmtree("data")
+    monkeypatch.setattr(archive, "MOST_BYTES", most - 1)
+    with pytest.raises(UserError, match=rf"source.url is s3://{bucket}/pictures/?, which has .* bytes, more than"):
+        fetch()
+    assert proxy.count("GET") == 0
 
 
 def test_the_index_is_the_same_for_the_same_objects(put, fetch):

@@ -1,6 +1,7 @@
 """Each epoch is a permutation, windows are made of blocks of the dataset, and what a window needs is read before it."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,55 +39,73 @@ def test_a_batch_is_that_of_its_step_whatever_came_before():
         assert order.batch(step, 16).tolist() == whole[step * 16 : step * 16 + 16].tolist()
 
 
-@pytest.mark.parametrize(("count", "window"), [(100_000, 6_400), (99_999, 12_345)])
+@pytest.mark.parametrize(("count", "window"), [(1_000_000, 20 * BLOCKS), (999_999, 30_011)])
 def test_a_window_is_of_blocks_from_everywhere_in_random_order(count, window):
     first = Order(0, count, window).batch(0, window)
     block = window // BLOCKS
     pieces = (first.sort().values.diff() != 1).sum() + 1
     # Blocks may lie side by side by chance, and the last one is cut.
-    assert 0.8 * BLOCKS <= pieces <= BLOCKS + 2
+    assert 0.9 * BLOCKS <= pieces <= window / block + 2
     # From everywhere, with the mean and the deviation of uniform blocks.
     share = first.double() / count
     assert share.mean() == pytest.approx(0.5, abs=4 / math.sqrt(12 * BLOCKS))
-    assert share.std() == pytest.approx(math.sqrt(1 / 12), rel=0.3)
+    assert share.std() == pytest.approx(math.sqrt(1 / 12), rel=0.1)
     # Neighbours in time are from different blocks.
     assert (first.diff().abs() < block).double().mean() < 3 / BLOCKS
 
 
-def test_blocks_are_others_in_each_epoch():
-    epochs = seen(Order(0, 1000, 128), 2, size=10)
-    pairs = [{frozenset(pair.tolist()) for pair in epoch.reshape(-1, 2)} for epoch in epochs]
-    assert len(pairs[0] & pairs[1]) < 30
-    # The images that are left over, which come last, are others too.
-    order = Order(0, 1001, 128)
-    last = [set(epoch[-1001 % 128 :].tolist()) for epoch in seen(order, 2)]
-    assert last[0] != last[1]
+def windows(order, epoch):
+    """The images of each window of an epoch, sorted."""
+    starts = range(epoch * order.count, (epoch + 1) * order.count, order.window)
+    stops = [min(start + order.window, (epoch + 1) * order.count) for start in starts]
+    return [
+        sorted(order.batch(position, 1).item() for position in range(start, stop))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("count", "window", "size"), [(1000, 100, 16), (1000, 100, 7), (37, 10, 16), (130, 128, 64)])
+def test_windows_are_of_other_blocks_in_each_epoch():
+    order = Order(0, 3 * BLOCKS + 1, 2 * BLOCKS)
+    first, second = windows(order, 0), windows(order, 1)
+    pairs = [{(one, other) for one, other in pairwise(each[0]) if other == one + 1} for each in (first, second)]
+    # Two windows of two thirds of all images share two thirds of their pairs.
+    assert len(pairs[0] & pairs[1]) < 0.8 * len(pairs[0])
+    # The images that are left over are others too: they come last.
+    assert first[-1] != second[-1]
+
+
+@pytest.mark.parametrize(("count", "window", "size"), [(100, 10, 16), (100, 10, 7), (37, 10, 16), (130, 128, 64)])
 @pytest.mark.parametrize("first", [0, 11])
-def test_each_image_is_read_before_its_window_begins_and_once(count, window, size, first):
-    order, present, asked = Order(5, count, window), set(), []
-    for step in range(first, first + 3 * count // size):
-        ahead = order.ahead(step, size, is_first=step == first)
-        asked.append(len(ahead))
-        present |= set(ahead.tolist())
-        begin = step * size
-        # All of the window that the step begins in.
-        for position in range(begin, begin + size):
-            assert int(order.batch(position, 1)) in present
-    # After the first step, as many are read as are used.
-    assert set(asked[1:]) == {size}
-    assert asked[0] <= 2 * window + size
+def test_each_window_is_read_before_it_begins_and_once(count, window, size, first):
+    """Over several epochs, which end within a window."""
+    order, steps = Order(5, count, window), 4 * count // size
+    epoch, place = divmod(first * size, count)
+    start, read = epoch * count + place // window * window, []
+    for step in range(first, first + steps):
+        read += order.ahead(step, size, is_first=step == first).tolist()
+        # From the beginning of a window on, and a window further than what is trained on.
+        assert len(read) == (step + 1) * size + window - start
+    # From the window of the first step on, what is read is each window in turn, and nothing twice.
+    for position in range(start, start + len(read) - window):
+        epoch, place = divmod(position, count)
+        if place % window == 0:
+            length = min(window, count - place)
+            expected = windows(order, epoch)[place // window]
+            assert sorted(read[position - start : position - start + length]) == expected
+    # And what is trained on is of the windows.
+    for step in range(first, first + steps):
+        for position, image in enumerate(order.batch(step, size).tolist(), step * size):
+            epoch, place = divmod(position, count)
+            assert image in windows(order, epoch)[place // window]
 
 
 def test_what_is_read_is_in_pieces():
-    order = Order(0, 100_000, 6_400)
+    order = Order(0, 1_000_000, 20 * BLOCKS)
     read = order.ahead(0, 64, is_first=True)
-    assert len(read) == 6_464
-    assert int((read.diff() != 1).sum()) <= BLOCKS + 2
+    assert len(read) == 20 * BLOCKS + 64
+    assert int((read.diff() != 1).sum()) <= BLOCKS + 4
     # The control: the order of training is in none.
-    assert int((order.batch(0, 6_400).diff() != 1).sum()) > 6_000
+    assert int((order.batch(0, 20 * BLOCKS).diff() != 1).sum()) > 19 * BLOCKS
 
 
 def test_nothing_is_read_ahead_without_windows():

@@ -33,16 +33,18 @@ def population_stability_index(earlier: Values, now: Values) -> float:
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-def by_chance(earlier: Values, now: Values) -> float:
-    """Return the mean of the index for as many values of one distribution.
+def by_chance(earlier: Values, now: Values, shared: int) -> float:
+    """Return the mean of the index for as many values of one distribution, of which both have `shared`.
 
-        (k - 1) (1/n + 1/m)
+        (k - 1) (1/n + 1/m - 2 s/(n m))
 
-    k is the number of bins that have earlier values, n and m are the numbers of values. It is that of chi^2 statistics,
-    which the index is for large n and m.
+    k is the number of bins that have earlier values, n and m are the numbers of values, s is `shared`. A bin's share p
+    differs between the two with the variance p (1 - p) (1/n + 1/m - 2 s/(n m)), and for large n and m the index is the
+    sum over the bins of the squared difference by p.
     """
     bins = np.count_nonzero(_shares(earlier, _edges(earlier)) > FLOOR)
-    return (bins - 1) * (1 / len(earlier) + 1 / len(now))
+    n, m = len(earlier), len(now)
+    return (bins - 1) * (1 / n + 1 / m - 2 * shared / (n * m))
 
 
 def _edges(earlier: Values) -> Values:
@@ -57,13 +59,20 @@ def _shares(values: Values, edges: Values) -> Values:
     return np.maximum(np.bincount(bins, minlength=2 * len(edges) + 1) / len(values), FLOOR)
 
 
-def drift(earlier: Mapping[str, Values], now: Mapping[str, Values]) -> dict[str, float]:
+def drift(earlier: Mapping[str, Values], now: Mapping[str, Values], shared: int = 0) -> dict[str, float]:
     """Return the population stability index of each measure that both versions have, less what chance gives.
 
     Few images would otherwise seem to drift.
+
+    Args:
+        earlier: the values of the images that are measured, by measure.
+        now: likewise.
+        shared: how many of these images both versions have.
     """
     return {
-        name: max(population_stability_index(earlier[name], now[name]) - by_chance(earlier[name], now[name]), 0.0)
+        name: max(
+            population_stability_index(earlier[name], now[name]) - by_chance(earlier[name], now[name], shared), 0.0
+        )
         for name in MEASURES
         if len(earlier.get(name, ())) and len(now.get(name, ()))
     }

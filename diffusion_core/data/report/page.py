@@ -124,18 +124,19 @@ def page(statistics: Statistics, reasons: Sequence[Reason]) -> str:
         sample=len(statistics.sample),
         drift=[(name, value, _verdict(value)) for name, value in statistics.drift.items()],
         has_earlier=statistics.earlier is not None,
+        is_redecoded=statistics.is_redecoded,
         changed=_changed(statistics),
         sheets=_sheets(version),
         class_count=len(version.classes),
         duplicates=_duplicates(statistics),
         group_count=len(statistics.duplicates),
         reasons=reasons,
-        reason_count=len(statistics.counts()["quarantined"]),
+        reason_count=len(statistics.counts["quarantined"]),
     )
 
 
 def _tables(statistics: Statistics) -> list[Table]:
-    counts = statistics.counts()
+    counts = statistics.counts
     titles = {
         "class": "Class",
         "split": "Split",

@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import cached_property
 from typing import Any, get_args
 
 from diffusion_core.data.manifest import ManifestRow, Split
@@ -52,21 +52,29 @@ class Statistics:
         Pixels are not compared where another decoder made them, or the same one by other settings.
         """
         sample = by_hash(version.images, SAMPLE)
-        now, before = _measured(version, sample), {}
+        now, before, shared = _measured(version, sample), {}, 0
         if earlier is not None:
-            before = _measured(earlier, by_hash(earlier.images, SAMPLE))
-        is_alike = earlier is not None and earlier.decoder == version.decoder
-        compared = before if is_alike else {name: values for name, values in before.items() if name == "size"}
+            earlier_sample = by_hash(earlier.images, SAMPLE)
+            is_alike = earlier.decoder == version.decoder
+            is_same = is_alike and list(map(_file, sample)) == list(map(_file, earlier_sample))
+            before = now if is_same else _measured(earlier, earlier_sample)
+            before = before if is_alike else {"size": before["size"]}
+            shared = len(set(map(_file, sample)) & set(map(_file, earlier_sample)))
         return cls(
             version,
             earlier,
             sample,
             now,
-            compared,
-            drift(compared, now),
+            before,
+            drift(before, now, shared),
             None if earlier is None else Changes.between(earlier, version),
             _groups(version.rows),
         )
+
+    @property
+    def is_redecoded(self) -> bool:
+        """Whether another decoder, or the same one by other settings, made the earlier pixels."""
+        return self.earlier is not None and self.earlier.decoder != self.version.decoder
 
     @property
     def quarantined(self) -> list[ManifestRow]:
@@ -95,8 +103,9 @@ class Statistics:
         found = Counter(row.label for row in self.version.images)
         return {name: found[label] for label, name in enumerate(self.version.classes)}
 
+    @cached_property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the images of each split, class, suffix, mode and size, and the files of each reason."""
+        """The number of images of each split, class, suffix, mode and size, and of files of each reason."""
         images = self.version.images
         split = Counter(row.split for row in images)
         return {
@@ -110,7 +119,7 @@ class Statistics:
 
     def document(self) -> dict[str, Any]:
         """Return the content of `metrics/data.json`."""
-        rows, counts = self.version.rows, self.counts()
+        rows, counts = self.version.rows, self.counts
         return {
             "files": self.files,
             "images": len(self.version.images),
@@ -131,7 +140,8 @@ class Statistics:
 
 def suffix(source: str) -> str:
     """Return the suffix of a file's name, without its dot and in lower case."""
-    return PurePosixPath(source).suffix.lower().removeprefix(".") or "none"
+    stem, _, found = source.rpartition("/")[2].rpartition(".")
+    return found.lower() if stem and found else "none"
 
 
 def pattern(reason: str) -> str:
@@ -159,6 +169,10 @@ def _shortened(counts: Mapping[str, int]) -> dict[str, int]:
 def _counted(names: Iterable[str]) -> dict[str, int]:
     """Return the number of each name, the largest first."""
     return dict(sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _file(row: ManifestRow) -> tuple[str, int]:
+    return row.sha256, row.part
 
 
 def _measured(version: Version, sample: Sequence[ManifestRow]) -> dict[str, Values]:

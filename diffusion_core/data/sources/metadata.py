@@ -34,6 +34,8 @@ def labelled(items: Sequence[Item], tables: Mapping[str, bytes], key: str) -> li
     Raises:
         UserError: a table cannot be read, names files that are missing or twice, or leaves out images below its folder.
     """
+    if not tables:
+        return [*items]
     known = {item.path: item for item in items}
     told: dict[str, Item] = {}
     for name, content in tables.items():

@@ -153,6 +153,13 @@ def test_a_huge_table_is_refused(images: Path) -> None:
         Folder(images).items()
 
 
+def test_a_huge_file_is_refused(images: Path) -> None:
+    with (images / "huge.tif").open("wb") as file:
+        file.truncate(archive.MOST_BYTES + 1)
+    with pytest.raises(UserError, match=r"has 'huge.tif' of 2,147,483,649 bytes, more than .*: take it out"):
+        Folder(images).items()
+
+
 def test_only_what_changed_is_read_again(
     images: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
