@@ -39,8 +39,8 @@ def by_chance(earlier: Values, now: Values, shared: int) -> float:
         (k - 1) (1/n + 1/m - 2 s/(n m))
 
     k is the number of bins that have earlier values, n and m are the numbers of values, s is `shared`. A bin's share p
-    differs between the two with the variance p (1 - p) (1/n + 1/m - 2 s/(n m)), and for large n and m the index is the
-    sum over the bins of the squared difference by p.
+    differs between the two with the variance p (1 - p) (1/n + 1/m - 2 s/(n m)). For large n and m the index is the sum
+    over the bins of the squared difference by p.
     """
     bins = np.count_nonzero(_shares(earlier, _edges(earlier)) > FLOOR)
     n, m = len(earlier), len(now)
