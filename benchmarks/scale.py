@@ -34,8 +34,11 @@ def rates() -> dict[str, float]:
     def median(name: str, key: str) -> float:
         return float(statistics.median(each[key] for each in images["costs"][name]))
 
-    few, many = TINY
-    more = median(f"{many} tiny: prepare", "megabytes") - median(f"{few} tiny: prepare", "megabytes")
+    def memory_of_one(stage: str) -> float:
+        few, many = TINY
+        more = median(f"{many} tiny: {stage}", "megabytes") - median(f"{few} tiny: {stage}", "megabytes")
+        return more * 1e6 / (many - few)
+
     (training,) = (each for each in gpu["training"]["networks"] if each["setting"]["size"] == LARGE_SIZE)
     sizes = images["sizes"]
     return {
@@ -43,7 +46,8 @@ def rates() -> dict[str, float]:
         "bytes of its rows": (sizes["index"] + sizes["manifest"]) / sizes["images"],
         "files ingested a second": LARGE / median("large: ingest", "seconds"),
         "files prepared a processor second": LARGE / median("large: prepare", "processor_seconds"),
-        "memory of a row": more * 1e6 / (many - few),
+        "memory of an item": memory_of_one("ingest"),
+        "memory of a row": memory_of_one("prepare"),
         "images trained a second": training["setting"]["batch"] / statistics.median(training["train_seconds"]["ours"]),
     }
 
@@ -69,6 +73,7 @@ def table(rate: dict[str, float]) -> str:
         row("files", lambda count, _: _bytes(count * rate["bytes of a file"])),
         row(f"pixels of {LARGE_SIZE} x {LARGE_SIZE}", lambda count, _: _bytes(count * PIXELS)),
         row("index and manifest", lambda count, _: _bytes(count * rate["bytes of its rows"])),
+        row("memory of `ingest`", lambda count, _: _bytes(count * rate["memory of an item"])),
         row("memory of `prepare`", lambda count, _: _bytes(count * rate["memory of a row"])),
         row("`ingest` by one process", lambda count, _: _hours(count / rate["files ingested a second"] / HOUR)),
         row("`prepare`, core-hours", lambda count, _: _number(core_hours(count))),

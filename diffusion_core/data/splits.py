@@ -46,7 +46,7 @@ def splits(
     return ["test" if split == "test" else by_group[number] for split, number in zip(told, group.tolist(), strict=True)]
 
 
-def across(group: npt.NDArray[np.int64], split: Sequence[Split]) -> int:
+def across(group: Sequence[int], split: Sequence[Split]) -> int:
     """Return how many images that are not of training have a near-duplicate that is."""
-    trained = {number for number, each in zip(group.tolist(), split, strict=True) if each == "train"}
-    return sum(each != "train" and number in trained for number, each in zip(group.tolist(), split, strict=True))
+    trained = {number for number, each in zip(group, split, strict=True) if each == "train"}
+    return sum(each != "train" and number in trained for number, each in zip(group, split, strict=True))

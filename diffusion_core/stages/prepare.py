@@ -81,7 +81,9 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         is_told = any(place.split == "validation" for place in told)
         fraction = None if is_told else prepare.validation_fraction
         names, rows = _rows(files, decoded, told, pixels, prepare, fraction)
-        info = _describe(shards.digests, rows, names, prepare, decoder, fraction)
+        if is_told:
+            _check_told(rows, dict(zip((file.path for file in files), told, strict=True)))
+        info = _describe(shards.digests, rows, names, prepare, decoder)
         statistics = Statistics.of(Version(rows, names, pixels, decoder), Version.read(PREPARED))
         if statistics.is_redecoded:
             print(
@@ -109,12 +111,14 @@ def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Pla
             " move these into a folder if you want classes"
         )
     if same := sum(row.duplicate_of is not None for row in rows):
-        done = "left out" if info.dropped else "kept, in the split of the first of each"
+        are_told = any(place.split == "validation" for place in told.values())
+        where = "in the splits that the source names" if are_told else "in the split of the first of each"
+        done = "left out" if info.dropped else f"kept, {where}"
         print(f"prepare: {same} images are near-duplicates of others: {done}; see the column `duplicate_of`")
     if info.quarantined:
         print(
-            f"prepare: left out {info.quarantined} of {len(told)} files;"
-            f" the column `quarantined` of {PREPARED / MANIFEST} says why"
+            f"prepare: left out {info.quarantined} of {len(told)} files; {DATA_PAGE} shows why, and so does the column"
+            f" `quarantined` of {PREPARED / MANIFEST}"
         )
     print(f"prepare: {DATA_PAGE} shows the images")
 
@@ -223,14 +227,9 @@ def _rows(
         prepare.duplicate_distance,
     )
     split = splits([place.split for place in places_kept], digests, group, fraction)
-    if leaked := across(group, split):
-        print(
-            f"prepare: {leaked} images of validation or test have near-duplicates to train on, because the source"
-            " names their splits"
-        )
     first: dict[int, str] = {}
     found = iter(zip(group.tolist(), split, strict=True))
-    rows = []
+    rows, of_group = [], []
     for file, row, place in all_rows:
         # What an earlier manifest says of these is not of this file.
         label = own = duplicate = None
@@ -240,7 +239,14 @@ def _rows(
             duplicate = None if original == file.path else original
             own = None if duplicate is not None and prepare.duplicates == "drop" else own
             label = numbers.get(class_of(place))
+            if own is not None:
+                of_group.append((number, own))
         rows.append(replace(row, source=file.path, label=label, split=own, duplicate_of=duplicate))
+    if leaked := across([number for number, _ in of_group], [own for _, own in of_group]):
+        print(
+            f"prepare: {leaked} images of validation or test have near-duplicates to train on, because the source names"
+            " their splits: set prepare.duplicates to drop, or remove them from one"
+        )
     return names, rows
 
 
@@ -249,13 +255,29 @@ def _pixels(row: ManifestRow, shards: Sequence[npt.NDArray[np.uint8]]) -> npt.ND
     return shards[row.shard][row.row]
 
 
+def _check_told(rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:
+    """Check that no split is empty where the source names them.
+
+    Raises:
+        UserError: one is.
+    """
+    for name in ("train", "validation"):
+        lost = [row for row in rows if told[row.source].split == name and row.quarantined is not None]
+        if any(row.split == name for row in rows) or len(lost) == len(rows):
+            continue
+        why = f" (it has lost {len(lost)} files, as {lost[0].source}: {lost[0].quarantined})" if lost else ""
+        raise UserError(
+            f"ingest.source names the splits of its images, and none is left to the {name} split{why}: add images to"
+            " it, or name no splits, for folders by prepare.first_folder: class"
+        )
+
+
 def _describe(
     digests: Sequence[str],
     rows: Sequence[ManifestRow],
     names: list[str],
     prepare: PrepareSettings,
     decoder: str,
-    fraction: float | None,
 ) -> DatasetInfo:
     """Return the description of the dataset.
 
@@ -271,15 +293,10 @@ def _describe(
             " bring other images by ingest.source"
         )
     empty = next((name for name in ("train", "validation") if not count[name]), None)
-    if empty is not None and fraction is None:
-        raise UserError(
-            f"ingest.source names the splits of its images, and none is left to the {empty} split: add images that"
-            " decode and have no copy elsewhere, or name no split"
-        )
     if empty is not None:
         raise UserError(
-            f"prepare.validation_fraction is {fraction}, which leaves no image to the {empty} split of"
-            f" {sum(count.values())} images: {'lower' if empty == 'train' else 'raise'} it, or bring more images"
+            f"prepare.validation_fraction is {prepare.validation_fraction}, which leaves no image to the {empty} split"
+            f" of {sum(count.values())} images: {'lower' if empty == 'train' else 'raise'} it, or bring more images"
         )
     return DatasetInfo(
         count=sum(count.values()),

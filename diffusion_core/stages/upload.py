@@ -12,7 +12,9 @@ from diffusion_core.storage import open_store, upload_all
 
 
 def run(folder: Path, url: str, environment: Environment) -> None:
-    """Upload the images below `folder` to the same paths below `url`, except those that are there already.
+    """Upload the images below `folder`, and tables of labels, to the same paths below `url`.
+
+    Those that are there already are not sent.
 
     Nothing in the bucket is deleted. After an error, uploaded images are complete and not sent again.
 
@@ -27,8 +29,9 @@ def run(folder: Path, url: str, environment: Environment) -> None:
         raise UserError(f"upload: {folder} is not a folder: name the folder of the images")
     root = folder.resolve()
     found = image_files(root, "upload")
-    images, others = found.images, found.others.total() + len(found.tables)
-    if not images:
+    # Tables come last, so that no one names an image that is not there.
+    images, others = [*found.images, *found.tables], found.others.total()
+    if not found.images:
         raise UserError(f"upload: {folder} holds no image: name the folder of the images")
     store = open_store(environment)
     listed = {each.key: each for each in store.objects(address.bucket, address.prefix)}
@@ -42,4 +45,4 @@ def run(folder: Path, url: str, environment: Environment) -> None:
             progress.update(image.stat().st_size)
     if others or found.links:
         print(f"upload: left out {others} files that are not images and {found.links} links that lead elsewhere")
-    print(f"upload: sent {sent} images to {address}; {len(images) - sent} were there already")
+    print(f"upload: sent {sent} files to {address}; {len(images) - sent} were there already")

@@ -11,6 +11,7 @@ RATES = {
     "bytes of its rows": 200.0,
     "files ingested a second": 1e6 / 3600,
     "files prepared a processor second": 1e6 / 3600,
+    "memory of an item": 1e3,
     "memory of a row": 2e3,
     "images trained a second": 1e6 / 3600,
 }
@@ -21,6 +22,7 @@ def test_the_table_is_what_a_person_computes():
     assert rows["files"] == ["250 GB", "25 TB", "2.5 PB"]
     assert rows["pixels of 64 x 64"] == ["12 GB", "1.2 TB", "120 TB"]
     assert rows["index and manifest"] == ["200 MB", "20 GB", "2.0 TB"]
+    assert rows["memory of `ingest`"] == ["1.0 GB", "100 GB", "10 TB"]
     assert rows["memory of `prepare`"] == ["2.0 GB", "200 GB", "20 TB"]
     assert rows["`ingest` by one process"] == ["1.0 h", "4.2 days", "420 days"]
     assert rows["`prepare`, core-hours"] == ["1.0", "100", "10,000"]

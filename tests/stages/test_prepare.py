@@ -92,7 +92,7 @@ def test_every_file_is_kept_or_quarantined(capsys: pytest.CaptureFixture) -> Non
     assert {(row["part"], row["duplicate_of"]) for row in rows} == {(0, None)}
     assert (info.count, info.quarantined) == (40, 3)
     assert info.train + info.validation == info.count
-    assert "left out 3 of 43 files; the column `quarantined` of data/prepared/manifest.parquet says why" in (
+    assert "left out 3 of 43 files; plots/data.html shows why, and so does the column `quarantined` of" in (
         capsys.readouterr().out
     )
 
@@ -465,7 +465,9 @@ def test_the_split_of_an_image_is_that_of_its_pixels() -> None:
 def test_validation_of_the_source_that_does_not_decode_is_not_replaced_in_silence():
     images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
     ingest(images | {"val/1.png": b"no image", "val/2.png": b""})
-    with pytest.raises(UserError, match="names the splits of its images, and none is left to the validation split"):
+    with pytest.raises(
+        UserError, match=r"is left to the validation split \(it has lost 2 files, as val/1.png: not one of .*\): add"
+    ):
         prepare.run(SETTINGS)
     # The control: without them the images are parted by the fraction.
     ingest(images)
@@ -474,12 +476,26 @@ def test_validation_of_the_source_that_does_not_decode_is_not_replaced_in_silenc
 
 def test_a_source_that_names_validation_alone_is_told():
     ingest({f"val/{number}.png": image for number, image in enumerate(noise(20))})
-    with pytest.raises(UserError, match="and none is left to the train split: add images .*, or name no split"):
+    with pytest.raises(UserError, match="and none is left to the train split: add images to it, or name no splits"):
         prepare.run(SETTINGS.model_copy(update={"first_folder": "split"}))
 
 
 def test_validation_that_is_dropped_is_not_replaced_in_silence():
     images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
     ingest(images | {"val/1.png": images["train/0.png"]})
-    with pytest.raises(UserError, match="none is left to the validation split: add images that"):
+    with pytest.raises(UserError, match="none is left to the validation split: add images to it"):
         prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))
+
+
+def test_copies_across_the_splits_of_the_source_are_told(capsys):
+    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
+    images |= {f"val/{number}.png": image for number, image in enumerate(noise(5, seed=1))}
+    ingest(images | {"val/copy.png": images["train/0.png"]})
+    prepare.run(SETTINGS)
+    told = capsys.readouterr().out
+    assert "1 images of validation or test have near-duplicates to train on" in told
+    assert "1 images are near-duplicates of others: kept, in the splits that the source names" in told
+    prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))
+    told = capsys.readouterr().out
+    assert "to train on" not in told
+    assert "1 images are near-duplicates of others: left out" in told

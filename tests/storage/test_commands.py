@@ -28,14 +28,21 @@ def test_an_upload_sends_what_is_not_there(admin, bucket, environment, pictures,
     upload.run(pictures, f"s3://{bucket}/p", environment)
     assert capsys.readouterr().out == (
         "upload: left out 1 files that are not images and 0 links that lead elsewhere\n"
-        f"upload: sent 20 images to s3://{bucket}/p; 0 were there already\n"
+        f"upload: sent 20 files to s3://{bucket}/p; 0 were there already\n"
     )
     (pictures / "1/1.png").write_bytes(b"other" * 20)
     proxy.requests.clear()
     upload.run(pictures, f"s3://{bucket}/p/", environment)
-    assert capsys.readouterr().out.endswith(f"upload: sent 1 images to s3://{bucket}/p; 19 were there already\n")
+    assert capsys.readouterr().out.endswith(f"upload: sent 1 files to s3://{bucket}/p; 19 were there already\n")
     assert proxy.count("PUT") == 1
     assert admin.get_object(Bucket=bucket, Key="p/1/1.png")["Body"].read() == b"other" * 20
+
+
+def test_an_upload_sends_tables_of_labels(admin, bucket, environment, pictures, capsys):
+    (pictures / "labels.csv").write_text("file_name,label\n")
+    upload.run(pictures, f"s3://{bucket}/p", environment)
+    assert "sent 21 files" in capsys.readouterr().out
+    assert admin.get_object(Bucket=bucket, Key="p/labels.csv")["Body"].read() == b"file_name,label\n"
 
 
 def test_an_upload_that_was_broken_off_goes_on(bucket, environment, pictures, proxy, capsys):

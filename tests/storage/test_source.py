@@ -51,6 +51,22 @@ def test_images_come_by_their_paths_below_the_prefix(put, admin, bucket, fetch, 
     assert capsys.readouterr().out == "ingest: 4 of 4 images are new\ningest: 4 images in data/raw\n"
 
 
+def test_a_table_in_the_bucket_names_the_classes(put, fetch, proxy):
+    put(IMAGES)
+    assert fetch() == IMAGES
+    assert {file.label for file in read_index(RAW)} == {None}
+    for word in ("ant", "bee"):
+        put({"labels.csv": b"file_name,label\n" + b"".join(f"{path},{word}\n".encode() for path in IMAGES)})
+        proxy.requests.clear()
+        assert fetch() == IMAGES
+        assert {file.label for file in read_index(RAW)} == {word}
+        # Of the images, nothing is fetched again.
+        assert proxy.count("GET") == 1
+    put({"labels.csv": b"file_name,label\nnowhere.png,ant\n"})
+    with pytest.raises(UserError, match="where labels.csv names 1 files that are not there, as 'nowhere.png'"):
+        fetch()
+
+
 def test_a_huge_object_is_refused_before_any_is_fetched(put, bucket, fetch, proxy, monkeypatch):
     put(IMAGES)
     most = max(map(len, IMAGES.values()))

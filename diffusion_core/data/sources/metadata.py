@@ -72,6 +72,9 @@ def _rows(name: str, content: bytes, key: str) -> list[dict[str, str]]:
             rows = [*csv.DictReader(io.StringIO(text), strict=True)]
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if odd := next((row for row in rows if isinstance(row, dict) and FILE not in row), None):
+            columns = ", ".join(map(str, odd))
+            raise UserError(f"{key}, where {name} has no column {FILE} ({columns}): rename one, or add it")
         return [{column: _text(row[column]) for column in (FILE, LABEL, SPLIT) if _has(row, column)} for row in rows]
     except (ValueError, csv.Error, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{key}, where {name} is not a table with the column {FILE} ({error}): correct it") from None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,10 +18,11 @@ from diffusion_core.data.downloads import arrived, keep_only, only_download
 from diffusion_core.data.formats import image_suffixes
 from diffusion_core.data.sources.archive import check_size
 from diffusion_core.data.sources.item import Item
+from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusion_core.storage import Object
+    from diffusion_core.storage import Object, Store
 
 # Maximum bytes of a file name on Linux.
 LONGEST_NAME = 255
@@ -34,6 +36,8 @@ def _checked(url: str) -> str:
 @dataclass(frozen=True)
 class S3(Choice):
     """Fetches the image objects below `url`; their keys relative to it become their paths.
+
+    An object `labels.csv`, `metadata.csv` or `metadata.jsonl` names the classes.
 
     Only new and replaced objects are fetched, and of those only what no interrupted fetch or other checkout has left in
     the folder of downloads.
@@ -56,10 +60,16 @@ class S3(Choice):
         from diffusion_core.storage import open_store
 
         address = parse_s3(self.url)
-        images = _images(open_store(environment).objects(address.bucket, address.prefix), address)
-        for path, image in images.items():
-            check_size(f"ingest.source.url is {address}", path, image.size)
-        return [Item(path, image.size, image.etag) for path, image in sorted(images.items())]
+        key = f"ingest.source.url is {address}"
+        store = open_store(environment)
+        objects = store.objects(address.bucket, address.prefix)
+        below = {each.key.removeprefix(address.prefix): each for each in objects}
+        tables = {path: below[path] for path in table_names(below)}
+        images = _images((each for path, each in below.items() if path not in tables), address)
+        for path, each in (images | tables).items():
+            check_size(key, path, each.size)
+        items = [Item(path, image.size, image.etag) for path, image in sorted(images.items())]
+        return labelled(items, {path: _content(store, address.bucket, each) for path, each in tables.items()}, key)
 
     def contents(
         self, wanted: Sequence[Item], items: Sequence[Item], downloads: Path, environment: Environment
@@ -85,6 +95,15 @@ class S3(Choice):
                 digest = digests[item.path]
                 yield (place / f"{digest}.{here[digest]}").read_bytes()
             keep_only(place, {*digests.values()})
+
+
+def _content(store: "Store", bucket: str, table: "Object") -> bytes:
+    from diffusion_core.storage import download
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "table")
+        download(store, bucket, table, file)
+        return file.read_bytes()
 
 
 def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Object"]:

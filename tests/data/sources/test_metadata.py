@@ -125,7 +125,17 @@ def test_an_image_that_is_named_twice_is_told(second):
     ids=range(15),
 )
 def test_what_is_no_table_is_told(name, table):
-    is_refused({name: table}, rf"{name} (is not a table with the column file_name \(.*\): correct it|names 1 files)")
+    sentences = (
+        r"is not a table with the column file_name \(.*\): correct",
+        r"has no column file_name \(",
+        "names 1 files",
+    )
+    is_refused({name: table}, rf"{name} ({'|'.join(sentences)})")
+
+
+def test_another_name_of_the_column_is_told_with_those_there_are():
+    sentence = r"labels.csv has no column file_name \(filename, class\): rename one, or add it"
+    is_refused({"labels.csv": "filename,class\na.png,ant\n"}, sentence)
 
 
 def test_bytes_that_are_no_text_are_told():
