@@ -25,8 +25,7 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed: name one with make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@# What is never imported need not be compiled.
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e .
 	touch $@
 
 demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
