@@ -133,7 +133,7 @@ def test_a_table_gives_labels_and_splits(images: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("label\ntabby\n", "labels.csv is not a table with the column file_name"),
+        ("label\ntabby\n", r"labels.csv has no column file_name \(label\): rename one, or add it"),
         ("file_name\nb.png\n", "labels.csv names 1 files that are not there, as 'b.png': add them"),
         ("file_name\n../a.png\n", "labels.csv names 1 files that are not there, as '../a.png': add them"),
         ("file_name\n", "labels.csv has no row of 1 images, as 'cat/a.png': add their rows"),
