@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from diffusion_core.documents import parse_yaml, read_yaml
-from diffusion_core.files import Locked, disk_refusal, exclusive_lock, write_whole
+from diffusion_core.files import disk_refusal, write_whole
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 from flows.failure import StageFailed
 

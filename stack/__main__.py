@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.supervision.child import GRACE_SECONDS, signals_held
 from stack import services
 from stack.home import HOST, Home, StackError, keep_home, open_home, with_port

@@ -10,7 +10,7 @@ import torch
 from typer.main import get_command
 
 from diffusion_core.__main__ import STAGES, application, main
-from diffusion_core.files import exclusive_lock
+from diffusion_core.locks import exclusive_lock
 from diffusion_core.stages import ingest
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 

@@ -59,6 +59,7 @@ EVERYWHERE = {
     "parallel": "runs calls side by side",
     "registry": "tells MLflow what was done",
     "files": "puts whole outputs in their place",
+    "locks": "lets one process work at a time",
     "lineage.tensors": "writes tensors to files",
     "stages.paths": "holds names of files",
 }

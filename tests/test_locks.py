@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.locks import Locked, exclusive_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from diffusion_core.files import exclusive_lock
+from diffusion_core.locks import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -74,7 +74,8 @@ def test_a_disk_that_has_no_room_for_the_id_of_a_process_lets_it_lock(
 DISCARDER = """
 import sys
 from pathlib import Path
-from diffusion_core.files import discard, exclusive_lock
+from diffusion_core.files import discard
+from diffusion_core.locks import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -27,8 +27,8 @@ from diffusion_core.errors import is_out_of_memory
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is ten times as fast. At least this multiple of
-# the final size remains in either orientation, so that the filter determines the result: Pillow finds three times
-# "indistinguishable from fair resampling" (`reducing_gap`).
+# the final size remains in either orientation, so that the filter determines the result. Of three times Pillow says:
+# "indistinguishable from fair resampling in most cases" (`reducing_gap` of `Image.resize`).
 OVERSAMPLING = 3
 
 

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from diffusion_core.files import Locked, exclusive_lock, sha256_of
+from diffusion_core.files import sha256_of
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.parallel import in_parallel
 
 HASHING_THREADS = 4

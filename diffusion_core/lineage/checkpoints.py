@@ -22,16 +22,15 @@ from diffusion_core.documents import read_json
 from diffusion_core.errors import Unavailable
 from diffusion_core.files import (
     DISK_FAILS,
-    Locked,
     discard,
     disk_refusal,
-    exclusive_lock,
     flush,
     naming,
     read_differently,
     sha256_of,
     write_whole,
 )
+from diffusion_core.locks import Locked, exclusive_lock
 
 Result = TypeVar("Result")
 

@@ -22,10 +22,11 @@ from pydantic import TypeAdapter, ValidationError
 from diffusion_core.arrays import save_array
 from diffusion_core.data.shards import read_array
 from diffusion_core.errors import Unavailable
-from diffusion_core.files import Locked, exclusive_lock, flush, naming, write_whole
+from diffusion_core.files import flush, naming, write_whole
 from diffusion_core.lineage.checkpoints import LOCK, training_folders
 from diffusion_core.lineage.entries import Entry, parse
 from diffusion_core.lineage.queue_errors import DamagedQueue, QueueError, accessing
+from diffusion_core.locks import Locked, exclusive_lock
 
 # Its name in the folder of a training's checkpoints.
 OUTBOX = "outbox"

@@ -26,7 +26,8 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.files import disk_refusal, exclusive_lock, naming, replaced_files
+from diffusion_core.files import disk_refusal, naming, replaced_files
+from diffusion_core.locks import exclusive_lock
 
 ARTIFACTS = "mlartifacts"
 DEFAULT_STORE = Path("mlflow.db")

@@ -10,9 +10,9 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.files import Locked
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue, QueueError
+from diffusion_core.locks import Locked
 from diffusion_core.registry.connection import connect, reason, store_name, store_refusal
 from diffusion_core.registry.sending import Sender
 

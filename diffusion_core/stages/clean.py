@@ -15,12 +15,13 @@ from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.web import downloads_folder
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, discard, discarded, exclusive_lock, leftovers
+from diffusion_core.files import discard, discarded, leftovers
 from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
 from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
 from diffusion_core.lineage.identity import FILE
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.connection import DEFAULT_STORE, answering, connect, tracking_uri
 from diffusion_core.registry.versions import Named, named_by_versions
 from diffusion_core.stages.paths import (

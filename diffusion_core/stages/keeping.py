@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock, sweep_discarded
+from diffusion_core.files import sweep_discarded
 from diffusion_core.lineage.checkpoints import (
     LOCK,
     SECONDS_TO_RECORD,
@@ -22,6 +22,7 @@ from diffusion_core.lineage.checkpoints import (
 )
 from diffusion_core.lineage.identity import FILE, Identity
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.stages.backup import backup
 from diffusion_core.stages.paths import MODELS, TRAINING_LOCK
 from diffusion_core.stages.plan import Plan

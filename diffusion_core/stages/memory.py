@@ -8,11 +8,11 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still use: of the machine, and of its container's limit."""
+    """Return the bytes of memory that are free on the machine, at most the limit of this process's container."""
     free: int = psutil.virtual_memory().available
     try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
-        return min(free, int(limit) - int(used))
+        # What the container uses is not taken off, because most of it may be a cache of files.
+        return min(free, int((CGROUP / "memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):
         # There is no such file, or it says "max".
         return free

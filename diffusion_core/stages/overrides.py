@@ -2,7 +2,7 @@
 
 from diffusion_core.config.params import PARAMS_FILE
 from diffusion_core.errors import UserError
-from diffusion_core.files import Locked, exclusive_lock
+from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from diffusion_core.files import exclusive_lock
 from diffusion_core.lineage.checkpoints import LOCK, mark_finished
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
+from diffusion_core.locks import exclusive_lock
 from diffusion_core.training.checkpoint import Checkpoint, save_checkpoint
 from tests.faults.cleaning import DEAD, age, cleaned, output
 from tests.faults.commands import run

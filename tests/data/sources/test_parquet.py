@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -230,24 +229,6 @@ def test_no_damage_ends_the_process(tmp_path: Path) -> None:
     image, label = structs("a.png", None, "c.png"), pa.array([0, 1, 1])
     path = write(tmp_path / "a.parquet", ["a", "b"], image=image, label=label)
     subprocess.run([sys.executable, "-c", DAMAGE_IN_EACH_BYTE, path], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_pages_without_their_rows_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", image=structs("a.png", "b.png", "c.png"))
-    file = pq.ParquetFile(path)
-    with pytest.raises(ValueError, match="a group of 2 rows has 1"):
-        [*parquet._Table("key", Short(file), "image", None).contents([0, 1])]
-
-
-class Short:
-    """A file that loses a row of each group, as pyarrow does where a page's header is damaged."""
-
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self.metadata, self.schema_arrow, self.file = file.metadata, file.schema_arrow, file
-
-    def iter_batches(self, *arguments: object, **options: object) -> Iterator[pa.RecordBatch]:
-        for batch in self.file.iter_batches(*arguments, **options):
-            yield batch[1:]
 
 
 def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
