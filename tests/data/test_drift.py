@@ -80,7 +80,7 @@ def test_what_chance_gives_is_taken_off(earlier: int, now: int) -> None:
     assert chance == pytest.approx(9 * (1 / earlier + 1 / now))
     # Small counts have a little more.
     assert chance < index < 1.3 * chance
-    left = [drift({"red": one}, {"red": other})["red"] for one, other in pairs]
+    left = [drift({"red": one}, {"red": other}, 0)["red"] for one, other in pairs]
     assert min(left) == 0.0
     assert np.mean(left) < index / 3
 
@@ -107,7 +107,7 @@ def test_what_really_drifts_is_seen_among_images_that_stay() -> None:
     index = population_stability_index(earlier, now)
     assert drift({"red": earlier}, {"red": now}, 80)["red"] > 0.7 * index > 0.05
     # The control: as if all were new, it would be hidden.
-    assert drift({"red": earlier}, {"red": now})["red"] < 0.3 * index
+    assert drift({"red": earlier}, {"red": now}, 0)["red"] < 0.3 * index
 
 
 def test_no_values_are_an_error() -> None:
@@ -117,5 +117,5 @@ def test_no_values_are_an_error() -> None:
 
 def test_what_one_version_alone_has_is_not_compared() -> None:
     values = {"size": np.ones(3), "red": np.ones(3)}
-    assert drift(values, {"size": np.ones(4), "brightness": np.ones(4)}) == {"size": pytest.approx(0.0)}
-    assert drift({}, values) == {}
+    assert drift(values, {"size": np.ones(4), "brightness": np.ones(4)}, 0) == {"size": pytest.approx(0.0)}
+    assert drift({}, values, 0) == {}

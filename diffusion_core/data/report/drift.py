@@ -59,7 +59,7 @@ def _shares(values: Values, edges: Values) -> Values:
     return np.maximum(np.bincount(bins, minlength=2 * len(edges) + 1) / len(values), FLOOR)
 
 
-def drift(earlier: Mapping[str, Values], now: Mapping[str, Values], shared: int = 0) -> dict[str, float]:
+def drift(earlier: Mapping[str, Values], now: Mapping[str, Values], shared: int) -> dict[str, float]:
     """Return the population stability index of each measure that both versions have, less what chance gives.
 
     Few images would otherwise seem to drift.
