@@ -8,38 +8,31 @@ benchmarks/images.json, and the table of their medians to benchmarks/images.md.
 """
 
 import argparse
-import io
 import json
 import os
-import random
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
-from skimage import data
 from tqdm import tqdm
 
 from benchmarks.machine import describe
+from benchmarks.pictures import HEIGHT, LARGE, WIDTH, large_pictures, with_new, write_pictures, write_tiny
 
 CACHE = Path(".cache")
 RESULTS, TABLE = Path("benchmarks/images.json"), Path("benchmarks/images.md")
 REPEATS = 3
 NEW = 500
-# Large pictures, as cameras make them; measured once, because a loop of Pillow takes minutes.
-LARGE, WIDTH, HEIGHT = 20_000, 1500, 1000
-DIFFERENT = 200
+# The large ones are measured once, because a loop of Pillow takes minutes.
 SMALL_SIZE, LARGE_SIZE = 32, 64
 # Tiny pictures, for the memory that each one more takes.
 TINY = (20_000, 120_000)
@@ -127,61 +120,6 @@ def ours(project: Path, kind: str, path: Path, size: int) -> tuple[Cost, Cost]:
         cost([sys.executable, "-c", INGEST, kind, str(path)], project),
         cost([sys.executable, "-c", PREPARE, str(size)], project),
     )
-
-
-def with_new(archive: Path, target: Path, count: int) -> None:
-    """Write a copy of a zip file that has more images: its first ones, each with one pixel changed."""
-    shutil.copyfile(archive, target)
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "a") as made:
-        names = [name for name in source.namelist() if name.lower().endswith((".jpg", ".jpeg"))]
-        if len(names) < count:
-            raise ValueError(f"{archive} has {len(names)} JPEGs; it must have at least {count}")
-        for name in names[:count]:
-            with Image.open(io.BytesIO(source.read(name))) as image:
-                changed = image.convert("RGB")
-            changed.putpixel((0, 0), (255, 0, 0))
-            file = io.BytesIO()
-            changed.save(file, "JPEG", quality=90)
-            made.writestr(f"{Path(name).parent}/new-{Path(name).name}", file.getvalue())
-
-
-def large_pictures() -> Iterator[bytes]:
-    """Yield large JPEGs: parts of four photographs, enlarged, whose bytes all differ by a comment."""
-    photographs = [Image.fromarray(each) for each in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())]  # type: ignore[no-untyped-call]
-    choose = random.Random(0)
-    files = []
-    for number in range(DIFFERENT):
-        photograph = photographs[number % len(photographs)]
-        width = choose.uniform(0.4, 1.0) * min(photograph.width, photograph.height * WIDTH / HEIGHT)
-        height = width * HEIGHT / WIDTH
-        left, top = choose.uniform(0, photograph.width - width), choose.uniform(0, photograph.height - height)
-        stream = io.BytesIO()
-        photograph.resize((WIDTH, HEIGHT), box=(left, top, left + width, top + height)).save(stream, "JPEG", quality=90)
-        files.append(stream.getvalue())
-    for number in range(LARGE):
-        file = files[number % DIFFERENT]
-        yield file[:2] + b"\xff\xfe\x00\x06" + struct.pack(">I", number) + file[2:]
-
-
-def write_tiny(file: Path, count: int) -> None:
-    """Write a zip file of PNGs of 8 x 8 random pixels, in two classes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
-    with zipfile.ZipFile(file, "w") as archive:
-        for number, each in enumerate(pixels):
-            stream = io.BytesIO()
-            Image.fromarray(each).save(stream, "PNG")
-            archive.writestr(f"{number % 2}/{number:06d}.png", stream.getvalue())
-
-
-def write_pictures(folder: Path, pictures: Iterable[bytes]) -> int:
-    """Write the pictures to the folders of two classes, and return their mean size."""
-    total = 0
-    for number, content in enumerate(tqdm(pictures, total=LARGE, desc="large JPEGs")):
-        file = folder / str(number % 2) / f"{number:05d}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        total += len(content)
-    return total // LARGE
 
 
 def measure(archive: Path, datasets: str | None, folder: Path) -> dict[str, Any]:

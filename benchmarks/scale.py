@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.images import LARGE, LARGE_SIZE, TINY
+from benchmarks.images import LARGE_SIZE, TINY
+from benchmarks.pictures import LARGE
 
 FOLDER = Path("benchmarks")
 COUNTS = {"1 million": 10**6, "100 million": 10**8, "10 billion": 10**10}

@@ -3,7 +3,6 @@
 import inspect
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from diffusion_core.errors import UserError, is_out_of_memory
 try:
     import typer
 
+    from diffusion_core import checkout
     from diffusion_core.config.environment import Environment, load_environment
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("diffusion_core"):
@@ -49,8 +49,6 @@ application = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-stack = typer.Typer(help="A team's servers on this machine.", no_args_is_help=True, rich_markup_mode=None)
-application.add_typer(stack, name="stack")
 
 
 def _show_version(is_asked: bool) -> None:
@@ -224,52 +222,7 @@ def doctor(
     run(load_environment(), as_json)
 
 
-@application.command(epilog="Example: diffusion run")
-def run() -> None:
-    """Run the whole pipeline once, as Prefect does every night."""
-    _of_checkout("flows.pipeline")
-
-
-@application.command(epilog="Example: diffusion serve")
-def serve() -> None:
-    """Run the nightly schedule, with the pages of Prefect and MLflow."""
-    _of_checkout("stack.serve")
-
-
-@application.command(epilog="Example: diffusion deploy kubernetes")
-def deploy(
-    pool: Annotated[str, typer.Argument(help="The work pool: machine, docker or kubernetes.")] = "machine",
-) -> None:
-    """Deploy the nightly run to the Prefect server."""
-    _of_checkout("flows.deploy", pool)
-
-
-@stack.command(epilog="Example: diffusion stack up")
-def up() -> None:
-    """Start PostgreSQL, an S3 store, MLflow, Prefect and a worker."""
-    _of_checkout("stack", "up")
-
-
-@stack.command(epilog="Example: diffusion stack down")
-def down() -> None:
-    """Stop the servers of `up`; the data remain."""
-    _of_checkout("stack", "down")
-
-
-@stack.command(epilog="Example: diffusion stack renew-passwords")
-def renew_passwords() -> None:
-    """Give all servers new passwords."""
-    _of_checkout("stack", "renew-passwords")
-
-
-def _of_checkout(module: str, *arguments: str) -> None:
-    """Replace this process by a module in the project's folder, which is not in the installed package."""
-    place = Path(*module.split("."))
-    if not (place.is_dir() or place.with_suffix(".py").exists()):
-        raise UserError(f"{place.parts[0]}/ is not in this folder: run the command in a checkout of the project")
-    if os.name == "nt":
-        sys.exit(subprocess.call([sys.executable, "-m", module, *arguments]))
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+application.add_typer(checkout.commands)
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ TIERS = {
     "stack": ("stack",),
     "servers": (
         *("flows", "registry", "storage", "docker/test_compose_servers.py"),
-        *("stages/test_promote.py", "stages/test_publish.py"),
+        *("stages/test_promote.py", "stages/test_publish.py", "stages/test_publish_refused.py"),
     ),
     "slow": (
         *("benchmarks", "faults", "interop", "conformance/test_quickstart.py", "self_check", "stages", "supervision"),

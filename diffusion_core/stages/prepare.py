@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings
+from diffusion_core.data.assignment import assigned
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
 from diffusion_core.data.decode import Decoded
 from diffusion_core.data.decoding import Decoding
-from diffusion_core.data.duplicates import groups
 from diffusion_core.data.earlier import Earlier
-from diffusion_core.data.labels import Place, class_of, classes, places, strays
+from diffusion_core.data.labels import Place, places, strays
 from diffusion_core.data.manifest import MANIFEST, ManifestRow, Split, write_manifest
 from diffusion_core.data.raw import RawFile, read_index
 from diffusion_core.data.report.page import page
@@ -26,7 +26,6 @@ from diffusion_core.data.report.quarantine import reasons
 from diffusion_core.data.report.statistics import Statistics
 from diffusion_core.data.report.version import Version
 from diffusion_core.data.shards import ShardWriter, map_shard
-from diffusion_core.data.splits import across, splits
 from diffusion_core.data.workers import decode_all
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced, replaced_files
@@ -80,7 +79,7 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         # Also where none of them decodes: splits of the source are not changed in silence.
         is_told = any(place.split == "validation" for place in told)
         fraction = None if is_told else prepare.validation_fraction
-        names, rows = _rows(files, decoded, told, pixels, prepare, fraction)
+        names, rows = assigned(files, decoded, told, pixels, fraction, prepare.duplicate_distance, prepare.duplicates)
         if is_told:
             _check_told(rows, dict(zip((file.path for file in files), told, strict=True)))
         info = _describe(shards.digests, rows, names, prepare, decoder)
@@ -202,57 +201,6 @@ def _warn_of_dark(used: Sequence[float]) -> None:
             f" ({min(dark):.2%} to {max(dark):.2%} of it), so they are nearly black. If their files hold fewer bits"
             " than they say, set prepare.range to data"
         )
-
-
-def _rows(
-    files: Sequence[RawFile],
-    decoded: Mapping[str, Sequence[ManifestRow]],
-    told: Sequence[Place],
-    shards: Sequence[npt.NDArray[np.uint8]],
-    prepare: PrepareSettings,
-    fraction: float | None,
-) -> tuple[list[str], list[ManifestRow]]:
-    """Return the names of the classes, and the rows with labels, splits and the first of their near-duplicates."""
-    all_rows = [(file, row, place) for file, place in zip(files, told, strict=True) for row in decoded[file.sha256]]
-    kept = [row for _, row, _ in all_rows if row.quarantined is None]
-    places_kept = [place for _, row, place in all_rows if row.quarantined is None]
-    names = classes(places_kept, [place for _, row, place in all_rows if row.quarantined is not None])
-    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
-    digests = [row.pixels or "" for row in kept]
-    group = groups(
-        [row.sha256 for row in kept],
-        [row.perceptual_hash or 0 for row in kept],
-        digests,
-        lambda number: _pixels(kept[number], shards),
-        prepare.duplicate_distance,
-    )
-    split = splits([place.split for place in places_kept], digests, group, fraction)
-    first: dict[int, str] = {}
-    found = iter(zip(group.tolist(), split, strict=True))
-    rows, of_group = [], []
-    for file, row, place in all_rows:
-        # What an earlier manifest says of these is not of this file.
-        label = own = duplicate = None
-        if row.quarantined is None:
-            number, own = next(found)
-            original = first.setdefault(number, file.path)
-            duplicate = None if original == file.path else original
-            own = None if duplicate is not None and prepare.duplicates == "drop" else own
-            label = numbers.get(class_of(place))
-            if own is not None:
-                of_group.append((number, own))
-        rows.append(replace(row, source=file.path, label=label, split=own, duplicate_of=duplicate))
-    if leaked := across([number for number, _ in of_group], [own for _, own in of_group]):
-        print(
-            f"prepare: {leaked} images of validation or test have near-duplicates to train on, because the source names"
-            " their splits: set prepare.duplicates to drop, or remove them from one"
-        )
-    return names, rows
-
-
-def _pixels(row: ManifestRow, shards: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
-    assert row.shard is not None
-    return shards[row.shard][row.row]
 
 
 def _check_told(rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:

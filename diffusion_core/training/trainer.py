@@ -1,6 +1,5 @@
 """The training loop, a generator of step reports. The caller decides when to log, save and stop."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +10,12 @@ from torch import Tensor
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.randomness import derive_seed
-from diffusion_core.runtime.compilation import compile_network, compiler_problem, forget_compilation
 from diffusion_core.runtime.device import to_device
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.runtime.precision import Precision, choose_precision
 from diffusion_core.runtime.recording import Replayed
 from diffusion_core.runtime.threads import ThreadChoice
 from diffusion_core.self_check.comparison import Verdict
-from diffusion_core.self_check.training import check_training
 from diffusion_core.training.data import Batch, TrainingData, batches, resident
 from diffusion_core.training.divergence import MAX_BAD_STEPS, check_steps
 from diffusion_core.training.ema import EMA
@@ -26,8 +23,7 @@ from diffusion_core.training.optimizer import Update
 from diffusion_core.training.order import Order
 from diffusion_core.training.randomness import StepRandomness
 from diffusion_core.training.step import Gradient, StepReport
-
-logger = logging.getLogger(__name__)
+from diffusion_core.training.ways import Ways
 
 
 class Trainer:
@@ -67,8 +63,6 @@ class Trainer:
     Attributes:
         ema: the EMA of the weights.
         step: steps done.
-        verdicts: results of the self-check before the first step, one per way of running it (eager, compiled,
-            replayed). Empty before that step, and if steps are eager and in float32.
 
     Raises:
         ValueError: a number is below 1, `batch_size` is not a multiple of micro-batches times processes, there is no
@@ -123,7 +117,6 @@ class Trainer:
         self.learning_rate = learning_rate
         self.warmup_images = warmup_images
         self.max_skipped_share = max_skipped_share
-        self.precision = choose_precision(precision, diffusion.device)
         self.threads = threads
         self.ranks = ranks
         self.ema = EMA(diffusion, ema_halflife_images)
@@ -136,33 +129,23 @@ class Trainer:
             max_grad_norm=max_grad_norm,
         )
         self.step = 0
-        self.gradient = Gradient(diffusion, self.precision.dtype, accumulate, horizontal_flip, ranks)
-        self.verdicts: list[Verdict] = []
-        self._compiled = compiled and self._compile()
-        self._replayed = compiled and self._can_be_replayed()
-        self._unchecked = self._compiled or self._replayed or self.precision.dtype != torch.float32
+        chosen = choose_precision(precision, diffusion.device)
+        self.gradient = Gradient(diffusion, chosen.dtype, accumulate, horizontal_flip, ranks)
+        self.ways = Ways(self.gradient, chosen, compiled)
         self._run: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._computed_step
 
-    def _compile(self) -> bool:
-        """Compile the network on all processes or none, for their common self-check; return whether it is compiled."""
-        problem = compiler_problem(self.diffusion.device)
-        if self.ranks.all_reduce_max(int(problem is not None)):
-            reason = problem or "another process cannot compile it"
-            logger.warning("the network is not compiled (%s): training is slower", reason)
-            return False
-        compile_network(self.diffusion.model)
-        return True
+    @property
+    def precision(self) -> Precision:
+        """Precision of the network's matrix products."""
+        return self.ways.precision
 
-    def _can_be_replayed(self) -> bool:
-        """Return whether a CUDA graph can record a whole step."""
-        if self.diffusion.device.type != "cuda":
-            return False
-        reason = "several processes train" if self.ranks.count > 1 else ""
-        reason = "immiscible noise is assigned on the host" if self.diffusion.immiscible else reason
-        reason = "activations are computed again" if getattr(self.diffusion.model, "recompute", False) else reason
-        if reason and self.ranks.is_main:
-            logger.warning("steps are not replayed as a CUDA graph (%s): slower where images are small", reason)
-        return not reason
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Results of the self-check before the first step, one per way of running it (eager, compiled, replayed).
+
+        Empty before that step, and if steps are eager and in float32.
+        """
+        return self.ways.verdicts
 
     @property
     def images(self) -> int:
@@ -194,8 +177,8 @@ class Trainer:
 
     def _steps(self, given: Iterator[Batch]) -> Iterator[StepReport]:
         for number, (images, labels) in enumerate(given):
-            if self._unchecked:
-                self._check(images, labels)
+            if self.ways.unchecked:
+                self.ways.check(images, labels, self._randomness())
             if number == 0:
                 # Record again in each call: `restore` replaces tensors that an earlier CUDA graph uses.
                 self.forget_recording()
@@ -206,30 +189,7 @@ class Trainer:
     def forget_recording(self) -> None:
         """Free the GPU memory of the recorded step and of the gradients; the next steps are recorded again."""
         self.diffusion.zero_grad(set_to_none=True)
-        self._run = Replayed(self._computed_step, "a step") if self._replayed else self._computed_step
-
-    def _check(self, images: Tensor, labels: Tensor | None) -> None:
-        """Compare each way of running a step with eager float32, and select the fastest correct way."""
-        ways = {"compiled": self._compiled, "replayed": self._replayed}
-        self.verdicts = [*check_training(self.gradient, images, labels, self._randomness(), **ways)]
-        if not self.verdicts[-1].passed or len(self.verdicts) < 1 + sum(ways.values()):
-            logger.warning("self-check: %s; training continues in a slower way", self.verdicts[-1])
-        # The order is eager, compiled, replayed. All processes use only the ways that passed on every process.
-        count = 1 + sum(ways.values())
-        own = sum(verdict.passed for verdict in self.verdicts)
-        right = count - self.ranks.all_reduce_max(count - own)
-        if right < own:
-            self.verdicts.append(
-                Verdict("another process", False, problem="its self-check failed, so no process uses this way")
-            )
-        if right < 1:
-            self.precision = Precision(torch.float32, f"the self-check found {self.verdicts[-1]}")
-            self.gradient.dtype = torch.float32
-        self._replayed = self._replayed and right == count
-        if self._compiled and right < 2:
-            forget_compilation(self.diffusion.model)
-            self._compiled = False
-        self._unchecked = False
+        self._run = Replayed(self._computed_step, "a step") if self.ways.replayed else self._computed_step
 
     def _train_step(self, images: Tensor, labels: Tensor | None) -> StepReport:
         began = time.monotonic()
@@ -249,7 +209,7 @@ class Trainer:
         loss, grad_norm, skipped = self.gradient.attempt(run, images, labels, randomness)
         if self._cut() != cut:
             # Memory was too small: the next steps have other shapes, so check and record them again.
-            self._unchecked = self._compiled or self._replayed
+            self.ways.changed_shapes()
             self.forget_recording()
         self.step += 1
         self._stop_if_diverged()

@@ -71,7 +71,7 @@ def unrecordable():
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     trained = replaying(trainer(SMALL, network=Asks, dropout=0.2))
-    trained._unchecked = True
+    trained.ways.unchecked = True
     stream = torch.cuda.current_stream()
     found = losses(trained)
     problem = ""

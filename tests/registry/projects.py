@@ -19,7 +19,8 @@ from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.pictures import grid, save
-from diffusion_core.registry.connection import connect
+from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.stages.sample import sample_model
 
@@ -112,3 +113,20 @@ def write_project(project, seed=0):
     write_run_info(project / "models")
     write_reference(project / "data/reference")
     evaluate_model(project)
+
+
+def write_trained_project(project):
+    """A project whose training has ended a run of its own; return the environment, whose store is new."""
+    write_project(project)
+    environment = new_environment(project)
+    client = connect(environment)
+    run = client.create_run(experiment_id(client, environment), tags={RUN_KEY: "k" * 32})
+    client.set_terminated(run.info.run_id)
+    write_run_info(project / "models", "k" * 32)
+    return environment
+
+
+def published_versions(environment):
+    """The registered versions of `diffusion`, the oldest first."""
+    found = connect(environment).search_model_versions("name = 'diffusion'")
+    return sorted(found, key=lambda version: int(version.version))

@@ -90,7 +90,7 @@ def test_a_gpu_that_triton_cannot_serve_is_told(monkeypatch):
 
 
 def test_without_a_compiler_training_says_so_and_goes_on(monkeypatch, caplog):
-    monkeypatch.setattr("diffusion_core.training.trainer.compiler_problem", lambda _: "Triton is not installed")
+    monkeypatch.setattr("diffusion_core.training.ways.compiler_problem", lambda _: "Triton is not installed")
     images = TensorData(torch.zeros(4, 1, 4, 4, dtype=torch.uint8))
     diffusion = GaussianDiffusion(Unet(4, dim_mults=(1,), channels=1), image_size=4)
     trainer = Trainer(diffusion, images, images=8, batch_size=4, precision="float32", compiled=True)

@@ -99,7 +99,7 @@ def test_a_training_is_cut_as_its_check_had_to_be(by):
     by(compiler())
     trainer = build(network=Small)
     trainer.diffusion.model.tight = True
-    trainer._check(*trainer.data.batch(torch.arange(8)))
+    trainer.ways.check(*trainer.data.batch(torch.arange(8)), trainer._randomness())
     assert [verdict.passed for verdict in trainer.verdicts] == [True, True]
     assert trainer.gradient.accumulate == 4
 

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from diffusion_core.config.environment import Environment
@@ -103,16 +101,6 @@ def test_what_the_source_no_longer_has_goes(tmp_path: Path, capsys: pytest.Captu
         assert archive.namelist() == ["new.png"]
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
     assert capsys.readouterr().out.endswith("ingest: 1 of 1 images are new\ningest: 1 images in data/raw\n")
-
-
-def test_digits_need_no_options(capsys: pytest.CaptureFixture) -> None:
-    ingest.run(settings(kind="digits"), Environment())
-    assert len(unpacked(RAW)) == 1797
-    first = present(RAW)
-    capsys.readouterr()
-    ingest.run(settings(kind="digits"), Environment())
-    assert present(RAW) == first
-    assert capsys.readouterr().out == "ingest: 0 of 1797 images are new\ningest: 1797 images in data/raw\n"
 
 
 def test_a_failure_leaves_what_was_there() -> None:
@@ -309,35 +297,3 @@ def test_a_changed_table_of_labels_reads_no_image_again(pictures: Path, asked: l
     take(pictures)
     assert asked[1] == []
     assert {file.label for file in read_index(RAW)} == {"tabby"}
-
-
-def _odd_label(folder: Path) -> None:
-    fill(folder, {"metadata.jsonl": b'{"file_name": "cat/0.png", "label": "\\ud800"}'})
-
-
-def _odd_archive(folder: Path) -> None:
-    (folder / "cat/0.png").unlink()
-    table = pa.table({"image": pa.array([b"\x89PNG\r\n\x1a\n" + bytes(8)], pa.binary())})
-    pq.write_table(table, folder / "odd.parquet")
-    (folder / "odd.parquet").rename(folder / os.fsdecode(b"\xff.parquet"))
-
-
-@pytest.mark.parametrize(("make", "kind"), [(_odd_label, "folder"), (_odd_archive, "parquet")])
-def test_a_name_that_is_not_utf_8_is_refused(
-    tmp_path: Path, make: Callable[[Path], None], kind: str, pictures: Path
-) -> None:
-    folder = fill(tmp_path / "odd", {"cat/0.png": b"0"})
-    make(folder)
-    with pytest.raises(
-        UserError, match=r"ingest\.source has the (label|path) .* of '.*', which is not UTF-8: rename it"
-    ):
-        ingest.run(IngestSettings.model_validate({"source": {"kind": kind, "path": str(folder)}}), Environment())
-    assert not RAW.exists()
-
-
-def test_a_name_that_is_left_out_may_be_anything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = fill(tmp_path / "odd", {"cat/0.png": b"0"})
-    (folder / os.fsdecode(b"a.\xff")).touch()
-    take(folder)
-    told = capsys.readouterr().out.encode()
-    assert b"left out 1 files that are not images (1 .\\udcff)" in told

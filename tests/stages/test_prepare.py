@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from PIL import Image
 
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.data.decode import Decoded
-from diffusion_core.data.raw import RawFile
 from diffusion_core.errors import UserError
 from diffusion_core.stages import prepare
-from tests.data.ingested import ingest, noise
 from tests.data.packed import pack
 
 RAW, PREPARED = Path("data/raw"), Path("data/prepared")
@@ -33,20 +29,6 @@ SETTINGS = PrepareSettings(image_size=4, color="rgb", validation_fraction=0.3)
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The paths of the files that each run decodes."""
-    decoded: list[list[str]] = []
-    decode_all = prepare.decode_all
-
-    def recorded(folder: Path, files: Sequence[RawFile], *more: object) -> Iterator[Decoded]:
-        decoded.append([file.path for file in files])
-        return decode_all(folder, files, *more)
-
-    monkeypatch.setattr(prepare, "decode_all", recorded)
-    return decoded
 
 
 def drawn(count: int, classes: tuple[str, ...] = ("2/", "10/"), seed: int = 0) -> dict[str, bytes]:
@@ -122,6 +104,16 @@ def test_an_image_outside_of_the_folders_costs_the_classes_and_is_named(capsys: 
     prepare.run(SETTINGS)
     assert ImageDataset.open(PREPARED).info.classes == []
     assert "the folders are not classes, as 1 images lie in none of them (stray.png)" in capsys.readouterr().out
+
+
+def test_a_class_that_vanished_is_told_and_the_dataset_stays() -> None:
+    images = fill(40)
+    prepare.run(SETTINGS)
+    before = contents()
+    pack(RAW, {path: b"no image" if path.startswith("2/") else content for path, content in images.items()})
+    with pytest.raises(UserError, match=r"no file of the classes 2 \(20 files\) decodes"):
+        prepare.run(SETTINGS)
+    assert contents() == before
 
 
 def test_copies_of_an_image_are_in_the_same_split_and_name_the_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,242 +252,3 @@ def test_a_full_disk_leaves_what_was_there() -> None:
         signal.signal(signal.SIGXFSZ, signal_before)
     assert contents() == before
     assert not list(Path("data").glob(".*"))
-
-
-def told() -> tuple[str, list, list, list]:
-    """Return what a training sees of the dataset: digest, images, labels and splits."""
-    dataset = ImageDataset.open(PREPARED)
-    splits = [row["split"] for row in manifest() if row["split"]]
-    assert dataset.labels is not None
-    return dataset.info.digest, dataset.images().tolist(), dataset.labels.tolist(), splits
-
-
-def from_nothing(settings: PrepareSettings = SETTINGS) -> tuple[str, list, list, list]:
-    shutil.rmtree(PREPARED)
-    prepare.run(settings)
-    return told()
-
-
-def changed(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Return the files without some, with new ones before and behind, one of a new class, and one that is other."""
-    kept = {path: content for number, (path, content) in enumerate(files.items()) if number % 5 != 3}
-    return kept | drawn(7, ("1/", "2/zz"), seed=1) | {"2/000.png": png(np.zeros((5, 9, 3), np.uint8))}
-
-
-@pytest.mark.parametrize("duplicates", ["keep", "drop"])
-@pytest.mark.parametrize("small", [False, True], ids=["shards stay", "shards are joined"])
-def test_after_a_change_the_dataset_is_that_of_a_run_from_nothing(
-    monkeypatch: pytest.MonkeyPatch, decoded: list[list[str]], duplicates: str, small: bool
-) -> None:
-    settings = SETTINGS.model_copy(update={"duplicates": duplicates})
-    if not small:
-        monkeypatch.setattr("diffusion_core.data.earlier.images_per_shard", lambda shape: 1)
-    files = drawn(40)
-    # Copies of images that stay, that go, and of one that will be another.
-    files |= {f"copies/{path.replace('/', '-')}": files[path] for path in ("10/001.png", "10/007.png", "2/000.png")}
-    pack(RAW, files)
-    prepare.run(settings)
-    before = told()
-    shards = {file.name: file.stat().st_ino for file in PREPARED.glob("*.npy")}
-    now = changed(files)
-    pack(RAW, now)
-    prepare.run(settings)
-    new = told()
-    assert decoded[1] == sorted(path for path in now if now[path] not in files.values())
-    assert 0 < len(decoded[1]) < 10
-    assert {file.name: file.stat().st_ino for file in PREPARED.glob("*.npy")}.items() >= (
-        set() if small else shards.items()
-    )
-    assert len([*PREPARED.glob("*.npy")]) == (1 if small else 2)
-    assert new == from_nothing(settings)
-    assert len(decoded[2]) == len({*now.values()})
-    # The control: the change is one.
-    assert new[0] != before[0]
-
-
-def test_an_image_that_only_moved_is_not_decoded_and_has_its_new_class(decoded: list[list[str]]) -> None:
-    files = fill(40)
-    prepare.run(SETTINGS)
-    pack(RAW, files | {"10/moved.png": files.pop("2/000.png")})
-    prepare.run(SETTINGS)
-    new = told()
-    assert decoded[1] == []
-    assert [row["label"] for row in manifest() if row["source"] == "10/moved.png"] == [1]
-    assert new == from_nothing()
-
-
-def test_a_rerun_with_nothing_new_decodes_nothing_and_makes_the_same_bytes(decoded: list[list[str]]) -> None:
-    files = fill(150)
-    prepare.run(SETTINGS)
-    first, inode = contents(), (PREPARED / "images-00000.npy").stat().st_ino
-    prepare.run(SETTINGS)
-    assert [len(paths) for paths in decoded] == [len(files), 0]
-    assert contents() == first
-    assert (PREPARED / "images-00000.npy").stat().st_ino == inode
-
-
-def test_where_shards_cannot_be_linked_they_are_copied(
-    monkeypatch: pytest.MonkeyPatch, decoded: list[list[str]]
-) -> None:
-    def link(*_: object) -> None:
-        raise OSError("another file system")
-
-    fill(40)
-    prepare.run(SETTINGS)
-    first = contents()
-    monkeypatch.setattr(os, "link", link)
-    prepare.run(SETTINGS)
-    assert decoded[1] == []
-    assert contents() == first
-
-
-@pytest.mark.parametrize(
-    "update",
-    [
-        {"image_size": 5},
-        {"color": "grayscale"},
-        {"linear_light": True},
-        {"range": "data"},
-        {"min_size": 2},
-        {"max_pixels": 1000},
-    ],
-    ids=lambda update: next(iter(update)),
-)
-def test_another_setting_of_decoding_decodes_everything_again(decoded: list[list[str]], update: dict) -> None:
-    files = fill(40)
-    prepare.run(SETTINGS)
-    prepare.run(SETTINGS.model_copy(update=update))
-    new = told()
-    assert [len(paths) for paths in decoded] == [len(files)] * 2
-    assert new == from_nothing(SETTINGS.model_copy(update=update))
-
-
-@pytest.mark.parametrize(
-    "update",
-    [{"validation_fraction": 0.6}, {"duplicates": "drop"}, {"duplicate_distance": 0.0}, {"first_folder": "split"}],
-    ids=lambda update: next(iter(update)),
-)
-def test_a_setting_of_splits_or_labels_decodes_nothing_again(decoded: list[list[str]], update: dict) -> None:
-    """The control of the test above."""
-    files = drawn(40, ("train/a/", "train/b/"))
-    pack(RAW, files | {"train/a/copy.png": files["train/a/000.png"]})
-    prepare.run(SETTINGS)
-    prepare.run(SETTINGS.model_copy(update=update))
-    new = told()
-    assert decoded[1] == []
-    assert new == from_nothing(SETTINGS.model_copy(update=update))
-
-
-@pytest.mark.parametrize("change", ["code", "libraries"])
-def test_another_version_of_code_or_libraries_decodes_everything_again(
-    monkeypatch: pytest.MonkeyPatch, decoded: list[list[str]], change: str
-) -> None:
-    files = fill(40)
-    prepare.run(SETTINGS)
-    if change == "code":
-        monkeypatch.setattr(prepare, "code_files", lambda *names: {"data/decode.py": "other"})
-    else:
-        monkeypatch.setattr(prepare, "version", lambda name: "0.1")
-    prepare.run(SETTINGS)
-    assert [len(paths) for paths in decoded] == [len(files)] * 2
-
-
-@pytest.mark.parametrize("damage", ["flipped", "empty", "missing"])
-def test_a_damaged_shard_is_decoded_again(
-    monkeypatch: pytest.MonkeyPatch, decoded: list[list[str]], damage: str
-) -> None:
-    monkeypatch.setattr("diffusion_core.data.earlier.images_per_shard", lambda shape: 1)
-    files = fill(40)
-    prepare.run(SETTINGS)
-    new = drawn(6, ("2/new",), seed=1)
-    pack(RAW, files | new)
-    prepare.run(SETTINGS)
-    whole = told()
-    shard = PREPARED / "images-00001.npy"
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.unlink()
-    if damage != "missing":
-        shard.write_bytes(content if damage == "flipped" else b"")
-    prepare.run(SETTINGS)
-    # Those of the other shard are not.
-    assert decoded[1:] == [[*new]] * 2
-    assert told() == whole
-
-
-@pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet"])
-@pytest.mark.parametrize("damage", [b"", b"{}", None])
-def test_a_damaged_description_of_the_last_dataset_is_none(
-    decoded: list[list[str]], name: str, damage: bytes | None
-) -> None:
-    files = fill(40)
-    prepare.run(SETTINGS)
-    first = contents()
-    (PREPARED / name).unlink()
-    if damage is not None:
-        (PREPARED / name).write_bytes(damage)
-    prepare.run(SETTINGS)
-    assert [len(paths) for paths in decoded] == [len(files)] * 2
-    assert contents() == first
-
-
-def test_quarantined_files_are_tried_again(decoded: list[list[str]]) -> None:
-    """What made a decoder fail may have been of that day, as a time limit on a busy machine."""
-    files = drawn(40) | {"2/empty.png": b"", "10/text.png": b"no image"}
-    pack(RAW, files)
-    prepare.run(SETTINGS)
-    first = contents()
-    prepare.run(SETTINGS)
-    assert decoded[1] == ["10/text.png", "2/empty.png"]
-    assert contents() == first
-
-
-def test_the_split_of_an_image_is_that_of_its_pixels() -> None:
-    """Whatever its name, the bytes of its file and the other images."""
-    files = fill(40)
-    prepare.run(SETTINGS)
-    first = {row["pixels"]: row["split"] for row in manifest()}
-    more = drawn(20, ("2/more",), seed=2)
-    pack(RAW, more | {f"10/{number}.png": content + b"1" for number, content in enumerate(files.values())})
-    prepare.run(SETTINGS)
-    assert {row["pixels"]: row["split"] for row in manifest()}.items() > first.items()
-    assert first == {pixels: "validation" if int(pixels[:16], 16) / 2**64 < 0.3 else "train" for pixels in first}
-
-
-def test_validation_of_the_source_that_does_not_decode_is_not_replaced_in_silence():
-    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
-    ingest(images | {"val/1.png": b"no image", "val/2.png": b""})
-    with pytest.raises(
-        UserError, match=r"is left to the validation split \(it has lost 2 files, as val/1.png: not one of .*\): add"
-    ):
-        prepare.run(SETTINGS)
-    # The control: without them the images are parted by the fraction.
-    ingest(images)
-    prepare.run(SETTINGS)
-
-
-def test_a_source_that_names_validation_alone_is_told():
-    ingest({f"val/{number}.png": image for number, image in enumerate(noise(20))})
-    with pytest.raises(UserError, match="and none is left to the train split: add images to it, or name no splits"):
-        prepare.run(SETTINGS.model_copy(update={"first_folder": "split"}))
-
-
-def test_validation_that_is_dropped_is_not_replaced_in_silence():
-    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
-    ingest(images | {"val/1.png": images["train/0.png"]})
-    with pytest.raises(UserError, match="none is left to the validation split: add images to it"):
-        prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))
-
-
-def test_copies_across_the_splits_of_the_source_are_told(capsys):
-    images = {f"train/{number}.png": image for number, image in enumerate(noise(20))}
-    images |= {f"val/{number}.png": image for number, image in enumerate(noise(5, seed=1))}
-    ingest(images | {"val/copy.png": images["train/0.png"]})
-    prepare.run(SETTINGS)
-    told = capsys.readouterr().out
-    assert "1 images of validation or test have near-duplicates to train on" in told
-    assert "1 images are near-duplicates of others: kept, in the splits that the source names" in told
-    prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))
-    told = capsys.readouterr().out
-    assert "to train on" not in told
-    assert "1 images are near-duplicates of others: left out" in told

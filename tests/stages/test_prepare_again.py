@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from diffusion_core.config.settings import PrepareSettings
 from diffusion_core.data import shards, workers
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.data.decode import Decoded, decode
 from diffusion_core.data.manifest import read_manifest, rows_of
-from diffusion_core.errors import UserError
 from diffusion_core.stages import prepare
 from tests.data.encoded import encoded
 from tests.data.packed import pack
@@ -297,132 +296,5 @@ def test_what_was_quarantined_is_tried_again(again, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(workers, "decode", killed_by_the_large_one)
         again()
-    assert dataset()[0]["quarantined"] == 2
     assert sorted(again()) == ["cat/large.png", "cat/text.png"]
-    assert dataset()[0]["quarantined"] == 1
     assert dataset() == from_nothing(again)[0]
-
-
-def test_an_image_keeps_its_split_when_others_come_and_go(again):
-    def split():
-        return {row.source: row.split for row in rows_of(read_manifest(PREPARED / "manifest.parquet"))}
-
-    fill(some(range(300)))
-    again()
-    before = split()
-    fill(some(range(0, 300, 2)), some(range(1000, 1100)))
-    again()
-    after = split()
-    assert {*before.values()} == {"train", "validation"}
-    kept = before.keys() & after.keys()
-    assert len(kept) == 150
-    assert all(after[path] == before[path] for path in kept)
-
-
-def photograph(number):
-    """A soft picture of 48 x 48 pixels."""
-    pixels = np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8)
-    return Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(1))
-
-
-def with_copies(numbers):
-    """Photographs, and each of them again as JPEG, WebP and half as large."""
-    images = {}
-    for number in numbers:
-        image = photograph(number)
-        images |= {
-            f"a/{number:03d}.png": encoded(image, "PNG"),
-            f"b/{number:03d}.jpg": encoded(image, "JPEG", quality=75),
-            f"c/{number:03d}.webp": encoded(image, "WEBP"),
-            f"d/{number:03d}.png": encoded(image.resize((24, 24)), "PNG"),
-        }
-    return images
-
-
-LARGER = SETTINGS.model_copy(update={"image_size": (16, 16), "duplicate_distance": 0.4})
-
-
-def test_near_duplicates_are_in_one_split_and_name_the_first_of_them(again, capsys):
-    pack(RAW, with_copies(range(60)))
-    again(LARGER)
-    rows = {row.source: row for row in rows_of(read_manifest(PREPARED / "manifest.parquet"))}
-    told = {path: rows[path].duplicate_of for path in rows}
-    assert told == {path: None if path[0] == "a" else f"a/{path[2:5]}.png" for path in rows}
-    assert all(row.split == rows[f"a/{path[2:5]}.png"].split for path, row in rows.items())
-    assert "prepare: 180 images are near-duplicates of others: kept, in the split of the first of each" in (
-        capsys.readouterr().out
-    )
-
-
-def test_they_are_dropped_where_that_is_asked_for_and_come_back_without_decoding(again, capsys):
-    pack(RAW, with_copies(range(30)))
-    again(LARGER)
-    before = dataset()
-    dropping = LARGER.model_copy(update={"duplicates": "drop"})
-    assert again(dropping) == []
-    assert "prepare: 90 images are near-duplicates of others: left out" in capsys.readouterr().out
-    dropped = ImageDataset.open(PREPARED)
-    assert (dropped.info.count, dropped.info.dropped, dropped.info.quarantined) == (30, 90, 0)
-    assert dropped.sources(np.arange(30)) == [f"a/{number:03d}.png" for number in range(30)]
-    assert dropped.info.digest != before[0]["digest"]
-    assert again(LARGER) == []
-    assert dataset() == before
-
-
-def in_splits(**numbers):
-    return {
-        f"{split}/{('cat', 'dog')[number % 2]}/{number:03d}.png": encoded(photograph(number), "PNG")
-        for split, each in numbers.items()
-        for number in each
-    }
-
-
-def test_a_training_has_nothing_of_the_splits_that_the_source_keeps_from_it(again, capsys):
-    pack(RAW, in_splits(train=range(40), valid=range(100, 110), test=range(200, 220)))
-    again(LARGER)
-    opened = {split: ImageDataset.open(PREPARED, split) for split in ("train", "validation", "test")}
-    assert opened["train"].info.classes == ["cat", "dog"]
-    assert [len(each) for each in opened.values()] == [40, 10, 20]
-    sources = {split: each.sources(np.arange(len(each))) for split, each in opened.items()}
-    folders = {split: {path.split("/")[0] for path in paths} for split, paths in sources.items()}
-    assert folders == {"train": {"train"}, "validation": {"valid"}, "test": {"test"}}
-    pixels = {split: {each.tobytes() for each in opened[split].images()} for split in opened}
-    assert not pixels["train"] & (pixels["validation"] | pixels["test"])
-    assert "prepare: 40 images to train, 10 to validate, 20 to test, 2 classes\n" in capsys.readouterr().out
-
-
-def test_what_leaks_from_one_to_the_other_is_counted(again, capsys):
-    images = in_splits(train=range(40), valid=range(100, 110))
-    leaked = {"valid/cat/leaked.jpg": encoded(photograph(4), "JPEG", quality=80)}
-    pack(RAW, images | leaked)
-    again(LARGER)
-    assert "prepare: 1 images of validation or test have near-duplicates to train on" in capsys.readouterr().out
-
-
-def test_a_test_split_alone_leaves_the_others_to_the_fraction(again):
-    pack(RAW, in_splits(train=range(200), test=range(300, 320)))
-    again(LARGER)
-    info = ImageDataset.open(PREPARED).info
-    assert (info.test, info.train + info.validation) == (20, 200)
-    assert 30 < info.validation < 90
-
-
-def test_a_table_names_the_classes(again):
-    images = in_splits(train=range(20), val=range(100, 110))
-    labels = {path: "odd" if int(path[-7:-4]) % 2 else "even" for path in images}
-    pack(RAW, images, labels=labels)
-    again(LARGER)
-    opened = ImageDataset.open(PREPARED)
-    assert opened.info.classes == ["even", "odd"]
-    assert [opened.info.classes[each] for each in opened.labels] == [labels[path] for path in sorted(images)]
-
-
-def test_a_class_that_vanished_is_told_and_the_dataset_stays(again):
-    images = some(range(60))
-    pack(RAW, images)
-    again()
-    before = dataset(), files()
-    pack(RAW, {path: b"no image" if path.startswith("dog") else content for path, content in images.items()})
-    with pytest.raises(UserError, match=r"no file of the classes dog \(20 files\) decodes"):
-        again()
-    assert (dataset(), files()) == before

@@ -4,8 +4,7 @@ import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
-from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.lineage.evaluation import SamplesOrigin
+from diffusion_core.errors import Unavailable
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
 from diffusion_core.lineage.saved_model import model_digest
@@ -19,15 +18,14 @@ from tests.registry.projects import (
     SAMPLE,
     UNKNOWN_RUN,
     evaluate_model,
-    new_environment,
+    published_versions,
     read_figures,
     write_figures,
     write_model,
-    write_project,
     write_reference,
     write_run_info,
+    write_trained_project,
 )
-from tests.registry.servers import dying_server
 from tests.registry.trainings import waiting
 
 NAME = "diffusion"
@@ -36,22 +34,11 @@ NAME = "diffusion"
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_project(tmp_path)
-    environment = new_environment(tmp_path)
-    client = connect(environment)
-    run = client.create_run(experiment_id(client, environment), tags={RUN_KEY: "k" * 32})
-    client.set_terminated(run.info.run_id)
-    write_run_info(tmp_path / "models", "k" * 32)
-    return environment
+    return write_trained_project(tmp_path)
 
 
 def run_stage(environment):
     publish.run(environment)
-
-
-def published(environment):
-    found = connect(environment).search_model_versions(f"name = '{NAME}'")
-    return sorted(found, key=lambda version: int(version.version))
 
 
 def runs(environment):
@@ -61,7 +48,7 @@ def runs(environment):
 
 def test_a_version_bears_what_it_was_made_of_and_what_was_measured(environment, tmp_path):
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     assert version.tags["git_commit"] == "c" * 40
     assert version.tags["git_dirty"] == "false"
     assert version.tags["dataset_md5"] == "5" * 32 + ".dir"
@@ -72,7 +59,7 @@ def test_a_version_bears_what_it_was_made_of_and_what_was_measured(environment, 
 
 def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, tmp_path):
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     (run,) = runs(environment)
     assert version.run_id == run.info.run_id
     assert run.data.metrics == pytest.approx(read_figures(tmp_path))
@@ -87,7 +74,7 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
 )
 def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, page, ending):
     publish.run(environment.model_copy(update={"tracking_page": page}))
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"publish: version 1 of {NAME}, trained by {page or 'http://127.0.0.1:5000'}/#/experiments/")
     assert line.endswith(f"/runs/{version.run_id}{ending}")
@@ -95,9 +82,9 @@ def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, 
 
 def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
     run_stage(environment)
-    (first,) = published(environment)
+    (first,) = published_versions(environment)
     run_stage(environment)
-    (second,) = published(environment)
+    (second,) = published_versions(environment)
     assert second == first
     (run,) = runs(environment)
     assert len(connect(environment).get_metric_history(run.info.run_id, "frechet")) == 1
@@ -106,11 +93,11 @@ def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
 
 def test_other_figures_of_the_same_model_are_brought_up_to_date(environment, tmp_path):
     run_stage(environment)
-    (first,) = published(environment)
+    (first,) = published_versions(environment)
     write_reference(tmp_path / "data/reference", seed=1)
     evaluate_model(tmp_path)
     run_stage(environment)
-    (second,) = published(environment)
+    (second,) = published_versions(environment)
     assert recorded_evaluation(second).figures == read_figures(tmp_path) != recorded_evaluation(first).figures
     assert recorded_evaluation(second).key != recorded_evaluation(first).key
 
@@ -119,7 +106,7 @@ def test_a_figure_that_is_measured_no_more_leaves_the_version(environment, tmp_p
     run_stage(environment)
     write_figures(tmp_path, {"frechet": 1.0})
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     assert recorded_evaluation(version).figures == {"frechet": 1.0}
 
 
@@ -129,10 +116,10 @@ def test_a_figure_that_is_measured_no_more_leaves_the_version(environment, tmp_p
 )
 def test_other_measuring_makes_another_key(environment, tmp_path, settings):
     run_stage(environment)
-    (first,) = published(environment)
+    (first,) = published_versions(environment)
     evaluate_model(tmp_path, **settings)
     run_stage(environment)
-    (second,) = published(environment)
+    (second,) = published_versions(environment)
     assert recorded_evaluation(second).key != recorded_evaluation(first).key
 
 
@@ -141,12 +128,12 @@ def test_another_model_is_another_version(environment, tmp_path):
     write_model(tmp_path / "models", seed=1)
     evaluate_model(tmp_path)
     run_stage(environment)
-    assert [int(version.version) for version in published(environment)] == [1, 2]
+    assert [int(version.version) for version in published_versions(environment)] == [1, 2]
 
 
 def test_figures_of_two_evaluations_never_stand_under_one_key(environment, tmp_path, monkeypatch):
     run_stage(environment)
-    (before,) = published(environment)
+    (before,) = published_versions(environment)
     write_reference(tmp_path / "data/reference", seed=1)
     evaluate_model(tmp_path)
     client = type(connect(environment))
@@ -163,10 +150,10 @@ def test_figures_of_two_evaluations_never_stand_under_one_key(environment, tmp_p
         broken.setattr(client, "set_model_version_tag", die_after_two)
         with pytest.raises(KeyboardInterrupt):
             run_stage(environment)
-    (halfway,) = published(environment)
+    (halfway,) = published_versions(environment)
     assert recorded_evaluation(halfway) is None
     run_stage(environment)
-    (after,) = published(environment)
+    (after,) = published_versions(environment)
     assert recorded_evaluation(after).figures == read_figures(tmp_path)
     assert recorded_evaluation(after).key != recorded_evaluation(before).key
 
@@ -179,9 +166,9 @@ def test_a_version_whose_recording_was_cut_off_is_completed(environment, tmp_pat
         broken.setattr(publish, "record_evaluation", die)
         with pytest.raises(KeyboardInterrupt):
             run_stage(environment)
-    assert recorded_evaluation(published(environment)[0]) is None
+    assert recorded_evaluation(published_versions(environment)[0]) is None
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     assert recorded_evaluation(version).figures == read_figures(tmp_path)
 
 
@@ -189,7 +176,7 @@ def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp
     write_run_info(tmp_path / "models", UNKNOWN_RUN)
     run_stage(environment)
     assert UNKNOWN_RUN in capsys.readouterr().out
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     run = connect(environment).get_run(version.run_id)
     assert run.data.tags[publication.STANDS_IN_FOR] == UNKNOWN_RUN
     run_stage(environment)
@@ -205,7 +192,7 @@ def test_a_version_keeps_its_stand_in_when_the_right_run_arrives_later(environme
     assert "with `diffusion replay --any-store`" in caplog.text
     assert replay(environment, any_store=True) == 2
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     client = connect(environment)
     stand_in, run = client.get_run(version.run_id), client.get_run(find_run(client, outbox.key))
     assert stand_in.data.tags[publication.STANDS_IN_FOR] == run.data.tags[RUN_KEY] == outbox.key
@@ -222,7 +209,7 @@ def test_queues_of_other_trainings_stop_no_publication(environment, tmp_path, ca
     (others[2].folder / "key").unlink()
     (others[2].folder / "key").mkdir()
     run_stage(environment)
-    assert len(published(environment)) == 1
+    assert len(published_versions(environment)) == 1
     assert not any(outbox.is_empty() for outbox in others)
     assert "outbox" not in capsys.readouterr().out
     # The control: the queue of its own training.
@@ -241,10 +228,10 @@ def test_a_run_that_may_still_arrive_gets_no_stand_in(environment, tmp_path):
     (outbox.folder / ".sending").mkdir()
     with pytest.raises(InaccessibleQueue):
         run_stage(environment)
-    assert published(environment) == []
+    assert published_versions(environment) == []
     (outbox.folder / ".sending").rmdir()
     run_stage(environment)
-    (version,) = published(environment)
+    (version,) = published_versions(environment)
     assert connect(environment).get_run(version.run_id).data.tags[RUN_KEY] == outbox.key
 
 
@@ -254,57 +241,3 @@ def test_the_flow_is_told_version_and_page(environment, tmp_path):
     (run,) = runs(environment)
     assert (told["model"], told["version"]) == (NAME, 1)
     assert told["page"].endswith(run.info.run_id)
-
-
-@pytest.mark.parametrize(
-    ("file", "stage"),
-    [
-        ("models/model.safetensors", "train"),
-        ("models/model.json", "train"),
-        ("models/run_info.json", "train"),
-        ("metrics/evaluate.json", "evaluate"),
-        ("metrics/origin.json", "evaluate"),
-        ("samples/origin.json", "sample"),
-    ],
-)
-def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, stage):
-    (tmp_path / file).unlink()
-    with pytest.raises(UserError, match=rf"{file} is missing.*dvc repro {stage}"):
-        run_stage(environment)
-    assert published(environment) == []
-
-
-@pytest.mark.parametrize("file", ["metrics/evaluate.json", "metrics/origin.json", "models/run_info.json"])
-@pytest.mark.parametrize("content", ["", "[]", '{"frechet": "low"}'])
-def test_a_damaged_input_is_told(environment, tmp_path, file, content):
-    (tmp_path / file).write_text(content)
-    with pytest.raises(UserError, match=rf"{file} is damaged"):
-        run_stage(environment)
-    assert published(environment) == []
-
-
-def test_figures_of_another_model_are_refused(environment, tmp_path):
-    write_model(tmp_path / "models", seed=1)
-    with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of another model.*`dvc repro evaluate`"):
-        run_stage(environment)
-    assert published(environment) == []
-
-
-def test_figures_of_other_samples_are_refused(environment, tmp_path):
-    origin = SamplesOrigin.read(tmp_path / "samples/origin.json", "sample")
-    origin.model_copy(update={"sampling_key": "another"}).write(tmp_path / "samples/origin.json")
-    with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of other samples.*`dvc repro evaluate`"):
-        run_stage(environment)
-    assert published(environment) == []
-
-
-def test_an_unreachable_server_is_told(environment):
-    with pytest.raises(UserError, match="DIFFUSION_TRACKING_URI"):
-        run_stage(Environment(tracking_uri="http://127.0.0.1:1"))
-    assert published(environment) == []
-
-
-def test_a_server_that_dies_is_told(environment, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with dying_server() as address, pytest.raises(UserError, match=rf"{address} stopped answering.*run this again"):
-        run_stage(Environment(tracking_uri=address))

@@ -76,8 +76,8 @@ def test_of_several_processes_none_goes_its_own_way(monkeypatch):
 def test_what_runs_in_smaller_parts_than_were_checked_is_checked_again(monkeypatch):
     trainer = build(16)
     checked = []
-    monkeypatch.setattr(trainer, "_check", lambda *_: checked.append(trainer.gradient.accumulate))
-    trainer._compiled = True
+    monkeypatch.setattr(trainer.ways, "check", lambda *_: checked.append(trainer.gradient.accumulate))
+    trainer.ways.compiled = True
     steps = trainer.steps()
     next(steps)
     assert checked == []

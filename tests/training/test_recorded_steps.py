@@ -84,7 +84,7 @@ def build(name="all", **options):
 
 def replayed(trainer):
     """Let the trainer replay its steps, as it would on a CUDA device."""
-    trainer._replayed = True
+    trainer.ways.replayed = True
     return trainer
 
 
@@ -196,11 +196,11 @@ def test_the_self_check_notices_an_input_that_is_frozen(options, frozen, monkeyp
 
     monkeypatch.setattr(self_check, "compare", compare_without_output)
     trainer = replayed(build(**options))
-    trainer._unchecked = True
+    trainer.ways.unchecked = True
     know_state(trainer)
     next(trainer.steps())
     assert [verdict.passed for verdict in trainer.verdicts] == [True, frozen == "nothing"]
-    assert trainer._replayed == (frozen == "nothing")
+    assert trainer.ways.replayed == (frozen == "nothing")
 
 
 def test_a_first_run_that_fails_does_not_count_as_one(monkeypatch):
@@ -251,9 +251,9 @@ def test_ever_new_shapes_are_neither_recorded_nor_remembered(monkeypatch, caplog
 def test_recomputed_activations_are_not_recorded(caplog, monkeypatch):
     trainer = build()
     monkeypatch.setattr(NoiseSchedule, "device", torch.device("cuda"))
-    assert trainer._can_be_replayed()
+    assert trainer.ways.can_be_replayed()
     trainer.diffusion.model.recompute = True
-    assert not trainer._can_be_replayed()
+    assert not trainer.ways.can_be_replayed()
     assert "activations are computed again" in caplog.text
 
 

@@ -4,10 +4,15 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.sources.digits import Digits
+from diffusion_core.stages import ingest
+from tests.data.packed import packs, unpacked
 
 
 def read() -> dict[str, bytes]:
@@ -36,3 +41,18 @@ def test_twice_the_same_bytes() -> None:
 def test_a_part_of_them_can_be_read_alone() -> None:
     files, items = read(), Digits().items()[5:9]
     assert [*Digits().contents(items)] == [files[item.path] for item in items]
+
+
+def test_a_second_ingest_brings_nothing_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = IngestSettings.model_validate({"source": {"kind": "digits"}})
+    ingest.run(settings, Environment())
+    raw = Path("data/raw")
+    first = unpacked(raw), packs(raw)
+    assert len(first[0]) == 1797
+    capsys.readouterr()
+    ingest.run(settings, Environment())
+    assert (unpacked(raw), packs(raw)) == first
+    assert capsys.readouterr().out == "ingest: 0 of 1797 images are new\ningest: 1797 images in data/raw\n"

@@ -1,25 +1,19 @@
 """A file of a web server is fetched once, is the one that was meant, or leaves nothing."""
 
 import hashlib
-import io
-import json
-import tarfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.config.params import load_settings
 from diffusion_core.data.sources import web
 from diffusion_core.data.sources.url import Url
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.stages import clean
+from tests.data.sources.archives import as_array, as_parquet, as_tar, as_zip
 from tests.data.sources.reading import ingested, png, read
 from tests.data.sources.web_server import (
     WebServer,
@@ -32,7 +26,6 @@ from tests.data.sources.web_server import (
 )
 from tests.ports import free_port
 
-PIXELS = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
 DOWNLOADS = Path(".cache/downloads")
 
 
@@ -48,36 +41,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServe
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def as_zip() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as target:
-        target.writestr("cat/a.png", png(1))
-        target.writestr("dog/b.png", png(2, side=200))
-    return file.getvalue()
-
-
-def as_tar(mode: str = "w:gz") -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as target:
-        for name, content in {"cat/a.png": png(1), "dog/b.png": png(2)}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            target.addfile(info, io.BytesIO(content))
-    return file.getvalue()
-
-
-def as_parquet() -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table({"image": pa.array([png(1), png(2)])}), file)
-    return file.getvalue()
-
-
-def as_array(save=np.save) -> bytes:
-    file = io.BytesIO()
-    save(file, PIXELS)
-    return file.getvalue()
 
 
 ZIP = as_zip()
@@ -301,41 +264,6 @@ def test_a_suffix_that_says_nothing_is_refused(server: WebServer) -> None:
 def test_a_file_of_another_format_is_refused(server: WebServer, name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=rf"ingest\.source\.url is .*{name}, {sentence}"):
         read(source(server, name=name))
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (
-            {"url": "http://example.com/a.zip"},
-            "'http://example.com/a.zip' is not the address of a file: write https://",
-        ),
-        ({"url": "ftp://example.com/a.zip"}, "'ftp://example.com/a.zip' is not the address of a file: write https://"),
-        ({"url": "https:///a.zip"}, "'https:///a.zip' is not the address of a file: write https://"),
-        ({"url": "https://host/a b.zip"}, "'https://host/a b.zip' is not the address of a file: write https://"),
-        (
-            {"url": "https://me:letters@host/a.zip"},
-            "'https://host/a.zip' has a user or password before it: leave them out",
-        ),
-        ({"sha256": "abc"}, "'abc' is not a sha256: write its 64 hexadecimal digits, as sha256sum prints them"),
-        ({"sha256": "g" * 64}, "is not a sha256: write its 64 hexadecimal digits"),
-        ({"url": "a.zip"}, "ingest.source.url: 'a.zip' is not the address of a file: write https://"),
-        ({"url": 1}, "ingest.source.url is 1: input should be a valid string"),
-        (
-            {"format": "rar"},
-            "ingest.source.format is 'rar': did you mean tar\\? it must be one of zip, tar, webdataset",
-        ),
-        ({"sha": "1"}, "unknown key ingest.source.sha: did you mean sha256"),
-    ],
-)
-def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, object], sentence: str) -> None:
-    chosen = {"kind": "url", "url": "https://host/a.zip", "sha256": "0" * 64, **options}
-    lines = "".join(f"    {key}: {json.dumps(value)}\n" for key, value in chosen.items())
-    content = Path("params.yaml").read_text(encoding="utf-8").replace("    kind: digits", f"{lines}    #", 1)
-    (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=sentence) as error:
-        load_settings(tmp_path / "params.yaml")
-    assert "letters" not in str(error.value)
 
 
 def test_a_sha256_may_be_in_capitals(server: WebServer) -> None:

@@ -1,0 +1,63 @@
+"""The commands that need a checkout of the project: flows and servers, which are not in the installed package."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffusion_core.errors import UserError
+
+commands = typer.Typer()
+stack = typer.Typer(help="A team's servers on this machine.", no_args_is_help=True, rich_markup_mode=None)
+commands.add_typer(stack, name="stack")
+
+
+@commands.command(epilog="Example: diffusion run")
+def run() -> None:
+    """Run the whole pipeline once, as Prefect does every night."""
+    _run("flows.pipeline")
+
+
+@commands.command(epilog="Example: diffusion serve")
+def serve() -> None:
+    """Run the nightly schedule, with the pages of Prefect and MLflow."""
+    _run("stack.serve")
+
+
+@commands.command(epilog="Example: diffusion deploy kubernetes")
+def deploy(
+    pool: Annotated[str, typer.Argument(help="The work pool: machine, docker or kubernetes.")] = "machine",
+) -> None:
+    """Deploy the nightly run to the Prefect server."""
+    _run("flows.deploy", pool)
+
+
+@stack.command(epilog="Example: diffusion stack up")
+def up() -> None:
+    """Start PostgreSQL, an S3 store, MLflow, Prefect and a worker."""
+    _run("stack", "up")
+
+
+@stack.command(epilog="Example: diffusion stack down")
+def down() -> None:
+    """Stop the servers of `up`; the data remain."""
+    _run("stack", "down")
+
+
+@stack.command(epilog="Example: diffusion stack renew-passwords")
+def renew_passwords() -> None:
+    """Give all servers new passwords."""
+    _run("stack", "renew-passwords")
+
+
+def _run(module: str, *arguments: str) -> None:
+    """Replace this process by a module in the project's folder."""
+    place = Path(*module.split("."))
+    if not (place.is_dir() or place.with_suffix(".py").exists()):
+        raise UserError(f"{place.parts[0]}/ is not in this folder: run the command in a checkout of the project")
+    if os.name == "nt":
+        sys.exit(subprocess.call([sys.executable, "-m", module, *arguments]))
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
