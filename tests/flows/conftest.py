@@ -18,7 +18,7 @@ from tests.stages.conftest import digits
 __all__ = ["digits"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def prefect_server():
     """A Prefect server with a database of its own."""
     with prefect_test_harness(server_startup_timeout=120):
@@ -59,14 +59,14 @@ def server_variables(prefect_server, tmp_path):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def new_project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("new") / "project"
     write_repository(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished_project(new_project, tmp_path_factory, prefect_server):
     """A project after its first run, the id of that run, and the stages with their flow run as they ran."""
     folder = tmp_path_factory.mktemp("finished") / "project"

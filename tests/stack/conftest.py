@@ -14,7 +14,7 @@ from stack.postgres import owner, program
 from tests.stack.project import SOURCE, python, variables, write_project
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place():
     """A folder that PostgreSQL's own user may pass through, as pytest's own folders are not."""
     try:
@@ -28,7 +28,7 @@ def place():
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(place):
     """The project's folder, while its stack runs; its images lie in the bucket."""
     folder = place / "project"

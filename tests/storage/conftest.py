@@ -23,7 +23,7 @@ RCLONE = Path(sys.executable).with_name("rclone")
 NUMBERS = itertools.count()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(tmp_path_factory):
     """The address of `rclone serve s3`."""
     folder = tmp_path_factory.mktemp("store")
@@ -43,7 +43,7 @@ def server(tmp_path_factory):
             process.terminate()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def admin(server):
     """A client that goes past the proxy."""
     return boto3.client(
