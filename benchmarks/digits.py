@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
-from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
-from diffusion_core.metrics.evaluation import evaluate_features
+from diffusion_core.metrics.features import Features
 from diffusion_core.metrics.figures.frechet import Frechet
+from diffusion_core.metrics.figures.metric import Pictures, Real
 from diffusion_core.metrics.reference import Reference, fit_reference
 from diffusion_core.stages import ingest, prepare
 from diffusion_core.stages.paths import PREPARED
@@ -30,7 +30,15 @@ def training_digits(size: int) -> tuple[NDArray[np.uint8], Reference]:
 
 def frechet_distance(samples: NDArray[np.uint8], reference: Reference) -> tuple[float, float]:
     """Return the Fréchet distance in domain features of images, (N, H, W, 1), and that of two halves of the digits."""
-    figures = evaluate_features(
-        reference.extract(samples), reference, EvaluateSettings(half_size=5000, metrics=(Frechet(),))
-    )
-    return figures["frechet"], figures["frechet_floor"]
+
+    def of(features: Features) -> Pictures:
+        # The distance looks at no pixels.
+        return Pictures(features, samples.__getitem__)
+
+    random = np.random.default_rng(0)
+    real = Real.split(of(reference.train_features), of(reference.validation_features), 5000, random)
+    count = len(real.train_halves[1])
+    chosen = random.permutation(len(samples))[:count]
+    pictures = (of(reference.extract(samples[chosen])), real.train_halves[1].take(np.arange(len(chosen))))
+    found, floor = (Frechet().compute(each, real)["frechet"] for each in pictures)
+    return found, floor

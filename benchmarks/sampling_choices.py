@@ -16,11 +16,12 @@ from diffusion_core import DDIM, DDPM, DPMSolver, Heun
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.lineage.saved_model import load_model
+from diffusion_core.metrics.estimate import flat
 from diffusion_core.metrics.evaluation import evaluate_samples
-from diffusion_core.metrics.reference import Reference
 from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.samplers.spacing import Spacing
-from diffusion_core.stages.paths import MODELS, REFERENCE
+from diffusion_core.stages.evaluate import open_real
+from diffusion_core.stages.paths import MODELS
 from diffusion_core.stages.sample import sample_model
 
 RESULTS = Path("benchmarks/sampling_choices.json")
@@ -45,12 +46,12 @@ def main() -> None:
     """Measure every sampler with every number of network evaluations."""
     settings = load_settings()
     model = load_model(MODELS)
-    reference = Reference.load(REFERENCE, "cpu")
+    real = open_real(torch.device("cpu"))
     runs = []
     for passes in tqdm(PASSES):
         for name, sampler in samplers(passes).items():
             images, _ = sample_model(model, settings.sample.model_copy(update={"sampler": sampler}), Environment())
-            figures = evaluate_samples(images, reference, settings.evaluate)
+            figures = flat(evaluate_samples(images, *real, settings.evaluate).estimates)
             kept = {figure: figures[figure] for figure in FIGURES}
             runs.append({"passes": passes, "sampler": name, "figures": kept})
     content = {"samples": settings.sample.count, "torch": torch.__version__, "runs": runs}

@@ -22,10 +22,11 @@ from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import Settings, TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.lineage.saved_model import TrainedModel, build_model
+from diffusion_core.metrics.estimate import flat
 from diffusion_core.metrics.evaluation import evaluate_samples
-from diffusion_core.metrics.reference import Reference
 from diffusion_core.randomness import derive_seed
-from diffusion_core.stages.paths import PREPARED, REFERENCE
+from diffusion_core.stages.evaluate import open_real
+from diffusion_core.stages.paths import PREPARED
 from diffusion_core.stages.plan import ShardData, options
 from diffusion_core.stages.sample import sample_model
 from diffusion_core.training.trainer import Trainer
@@ -60,7 +61,8 @@ def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
         pass
     model = TrainedModel(trainer.ema.module, dataset.class_counts)
     images, _ = sample_model(model, settings.sample, Environment())
-    return evaluate_samples(images, Reference.load(REFERENCE, "cpu"), settings.evaluate)
+    evaluated = evaluate_samples(images, *open_real(torch.device("cpu")), settings.evaluate)
+    return evaluated.counts | flat(evaluated.estimates)
 
 
 def chosen(train: TrainSettings, choice: dict[str, Any]) -> TrainSettings:

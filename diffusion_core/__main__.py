@@ -39,6 +39,7 @@ STAGES = {
     "evaluate": "Measure the samples: metrics/evaluate.json and plots/.",
     "publish": "Register the model as a version in MLflow.",
     "promote": "Make the published version the champion if it passes the gate.",
+    "check": "Check before a training that its model can be compared with the champion.",
 }
 
 application = typer.Typer(
@@ -184,6 +185,38 @@ def replay(
         print(f"replay: {count:,} entries stay in {folder}")
     if left:
         sys.exit(1)
+
+
+@application.command(epilog="Example: diffusion rollback")
+def rollback(
+    version: Annotated[
+        int | None, typer.Argument(help="Of the registered model; by default the champion before.")
+    ] = None,
+) -> None:
+    """Move the alias champion back to an earlier version.
+
+    The version that it leaves is rejected: no later run promotes it again."""
+    from diffusion_core.stages.rollback import run
+
+    run(load_environment(), version)
+
+
+@application.command(epilog="Example: diffusion history")
+def history(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Show who was the champion when, by which metrics and why."""
+    from diffusion_core.stages.history import run
+
+    run(load_environment(), as_json)
+
+
+@application.command(epilog="Example: diffusion decide 3")
+def decide(version: Annotated[int, typer.Argument(help="Of the registered model.")]) -> None:
+    """Make the gate's decision on a version again, from the registry alone."""
+    from diffusion_core.stages.history import decide as again
+
+    again(load_environment(), version)
 
 
 @application.command(epilog="Example: diffusion verify --repair")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusion_core.metrics.estimate import Estimate
 from diffusion_core.pictures import grid
 
 # Matplotlib reads this at import time; by default it writes to the user's home.
@@ -18,26 +19,38 @@ from matplotlib.figure import Figure
 
 Images = NDArray[np.uint8]
 
-SAMPLES_COLOUR = "#2a6f97"
-FLOOR_COLOUR = "#b8bec6"
+# Of generated images, real ones and noise.
+COLOURS = ["#2a6f97", "#b8bec6", "#d9a441"]
 INK = "#22272e"
+PER_ROW = 5
+MOST = 20.0
 
 
-def distances(figures: Mapping[str, float]) -> Image.Image:
-    """Plot each metric with a floor as a bar next to the bar of its floor; each pair has its own scale."""
-    names = [name for name in figures if f"{name}_floor" in figures]
-    figure = Figure(figsize=(2.1 * len(names) + 0.6, 3.8), dpi=120, layout="constrained")
-    figure.suptitle("Generated images, and beside them real ones in their place", color=INK)
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        values = [figures[name], figures[f"{name}_floor"]]
-        bars = axes.bar(["generated", "real"], values, color=[SAMPLES_COLOUR, FLOOR_COLOUR], width=0.7)
-        axes.bar_label(bars, fmt="{:.3g}", padding=3, color=INK)
+def distances(estimates: Mapping[str, Estimate]) -> Image.Image:
+    """Plot each metric with its 95% interval as a bar next to those of real images and of noise.
+
+    Each metric has its own scale. The bar of noise is left out where it would be more than `MOST` times the others.
+    """
+    rows = -(-len(estimates) // PER_ROW)
+    figure = Figure(figsize=(2.1 * min(len(estimates), PER_ROW) + 0.6, 3.6 * rows + 0.4), dpi=120, layout="constrained")
+    figure.suptitle("Generated images, and in their place real ones and noise", color=INK)
+    panels = figure.subplots(rows, min(len(estimates), PER_ROW), squeeze=False).flat
+    for axes, (name, estimate) in zip(panels, estimates.items(), strict=False):
+        values = {"generated": estimate.value, "real": estimate.floor}
+        if abs(estimate.ceiling) <= MOST * max(map(abs, values.values())):
+            values["noise"] = estimate.ceiling
+        bars = axes.bar([*values], [*values.values()], color=COLOURS[: len(values)], width=0.7)
+        axes.errorbar(0, estimate.value, estimate.half_width, color=INK, capsize=3, linewidth=1.0)
+        axes.bar_label(bars, fmt="{:.3g}", padding=4, color=INK)
         axes.set_title(name.replace("_", " "), color=INK)
         axes.margins(y=0.15)
         axes.axhline(0.0, color=INK, linewidth=0.8)
+    for axes in figure.axes:
         axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
         axes.tick_params(length=0, colors=INK)
         axes.set_yticks([])
+    for axes in figure.axes[len(estimates) :]:
+        axes.set_axis_off()
     return _render(figure)
 
 

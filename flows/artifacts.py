@@ -10,7 +10,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, METRICS, PROMOTION, PUBLICATION, SAMPLES
 
-FLOOR = "_floor"
+# What stands beside each metric: its 95% interval, and its value for real images and for noise.
+BESIDE = ("low", "high", "floor", "ceiling")
 # The image is stored in Prefect's database.
 LARGEST_PICTURE = (1000, 1000)
 
@@ -31,14 +32,15 @@ def _flat(numbers: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def show_metrics() -> None:
-    """Show each metric with its floor, if it has one."""
+    """Show each metric with its 95% interval, floor and ceiling."""
     figures: dict[str, float] = json.loads(METRICS.read_text(encoding="utf-8"))
     rows = [
-        {"figure": name, "value": value, "floor": figures.get(name + FLOOR, "")}
+        {"metric": name, "value": value, **{what: figures.get(f"{name}_{what}", "") for what in BESIDE}}
         for name, value in figures.items()
-        if not name.endswith(FLOOR)
+        if not name.endswith(tuple(f"_{what}" for what in BESIDE))
     ]
-    create_table_artifact(rows, key="metrics", description="The samples against the real images.")
+    about = "The samples against the real images; floor: real images in their place, ceiling: noise."
+    create_table_artifact(rows, key="metrics", description=about)
 
 
 def show_samples() -> None:

@@ -50,6 +50,9 @@ def pipeline(
         tasks.prepare()
         show_data()
         tasks.reference()
+        if promote:
+            # Before the longest stage, because a champion that cannot be compared with stops the gate after it.
+            tasks.check()
         tasks.train()
         # Save the result of the longest stage before later stages can fail.
         tasks.push()

@@ -42,7 +42,12 @@ TIERS = {
     "stack": ("stack",),
     "servers": (
         *("flows", "registry", "storage", "docker/test_compose_servers.py"),
-        *("stages/test_promote.py", "stages/test_publish.py", "stages/test_publish_refused.py"),
+        *(
+            "stages/test_promote.py",
+            "stages/test_publish.py",
+            "stages/test_publish_refused.py",
+            "stages/test_rollback.py",
+        ),
     ),
     "slow": (
         *("benchmarks", "faults", "interop", "conformance/test_quickstart.py", "self_check", "stages", "supervision"),

@@ -4,7 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_core.plots import FLOOR_COLOUR, SAMPLES_COLOUR, distances, nearest_images, real_and_generated
+from diffusion_core.metrics.estimate import Estimate
+from diffusion_core.plots import COLOURS, distances, nearest_images, real_and_generated
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -14,17 +15,36 @@ def pixels_of(image, colour):
     return int((np.asarray(image) == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).sum())
 
 
+def of(value, floor, ceiling=0.0):
+    return Estimate(value=value, replicates=(value, value), floor=floor, ceiling=ceiling)
+
+
 def test_bars_are_as_high_as_the_figures():
-    image = distances({"samples": 9.0, "frechet": 4.0, "frechet_floor": 1.0})
-    ratio = pixels_of(image, SAMPLES_COLOUR) / pixels_of(image, FLOOR_COLOUR)
-    assert ratio == pytest.approx(4.0, rel=0.05)
+    image = distances({"frechet": of(4.0, 1.0, 8.0)})
+    generated, real, noise = (pixels_of(image, colour) for colour in COLOURS)
+    assert generated / real == pytest.approx(4.0, rel=0.05)
+    assert noise / generated == pytest.approx(2.0, rel=0.05)
 
 
-def test_every_figure_with_a_floor_has_a_panel_and_others_have_none():
-    one = {"frechet": 4.0, "frechet_floor": 1.0, "frechet_ratio": 4.0}
-    two = one | {"kernel": 0.1, "kernel_floor": -0.01}
-    assert distances(one).width < distances(two).width
-    assert distances(one | {"samples": 5.0}).width == distances(one).width
+def test_the_bar_of_noise_does_not_flatten_the_others():
+    image = distances({"frechet": of(4.0, 1.0, 4000.0)})
+    assert pixels_of(image, COLOURS[2]) == 0
+    assert pixels_of(image, COLOURS[0]) > 5000
+
+
+def test_an_interval_is_drawn_about_the_figure():
+    narrow, wide = (
+        Estimate(value=4.0, replicates=tuple(4.0 + width * (-1) ** n for n in range(20)), floor=1.0, ceiling=0.0)
+        for width in (0.0, 0.2)
+    )
+    dark = [int((np.asarray(distances({"x": each})) < 100).all(axis=2).sum()) for each in (narrow, wide)]
+    assert dark[1] > dark[0] + 50
+
+
+def test_every_figure_has_a_panel_five_in_a_row():
+    sizes = [distances({f"x{n}": of(4.0, 1.0) for n in range(count)}).size for count in (1, 5, 6)]
+    assert sizes[0][0] < sizes[1][0] == sizes[2][0]
+    assert sizes[0][1] == sizes[1][1] < sizes[2][1]
 
 
 def of_colour(colour, *shape):

@@ -16,6 +16,7 @@ from diffusion_core.data.crops import CropChoice, Middle
 from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
 from diffusion_core.data.labels import FirstFolder
 from diffusion_core.data.sources import SourceChoice
+from diffusion_core.metrics.estimate import SUFFIXES
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import MetricChoice, every_metric
 from diffusion_core.metrics.figures.metric import COUNTS
@@ -125,7 +126,7 @@ class ReferenceSettings(Section):
 class SampleSettings(Section):
     """How the trained model is sampled."""
 
-    count: int = Field(1000, ge=2)
+    count: int = Field(1000, ge=3)
     seed: Seed = 0
     sampler: Annotated[SamplerChoice, BY_KIND]
     guidance: Guidance = Guidance()
@@ -140,14 +141,19 @@ class EvaluateSettings(Section):
 
     @model_validator(mode="after")
     def _no_figure_is_measured_twice(self) -> Self:
-        if double := sorted({name for name in self.figures if self.figures.count(name) > 1}):
+        if double := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ValueError(f"metrics gives {', '.join(double)} more than once: leave one of the two out")
         return self
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return tuple(name for metric in self.metrics for name in metric.figures)
+
+    @property
     def figures(self) -> tuple[str, ...]:
         """The names in metrics/evaluate.json."""
-        return (*COUNTS, *(name for metric in self.metrics for name in metric.figures))
+        return (*COUNTS, *(f"{name}{suffix}" for name in self.names for suffix in SUFFIXES))
 
 
 class Limit(Section):
@@ -164,10 +170,12 @@ class Limit(Section):
 
 
 class Comparison(Section):
-    """When one value in metrics/evaluate.json is not worse than the champion's."""
+    """When one metric is not worse than the champion's."""
 
     better: Literal["lower", "higher"]
-    tolerance: float = Field(0.0, ge=0.0, description="how much worse is still the same, relative to the champion's")
+    margin: float = Field(
+        1.0, ge=0.0, description="how much worse is still the same, in halves of the difference's 95% interval"
+    )
 
 
 class PromoteSettings(Section):
@@ -216,7 +224,7 @@ class Settings(Section):
                 f"sample.guidance.scale is {scale}; it must be 1.0 where train.network.cond_drop_prob is 0.0"
             )
         _check_figures("promote.limits", self.promote.limits, self.evaluate.figures)
-        _check_figures("promote.champion", self.promote.champion, self.evaluate.figures)
+        _check_figures("promote.champion", self.promote.champion, self.evaluate.names)
         return self
 
 

@@ -1,31 +1,36 @@
 """Metrics, their origin, and the key that determines which metrics are comparable.
 
-`sample` and `evaluate` write the origin of their outputs next to them. So the metrics of one model are never attributed
-to another, even if a stage is run by hand or an output is restored without the others.
+`evaluate` writes the origin of the metrics next to them. So the metrics of one model are never attributed to another,
+even if a stage is run by hand or an output is restored without the others.
 """
-
-from dataclasses import dataclass
 
 from pydantic import BaseModel
 
 from diffusion_core.lineage.provenance import code_digest, json_digest
 from diffusion_core.lineage.record import Record
+from diffusion_core.metrics.estimate import Estimate, flat
 
-# The code that determines samples and metrics; also dependencies of the two stages in dvc.yaml.
-SAMPLING_CODE = ("generation.py", "networks", "process", "randomness.py", "samplers")
+# The code that determines metrics; also a dependency of the stage in dvc.yaml.
 MEASURING_CODE = ("metrics",)
 
 
-class SamplesOrigin(Record):
-    """The origin of samples.
+class Evaluation(Record):
+    """The metrics of a model.
 
     Attributes:
-        model_digest: digest of the sampled model.
-        sampling_key: see `sampling_key`.
+        key: see `evaluation_key`.
+        counts: how many samples were made and measured, by name.
+        estimates: each metric by name, with its uncertainty.
     """
 
-    model_digest: str
-    sampling_key: str
+    key: str
+    counts: dict[str, float]
+    estimates: dict[str, Estimate]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All values by name, as metrics/evaluate.json has them."""
+        return self.counts | flat(self.estimates)
 
 
 class FiguresOrigin(Record):
@@ -33,31 +38,13 @@ class FiguresOrigin(Record):
 
     Attributes:
         model_digest: digest of the measured model.
-        sampling_key: see `sampling_key`.
-        evaluation_key: see `evaluation_key`.
+        sampling_key: of the measured samples; see `lineage/samples.py`.
+        evaluation: the metrics.
     """
 
     model_digest: str
     sampling_key: str
-    evaluation_key: str
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The metrics of a model.
-
-    Attributes:
-        key: see `evaluation_key`.
-        figures: the value of each metric by name.
-    """
-
-    key: str
-    figures: dict[str, float]
-
-
-def sampling_key(sample: BaseModel) -> str:
-    """Return the digest of everything that determines samples except the model: the section `sample` and the code."""
-    return json_digest([sample.model_dump(mode="json"), code_digest(*SAMPLING_CODE)])
+    evaluation: Evaluation
 
 
 def evaluation_key(reference_digest: str, sampling: str, evaluate: BaseModel) -> str:

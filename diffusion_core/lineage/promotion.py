@@ -1,88 +1,137 @@
-"""The gate of the alias `champion`: absolute limits, and a comparison with the current champion."""
+"""The gate of the alias `champion`: absolute limits, and a comparison with the current champion.
+
+A decision is a function of what it holds: the metrics of both versions and the gate's settings. So it can be made again
+from the registry alone.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from diffusion_core.config.settings import Comparison, Limit, PromoteSettings
+from diffusion_core.lineage.evaluation import Evaluation
+from diffusion_core.lineage.record import Record
+from diffusion_core.metrics.estimate import Estimate, difference
+from diffusion_core.metrics.figures.metric import COUNTS
 
-from diffusion_core.config.settings import Comparison, Limit
+
+class Grounds(Record):
+    """What a decision follows from.
+
+    Attributes:
+        version: the version of the candidate.
+        champion: the version of the champion before the decision, or None.
+        wanted_samples: number of samples that `sample` was asked for.
+        gate: the section `promote` of params.yaml.
+        evaluation: the candidate's metrics.
+        champion_evaluation: the champion's, of the same seeds against the same real images; None if not compared.
+        rejected: why the candidate may not come back, or None.
+    """
+
+    version: int
+    champion: int | None
+    wanted_samples: int
+    gate: PromoteSettings
+    evaluation: Evaluation
+    champion_evaluation: Evaluation | None = None
+    rejected: str | None = None
 
 
-class Decision(BaseModel):
+class Decision(Record):
     """The decision of the gate.
 
     Attributes:
         outcome: "promoted", "refused", or "unchanged" if the candidate is the champion already.
-        version: the version of the candidate.
-        champion: the version of the champion before the decision, or None.
         reasons: a clause for each metric that failed, with the difference.
         sentence: the decision with its reasons.
+        grounds: what it follows from.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     outcome: Literal["promoted", "refused", "unchanged"]
-    version: int
-    champion: int | None
     reasons: list[str]
     sentence: str
+    grounds: Grounds
 
     @classmethod
-    def on(cls, version: int, champion: int | None, reasons: list[str]) -> Self:
-        """Return the decision on a version: refused if there is a reason, unchanged if it is the champion."""
+    def on(cls, grounds: Grounds) -> Self:
+        """Return the decision: unchanged if the candidate is the champion already, refused if there is a reason."""
+        version, champion = grounds.version, grounds.champion
         outcome: Literal["promoted", "refused", "unchanged"]
         if version == champion:
-            outcome, sentence = "unchanged", f"version {version} is the champion already"
-        elif reasons:
+            return cls(
+                outcome="unchanged",
+                reasons=[],
+                sentence=f"version {version} is the champion already",
+                grounds=grounds,
+            )
+        reasons = _reasons(grounds)
+        if reasons:
             stays = "there is no champion" if champion is None else f"version {champion} stays the champion"
             outcome, sentence = "refused", f"version {version} is refused and {stays}: {'; '.join(reasons)}"
         else:
-            before = "there was none" if champion is None else f"version {champion} was it"
-            outcome, sentence = "promoted", f"version {version} is the champion now; {before} before"
-        return cls(outcome=outcome, version=version, champion=champion, reasons=reasons, sentence=sentence)
+            before = "there was none" if champion is None else f"it was version {champion}"
+            outcome, sentence = "promoted", f"version {version} is the champion now; {before}"
+        return cls(outcome=outcome, reasons=reasons, sentence=sentence, grounds=grounds)
+
+
+def _reasons(grounds: Grounds) -> list[str]:
+    if grounds.rejected is not None:
+        return [grounds.rejected]
+    reasons = []
+    made = grounds.evaluation.counts[COUNTS[0]]
+    if made < grounds.wanted_samples:
+        reasons.append(f"it was measured of {made:g} samples, where sample.count is {grounds.wanted_samples}")
+    reasons += broken_limits(grounds.evaluation.figures, grounds.gate.limits)
+    if grounds.champion_evaluation is not None:
+        both = grounds.evaluation.estimates, grounds.champion_evaluation.estimates
+        reasons += lost_comparisons(*both, grounds.gate.champion)
+    return reasons
 
 
 def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> list[str]:
-    """Return a clause for each absolute limit that a metric exceeds; a metric that is not finite fails every limit."""
+    """Return a clause for each metric outside of its limits; what is not finite, or not measured, always fails."""
     reasons = []
     for name, limit in limits.items():
-        figure = figures[name]
-        if limit.at_most is not None:
-            reasons += _above(name, figure, limit.at_most, "its limit")
-        if limit.at_least is not None:
-            reasons += _below(name, figure, limit.at_least, "its limit")
+        figure = figures.get(name)
+        if figure is None:
+            reasons.append(f"{name} was not measured")
+        elif not math.isfinite(figure):
+            reasons.append(f"{name} is {figure}, which never passes")
+        elif limit.at_most is not None and figure > limit.at_most:
+            reasons.append(f"{name} is {figure:.6g}, {figure - limit.at_most:.3g} above {limit.at_most:.6g}, its limit")
+        elif limit.at_least is not None and figure < limit.at_least:
+            reasons.append(
+                f"{name} is {figure:.6g}, {limit.at_least - figure:.3g} below {limit.at_least:.6g}, its limit"
+            )
     return reasons
 
 
 def lost_comparisons(
-    figures: Mapping[str, float], champion: Mapping[str, float], comparisons: Mapping[str, Comparison]
+    candidate: Mapping[str, Estimate], champion: Mapping[str, Estimate], comparisons: Mapping[str, Comparison]
 ) -> list[str]:
-    """Return a clause for each metric that is worse than the champion's by more than its tolerance.
+    """Return a clause for each metric that is worse than the champion's by more than chance and the margin allow.
 
-    If lower is better, the metric must be at most `champion + tolerance |champion|`; if higher is better, at least
-    `champion - tolerance |champion|`. A metric of the champion that is not finite sets no limit. A metric of the
-    candidate that is not finite always fails.
+    With d the difference for the worse, and w half of its 95% interval from pairs of the same seeds, it is worse if
+
+        d > margin w
+
+    A metric of the champion that was not measured, or is not finite, compares nothing. One of the candidate always
+    fails.
     """
     reasons = []
     for name, comparison in comparisons.items():
-        figure, bar = figures[name], champion[name]
-        room = comparison.tolerance * abs(bar)
-        origin = f"what the champion's {bar:.6g} allows"
-        if comparison.better == "lower":
-            reasons += _above(name, figure, bar + room if math.isfinite(bar) else math.inf, origin)
-        else:
-            reasons += _below(name, figure, bar - room if math.isfinite(bar) else -math.inf, origin)
+        own, other = candidate.get(name), champion.get(name)
+        if own is None:
+            reasons.append(f"{name} was not measured")
+        elif not math.isfinite(own.value):
+            reasons.append(f"{name} is {own.value}, which never passes")
+        elif other is not None and math.isfinite(other.value):
+            more, width = difference(own, other)
+            worse = more if comparison.better == "lower" else -more
+            allowed = comparison.margin * width
+            if worse > allowed:
+                reasons.append(
+                    f"{name} is {own.value:.6g}, {worse:.3g} worse than the champion's {other.value:.6g},"
+                    f" where {allowed:.3g} could be chance"
+                )
     return reasons
-
-
-def _above(name: str, figure: float, most: float, origin: str) -> list[str]:
-    if not math.isfinite(figure):
-        return [f"{name} is {figure}, which never passes"]
-    return [f"{name} is {figure:.6g}, {figure - most:.3g} above {most:.6g}, {origin}"] if figure > most else []
-
-
-def _below(name: str, figure: float, least: float, origin: str) -> list[str]:
-    if not math.isfinite(figure):
-        return [f"{name} is {figure}, which never passes"]
-    return [f"{name} is {figure:.6g}, {least - figure:.3g} below {least:.6g}, {origin}"] if figure < least else []

@@ -6,11 +6,13 @@ Distances are computed directly. |x|^2 + |y|^2 - 2 x.y loses the digits that dis
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from diffusion_core.metrics.features import Features, spans
 
-BLOCK = 512
+# Distances of a block, in float64, take about 200 MB at most.
+BLOCK_VALUES = 25_000_000
 
 
 class Neighbours(NamedTuple):
@@ -28,8 +30,8 @@ class Neighbours(NamedTuple):
 def nearest(points: Features, among: Features, k: int = 1) -> Neighbours:
     """Return the `k` rows of `among`, (m, d), that are nearest to each row of `points`, (n, d); 1 <= k <= m."""
     distances, indices = [], []
-    for span in spans(len(points), BLOCK):
-        block = _distances(points[span], among)
+    for span in spans(len(points), max(1, BLOCK_VALUES // max(1, len(among)))):
+        block = pairwise(points[span], among)
         few = np.argpartition(block, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(block, few, axis=1), axis=1, kind="stable")
         few = np.take_along_axis(few, order, axis=1)
@@ -38,15 +40,8 @@ def nearest(points: Features, among: Features, k: int = 1) -> Neighbours:
     return Neighbours(np.concatenate(distances), np.concatenate(indices))
 
 
-def within_reach(points: Features, centres: Features, radii: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return whether each of `points`, (n, d), is in a ball about one of `centres`, (m, d), with `radii`, (m,)."""
-    blocks = (_distances(points[span], centres) for span in spans(len(points), BLOCK))
-    return np.concatenate([(block <= radii).any(axis=1) for block in blocks])
-
-
-def _distances(points: Features, others: Features) -> NDArray[np.float64]:
-    # Imported here, because every command reads the names of the metrics, and few compute one.
-    from scipy.spatial.distance import cdist
-
-    found: NDArray[np.float64] = cdist(points, others)
+def pairwise(points: Features, others: Features) -> NDArray[np.float64]:
+    """Return the Euclidean distance of each row of `points`, (n, d), to each of `others`, (m, d): (n, m)."""
+    x, y = (torch.from_numpy(np.ascontiguousarray(each, dtype=np.float64)) for each in (points, others))
+    found: NDArray[np.float64] = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     return found

@@ -26,8 +26,8 @@ from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Feat
 from diffusion_core.metrics.fitting import learn_classes, learn_contrast
 from diffusion_core.runtime.distributed import Ranks
 
-# Two halves of two images, the minimum for a covariance.
-FEWEST_IMAGES = 4
+# Two halves of three images: two are left without each, the minimum for a covariance.
+FEWEST_IMAGES = 6
 
 EXTRACTOR = "extractor.safetensors"
 FEATURES = "features.safetensors"

@@ -17,6 +17,7 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 
 import diffusion_core
 from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.promotion import Decision
 from diffusion_core.lineage.saved_model import load_model, model_digest
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
@@ -78,6 +79,13 @@ def log_evaluation(
     for folder, files in artifacts.items():
         for file in files:
             client.log_artifact(run.info.run_id, str(file), folder)
+
+
+def log_decision(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
+    """Log the gate's decision as JSON to the run that trained the version, and describe the version by its sentence."""
+    client.update_model_version(version.name, version.version, description=decision.sentence)
+    if version.run_id:
+        client.log_dict(version.run_id, decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
 
 
 def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:

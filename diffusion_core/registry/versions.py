@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,14 +20,14 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation
-from diffusion_core.lineage.promotion import Decision
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
+from diffusion_core.registry.connection import ARTIFACTS as STORE_ARTIFACTS
+from diffusion_core.registry.connection import artifact_folder, is_transient, reason, sqlite_file
 
 CHAMPION = "champion"
 
 MODEL_DIGEST = "model_digest"
-EVALUATION_KEY = "evaluation_key"
-METRIC = "metric."
+EVALUATION = "evaluation"
 # Tags that `publish` writes: the commit, and the hash of each output in dvc.lock.
 COMMIT = "git_commit"
 OUTPUT = "dvc."
@@ -61,6 +63,24 @@ def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion |
 def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """Return the version of the registered model `name` with the alias `champion`, or None."""
     return _found(client.get_model_version_by_alias, name, CHAMPION)
+
+
+def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    """Return a version of the registered model `name`, by its number or an alias.
+
+    Raises:
+        UserError: there is no such version.
+    """
+    look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
+    found = _found(look, name, version)
+    if found is None:
+        raise UserError(f"{name} has no version {version} in this store: publish a model, or name another version")
+    return found
+
+
+def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Return all versions of the registered model `name`."""
+    return [version for version in _all_versions(client) if version.name == name]
 
 
 def named_by_versions(client: MlflowClient) -> Named | None:
@@ -109,27 +129,18 @@ def _found(look: Callable[[str, str], ModelVersion], name: str, version: str) ->
 
 
 def record_evaluation(client: MlflowClient, version: ModelVersion, evaluation: Evaluation) -> None:
-    """Write the metrics and their key to the version's tags.
-
-    The old key is removed first and the new key written last, so that a key never has metrics of two evaluations.
-    """
-    wanted = {METRIC + name: repr(value) for name, value in evaluation.figures.items()}
-    wanted[EVALUATION_KEY] = evaluation.key
-    standing = {tag: value for tag, value in version.tags.items() if tag == EVALUATION_KEY or tag.startswith(METRIC)}
-    if standing == wanted:
-        return
-    for tag in sorted(standing, key=lambda each: each != EVALUATION_KEY):
-        client.delete_model_version_tag(version.name, version.version, tag)
-    for tag, value in wanted.items():
-        client.set_model_version_tag(version.name, version.version, tag, value)
+    """Write the metrics and their key to one tag of the version, so that a key never has metrics of two evaluations."""
+    wanted = evaluation.model_dump_json()
+    if version.tags.get(EVALUATION) != wanted:
+        client.set_model_version_tag(version.name, version.version, EVALUATION, wanted)
 
 
 def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
-    """Return the evaluation in the version's tags, or None if there is no complete one."""
-    if EVALUATION_KEY not in version.tags:
+    """Return the evaluation in the version's tags, or None if there is none that this code can read."""
+    try:
+        return Evaluation.model_validate_json(version.tags.get(EVALUATION, ""))
+    except ValueError:
         return None
-    figures = {tag.removeprefix(METRIC): float(value) for tag, value in version.tags.items() if tag.startswith(METRIC)}
-    return Evaluation(version.tags[EVALUATION_KEY], figures)
 
 
 @contextmanager
@@ -137,21 +148,59 @@ def downloaded(version: ModelVersion) -> Iterator[Path]:
     """Yield a temporary folder with the version's `model.safetensors` and `model.json`.
 
     Raises:
-        Changed: the files are not those that were registered.
+        Changed: the files cannot be read, or are not those that were registered.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=folder)
+        _download(version, Path(folder))
         found = next(Path(folder).rglob(WEIGHTS), None)
         if (
             found is None
             or not (found.parent / DESCRIPTION).exists()
             or model_digest(found.parent) != version.tags.get(MODEL_DIGEST)
         ):
-            raise Changed(
-                f"the files of version {version.version} of {version.name} are not those that were registered: restore"
-                " the store's artifacts from a backup, or move the alias to another version"
-            )
+            raise Changed(_lost(version, "are missing, or not those that were registered"))
         yield found.parent
+
+
+def _download(version: ModelVersion, folder: Path) -> None:
+    """Copy the artifacts of a version to `folder`.
+
+    Raises:
+        Changed: they cannot be read.
+        MlflowException: the store stopped answering.
+    """
+    try:
+        if (found := _moved(version)) is not None:
+            shutil.copytree(found, folder, dirs_exist_ok=True)
+        else:
+            mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(folder))
+    # MLflow ends a generator by StopIteration where a folder is missing, which is a RuntimeError.
+    except (MlflowException, OSError, RuntimeError) as error:
+        if isinstance(error, MlflowException) and is_transient(error):
+            raise
+        raise Changed(_lost(version, f"cannot be read ({reason(error)})")) from error
+
+
+def _lost(version: ModelVersion, what: str) -> str:
+    return (
+        f"the files of version {version.version} of {version.name} {what}: restore the store's artifacts from a backup"
+        " or move them back, or move the alias to another version with `diffusion rollback`"
+    )
+
+
+def _moved(version: ModelVersion) -> Path | None:
+    """Return where the artifacts of a version lie now, if its local store was moved with them, or None.
+
+    MLflow keeps the absolute path of a store's artifacts.
+    """
+    uri = mlflow.get_tracking_uri()
+    if sqlite_file(uri) is None or not str(version.source).startswith("models:/"):
+        return None
+    location = MlflowClient().get_logged_model(str(version.source).removeprefix("models:/")).artifact_location
+    written = Path(url2pathname(urlsplit(location).path))
+    _, found, rest = written.as_posix().rpartition(f"/{STORE_ARTIFACTS}/")
+    here = artifact_folder(uri) / rest
+    return here if found and not written.exists() and here.is_dir() else None
 
 
 def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
@@ -185,37 +234,5 @@ def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> Tr
     Raises:
         UserError: there is no such version, or its files are not those that were registered.
     """
-    look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
-    found = _found(look, name, version)
-    if found is None:
-        raise UserError(f"{name} has no version {version} in this store: publish a model, or name another version")
-    with downloaded(found) as folder:
+    with downloaded(find_named(client, name, version)) as folder:
         return load_model(folder)
-
-
-def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> bool:
-    """Write the decision to the version's tags and then, if it is promoted, move the alias to it.
-
-    Returns:
-        Whether that is done; false if another process has moved the alias since, so that the decision is on an old one.
-    """
-    if decision.outcome == "unchanged":
-        return True
-    if decision.outcome == "promoted" and not _is_champion(client, version.name, decision.champion):
-        return False
-    tags = {"gate": decision.outcome, "gate_reasons": "; ".join(decision.reasons) or "none"}
-    if decision.champion is not None:
-        tags["champion_before"] = str(decision.champion)
-    for tag, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, tag, value)
-    if decision.outcome == "promoted":
-        if not _is_champion(client, version.name, decision.champion):
-            return False
-        client.set_registered_model_alias(version.name, CHAMPION, version.version)
-    return True
-
-
-def _is_champion(client: MlflowClient, name: str, number: int | None) -> bool:
-    """Return whether the alias names this version now, or none where `number` says none."""
-    champion = find_champion(client, name)
-    return number == (None if champion is None else int(champion.version))

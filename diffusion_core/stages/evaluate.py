@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
@@ -10,8 +11,9 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.data.shards import read_array
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
-from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
-from diffusion_core.metrics.evaluation import evaluate_features
+from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, evaluation_key
+from diffusion_core.lineage.samples import SamplesOrigin
+from diffusion_core.metrics.evaluation import evaluate_features, noise_beside
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.neighbours import nearest
 from diffusion_core.metrics.reference import Reference
@@ -45,40 +47,50 @@ def run(
     Raises:
         UserError: an input is missing or damaged, or samples, reference and dataset do not fit each other.
     """
-    needs(PREPARED, "prepare")
-    needs(REFERENCE, "reference")
-    dataset = ImageDataset.open(PREPARED, "train")
-    reference = Reference.load(REFERENCE, choose_device(environment.device))
-    if reference.dataset_digest != dataset.info.digest:
-        raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
+    reference, dataset, validation = open_real(choose_device(environment.device))
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
     origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
-    features = reference.extract(samples, ranks)
+    noise = noise_beside(samples, dataset, evaluate)
+    features = reference.extract(np.concatenate((samples, noise)), ranks)
     if not ranks.is_main:
         return
-    figures = evaluate_features(features, reference, evaluate)
+    evaluated = evaluate_features(features, samples, noise, reference, dataset, validation, evaluate)
 
-    near = nearest(features, reference.train_features, min(NEIGHBOURS, len(dataset)))
+    near = nearest(evaluated.features, reference.train_features, min(NEIGHBOURS, len(dataset)))
     suspects = np.argsort(near.distances[:, 0], kind="stable")[:SHOWN_NEAREST]
     originals = np.stack([dataset.images(row) for row in near.indices[suspects]])
     random = np.random.default_rng(evaluate.seed)
     shown, beside = (random.permutation(len(images))[:SHOWN] for images in (samples, dataset))
     pictures = {
-        "distances.png": distances(figures),
+        "distances.png": distances(evaluated.estimates),
         "real_and_generated.png": real_and_generated(dataset.images(beside), samples[shown]),
         "nearest.png": nearest_images(samples[suspects], originals),
     }
+    key = evaluation_key(reference.digest, origin.sampling_key, evaluate)
+    evaluation = Evaluation(key=key, counts=evaluated.counts, estimates=evaluated.estimates)
     with replaced_files([METRICS, METRICS_ORIGIN, *(PLOTS / name for name in pictures)]) as folder:
         for name, picture in pictures.items():
             save(picture, folder / name)
-        (folder / METRICS.name).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        FiguresOrigin(
-            model_digest=origin.model_digest,
-            sampling_key=origin.sampling_key,
-            evaluation_key=evaluation_key(reference.digest, origin.sampling_key, evaluate),
-        ).write(folder / METRICS_ORIGIN.name)
-    for name, value in figures.items():
-        print(f"evaluate: {name} {value:g}")
+        (folder / METRICS.name).write_text(json.dumps(evaluation.figures, indent=2) + "\n", encoding="utf-8")
+        FiguresOrigin(model_digest=origin.model_digest, sampling_key=origin.sampling_key, evaluation=evaluation).write(
+            folder / METRICS_ORIGIN.name
+        )
+    for line in evaluated.lines:
+        print(f"evaluate: {line}")
+
+
+def open_real(device: torch.device) -> tuple[Reference, ImageDataset, ImageDataset]:
+    """Open data/reference, and the training and the validation images that it was made of.
+
+    Raises:
+        UserError: one is missing or damaged, or they do not fit each other.
+    """
+    needs(PREPARED, "prepare")
+    reference = Reference.load(needs(REFERENCE, "reference"), device)
+    train, validation = (ImageDataset.open(PREPARED, split) for split in ("train", "validation"))
+    if reference.dataset_digest != train.info.digest:
+        raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
+    return reference, train, validation
 
 
 def _read_samples(image_shape: tuple[int, int, int]) -> Images:

@@ -6,24 +6,22 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
-from diffusion_core.lineage.evaluation import Evaluation, evaluation_key, sampling_key
-from diffusion_core.lineage.promotion import Decision, broken_limits, lost_comparisons
+from diffusion_core.lineage.evaluation import Evaluation, evaluation_key
+from diffusion_core.lineage.promotion import Decision, Grounds
+from diffusion_core.lineage.samples import sampling_key
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
 from diffusion_core.metrics.evaluation import evaluate_samples
+from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.reference import Reference
+from diffusion_core.registry.champions import rejection, settle
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import (
-    downloaded,
-    find_champion,
-    find_version,
-    recorded_evaluation,
-    settle,
-)
+from diffusion_core.registry.publication import log_decision
+from diffusion_core.registry.versions import downloaded, find_champion, find_version, recorded_evaluation
 from diffusion_core.runtime.device import choose_device
+from diffusion_core.stages.check import check_comparable
+from diffusion_core.stages.evaluate import open_real
 from diffusion_core.stages.paths import MODELS, PROMOTION, REFERENCE, needs
 from diffusion_core.stages.sample import sample_model
-
-WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
 
 
 def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSettings, environment: Environment) -> None:
@@ -38,7 +36,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
-    reference = Reference.load(needs(REFERENCE, "reference"), choose_device(environment.device))
+    reference, train, validation = open_real(choose_device(environment.device))
     key = evaluation_key(reference.digest, sampling_key(sample), evaluate)
 
     client = connect(environment)
@@ -54,45 +52,38 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
         is_settled = False
         while not is_settled:
             champion = find_champion(client, name)
-            reasons: list[str] = []
-            if champion is None or champion.version != candidate.version:
-                reasons += broken_limits(evaluation.figures, promote.limits)
-                if champion is not None and promote.champion:
-                    earlier = recorded_evaluation(champion)
-                    if earlier is None or earlier.key != key or not earlier.figures.keys() >= promote.champion.keys():
-                        with downloaded(champion) as folder:
-                            figures = _measure(champion.version, folder, reference, sample, evaluate, environment)
-                        earlier = Evaluation(key, figures)
-                    reasons += lost_comparisons(evaluation.figures, earlier.figures, promote.champion)
-            decision = Decision.on(int(candidate.version), None if champion is None else int(champion.version), reasons)
+            is_compared = champion is not None and champion.version != candidate.version and bool(promote.champion)
+            earlier = recorded_evaluation(champion) if champion is not None and is_compared else None
+            if champion is not None and is_compared and (earlier is None or earlier.key != key):
+                with downloaded(champion) as folder:
+                    images = _sampled(champion.version, folder, reference, sample, environment)
+                found = evaluate_samples(images, reference, train, validation, evaluate)
+                earlier = Evaluation(key=key, counts=found.counts, estimates=found.estimates)
+            decision = Decision.on(
+                Grounds(
+                    version=int(candidate.version),
+                    champion=None if champion is None else int(champion.version),
+                    wanted_samples=sample.count,
+                    gate=promote,
+                    evaluation=evaluation,
+                    champion_evaluation=earlier,
+                    rejected=rejection(candidate, champion),
+                )
+            )
             is_settled = settle(client, candidate, decision)
+        if decision.outcome != "unchanged":
+            log_decision(client, candidate, decision)
     PROMOTION.parent.mkdir(exist_ok=True)
-    write_whole(PROMOTION, decision.model_dump_json() + "\n")
+    write_whole(PROMOTION, decision.model_dump_json(indent=2) + "\n")
     print(f"promote: {decision.sentence}")
 
 
-def _measure(
-    version: str,
-    folder: Path,
-    reference: Reference,
-    sample: SampleSettings,
-    evaluate: EvaluateSettings,
-    environment: Environment,
-) -> dict[str, float]:
-    """Return the metrics of the version in `folder`, sampled and measured as in the stages `sample` and `evaluate`."""
+def _sampled(
+    version: str, folder: Path, reference: Reference, sample: SampleSettings, environment: Environment
+) -> Images:
+    """Return samples of the version in `folder`, made as in the stage `sample`."""
     model = load_model(folder, choose_device(environment.device))
-    made = (*model.diffusion.image_size, model.diffusion.channels)
-    wanted = (*reference.extractor.image_size, reference.extractor.channels)
-    if made != wanted:
-        raise UserError(
-            f"the champion, version {version}, makes images of {made} and {REFERENCE} is of {wanted}, so that"
-            f" they cannot be compared: {WAY_OUT}"
-        )
-    try:
-        images, _ = sample_model(model, sample, environment)
-    except ValueError as error:
-        raise UserError(
-            f"the champion, version {version}, cannot be sampled as the candidate was ({error}), so that they"
-            f" cannot be compared: {WAY_OUT}"
-        ) from None
-    return evaluate_samples(images, reference, evaluate)
+    shape = (*reference.extractor.image_size, reference.extractor.channels)
+    check_comparable(model, version, shape, sample)
+    images, _ = sample_model(model, sample, environment)
+    return images

@@ -2,16 +2,14 @@
 
 import json
 
-from pydantic import TypeAdapter
-
 from diffusion_core.config.environment import Environment
-from diffusion_core.documents import read_small
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
-from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, SamplesOrigin
+from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin
 from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
+from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.publication import log_evaluation, original_run, register
@@ -66,7 +64,8 @@ def run(environment: Environment) -> None:
             tags = dvc_tags() | known_tags(made_of | {"prefect_flow_run": flow_run_id()})
             version = register(client, training, name, MODELS, tags)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
-        log_evaluation(client, training, evaluation.figures, pictures)
+        values = {name: each.value for name, each in evaluation.estimates.items()}
+        log_evaluation(client, training, evaluation.counts | values, pictures)
         record_evaluation(client, version, evaluation)
 
     page = run_page(environment, training.info.experiment_id, training.info.run_id)
@@ -90,10 +89,4 @@ def _evaluation(digest: str) -> Evaluation:
     samples = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
     if (samples.model_digest, samples.sampling_key) != (origin.model_digest, origin.sampling_key):
         raise UserError(f"{METRICS} was measured of other samples than those in {SAMPLES}: run `dvc repro evaluate`")
-    try:
-        figures = TypeAdapter(dict[str, float]).validate_json(read_small(needs(METRICS, "evaluate")))
-    except ValueError:
-        raise UserError(
-            f"{METRICS} is damaged: make it again with `dvc repro --force --single-item evaluate`"
-        ) from None
-    return Evaluation(origin.evaluation_key, figures)
+    return origin.evaluation

@@ -36,7 +36,7 @@ for name in outputs:
         (path / "content").write_text(digest.hexdigest())
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures = '{"frechet": 2.5, "frechet_floor": 1.0, "precision": 0.75}'
+        figures = '{"frechet": 2.5, "frechet_low": 2.4, "frechet_high": 2.6, "frechet_floor": 1.0, "precision": 0.75}'
         path.write_text(figures if path.suffix == ".json" and path.parent.name == "metrics" else digest.hexdigest())
 print(f"{stage} is done")
 """
@@ -49,10 +49,12 @@ from pathlib import Path
 if sys.argv[1] == "remote":
     add = ["remote", "add", "--quiet", "--local", "--default", "--force", "store", os.environ["DIFFUSION_DVC_REMOTE"]]
     sys.exit(subprocess.call([sys.executable, "-m", "dvc", *add]))
-sys.argv[1:] = [sys.argv[1], "metrics/evaluate.json", ""]
+sys.argv[1:] = [sys.argv[1], "source.txt" if sys.argv[1] == "check" else "metrics/evaluate.json", ""]
 runpy.run_path("stage.py")
 Path(".cache").mkdir(exist_ok=True)
-if sys.argv[1] == "publish":
+if sys.argv[1] == "check":
+    print("check: there is no champion yet")
+elif sys.argv[1] == "publish":
     content = {"model": "diffusion", "version": 7, "page": "http://127.0.0.1:5000/#/experiments/1/runs/abc"}
     Path(".cache/publication.json").write_text(json.dumps(content))
 else:

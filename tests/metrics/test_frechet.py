@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
+import torch
 from scipy.linalg import sqrtm
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.evaluation import estimated
 from diffusion_core.metrics.figures.frechet import Frechet, frechet_distance, moments
-from diffusion_core.metrics.figures.metric import RealFeatures
+from tests.metrics import pictures as given
+from tests.metrics.pictures import pictures
 
 
 def gaussian(random, d):
@@ -13,7 +18,11 @@ def gaussian(random, d):
 
 
 def split(random, train, half_size=10_000):
-    return RealFeatures.split(train, train, half_size, random)
+    return given.split(train, train, half_size, random)
+
+
+def ratio(samples, real):
+    return estimated(Frechet(), pictures(samples), real, pictures(samples + 5.0))["frechet_ratio"].value
 
 
 @pytest.mark.parametrize("d", [1, 2, 8, 64])
@@ -63,7 +72,7 @@ def test_of_many_samples_comes_near_the_distance_of_their_gaussians():
 def test_a_perfect_model_has_ratio_one_however_few_samples(count):
     random = np.random.default_rng(count)
     real = split(random, random.normal(size=(2000, 16)))
-    ratios = [Frechet().beside_floor(random.normal(size=(count, 16)), real)["frechet_ratio"] for _ in range(10)]
+    ratios = [ratio(random.normal(size=(count, 16)), real) for _ in range(10)]
     # The floor is drawn once, so the mean of the ratios keeps its error; without matching counts it would be above 4.
     assert 0.6 < np.mean(ratios) < 1.6
 
@@ -71,18 +80,40 @@ def test_a_perfect_model_has_ratio_one_however_few_samples(count):
 def test_a_floor_of_more_images_than_samples_would_blame_the_model_for_the_bias():
     random = np.random.default_rng(0)
     real = split(random, random.normal(size=(2000, 16)))
-    few = Frechet().compute(random.normal(size=(50, 16)), real)["frechet"]
+    few = Frechet().compute(pictures(random.normal(size=(50, 16))), real)["frechet"]
     assert few > 4 * Frechet().compute(real.train_halves[1], real)["frechet"]
 
 
 def test_a_shifted_model_is_far_above_the_floor():
     random = np.random.default_rng(0)
     real = split(random, random.normal(size=(1000, 16)))
-    assert Frechet().beside_floor(random.normal(size=(500, 16)) + 1.0, real)["frechet_ratio"] > 20
+    assert ratio(random.normal(size=(500, 16)) + 1.0, real) > 20
 
 
 def test_images_that_are_all_the_same_are_refused():
     random = np.random.default_rng(0)
     real = split(random, np.ones((20, 4)))
     with pytest.raises(UserError, match=r"data/prepared .* add images"):
-        Frechet().beside_floor(random.normal(size=(10, 4)), real)
+        ratio(random.normal(size=(10, 4)), real)
+
+
+class Extractor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 12, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images):
+        return self.layers(images.double() / 127.5 - 1.0)
+
+
+def test_equals_torchmetrics_behind_the_same_extractor():
+    torch.manual_seed(0)
+    extractor = Extractor().double().eval()
+    real, fake = (torch.randint(0, most, (count, 3, 9, 9), dtype=torch.uint8) for most, count in ((256, 80), (170, 70)))
+    metric = FrechetInceptionDistance(feature=extractor, input_img_size=(3, 9, 9))
+    metric.set_dtype(torch.float64)
+    with torch.inference_mode():
+        metric.update(real, real=True)
+        metric.update(fake, real=False)
+        x, y = (moments(extractor(images).numpy()) for images in (real, fake))
+    assert frechet_distance(*x, *y) == pytest.approx(float(metric.compute()), rel=1e-6)

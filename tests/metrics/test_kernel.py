@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffusion_core.metrics.figures.kernel import Kernel, squared_mmd
-from diffusion_core.metrics.figures.metric import RealFeatures
+from diffusion_core.metrics.figures.kernel import Kernel, squared_mmd, squared_mmd_to
+from tests.metrics.pictures import pictures, split
 
 
 def k(x, y):
@@ -48,22 +48,20 @@ def test_has_the_discrepancy_of_the_distributions_as_its_mean():
 def test_is_near_zero_for_the_same_and_large_for_another_distribution():
     random = np.random.default_rng(0)
     train = random.normal(size=(2000, 8))
-    real = RealFeatures.split(train, train, 1000, random)
-    same = Kernel().compute(random.normal(size=(500, 8)), real)["kernel"]
-    other = Kernel().compute(random.normal(size=(500, 8)) + 0.5, real)["kernel"]
+    real = split(train, train, 1000, random)
+    same = Kernel().compute(pictures(random.normal(size=(500, 8))), real)["kernel"]
+    other = Kernel().compute(pictures(random.normal(size=(500, 8)) + 0.5), real)["kernel"]
     assert abs(same) < 0.02 < 10 * 0.02 < other
 
 
-def test_subsets_are_seeded_and_no_larger_than_the_sets():
+def test_equals_the_double_sum_of_sets_of_different_sizes_and_of_some_of_the_samples():
     random = np.random.default_rng(0)
-    train, samples = random.normal(size=(60, 4)), random.normal(size=(10, 4))
-    real = RealFeatures.split(train, train, 1000, random)
-    figure = Kernel(subsets=5).compute(samples, real)
-    assert figure == Kernel(subsets=5).compute(samples, real)
-    assert figure != Kernel(subsets=5, seed=1).compute(samples, real)
+    x, y, kept = random.normal(size=(12, 3)), random.normal(size=(9, 3)) + 0.3, random.random(12) < 0.6
+    chosen = x[kept]
 
+    def mean(one, other):
+        pairs = [(i, j) for i in range(len(one)) for j in range(len(other)) if one is not other or i != j]
+        return sum(k(one[i], other[j]) for i, j in pairs) / len(pairs)
 
-@pytest.mark.parametrize("options", [{"subsets": 0}, {"subset_size": 1}])
-def test_options_out_of_range_are_refused_by_name(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Kernel(**options)
+    expected = mean(chosen, chosen) + mean(y, y) - 2 * mean(chosen, y)
+    assert squared_mmd_to(x, y)(kept) == pytest.approx(expected, rel=1e-10)

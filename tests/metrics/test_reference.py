@@ -67,16 +67,16 @@ def test_a_damaged_file_is_told_with_the_remedy(reference, tmp_path, name, harm)
         Reference.load(tmp_path)
 
 
-@pytest.mark.parametrize(("of_train", "of_validation"), [(3, 100), (100, 3)])
+@pytest.mark.parametrize(("of_train", "of_validation"), [(5, 100), (100, 5)])
 def test_too_few_images_are_refused(of_train, of_validation):
-    with pytest.raises(UserError, match=r"evaluation needs at least 4 .* prepare.validation_fraction"):
+    with pytest.raises(UserError, match=r"evaluation needs at least 6 .* prepare.validation_fraction"):
         fit_reference(digits(0, of_train), digits(200, 200 + of_validation), BRIEFLY)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_the_fewest_images_and_the_smallest_budget_are_enough(labelled):
-    reference = fit_reference(digits(0, 4, labelled), digits(9, 13, labelled), ReferenceSettings(images=1))
-    assert reference.train_features.shape == reference.validation_features.shape == (4, 64)
+    reference = fit_reference(digits(0, 6, labelled), digits(9, 15, labelled), ReferenceSettings(images=1))
+    assert reference.train_features.shape == reference.validation_features.shape == (6, 64)
 
 
 @pytest.mark.parametrize("size", [(4, 4), (16, 4), (4, 16)])

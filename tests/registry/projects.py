@@ -1,19 +1,24 @@
 """A project's folder as `evaluate` leaves it, with a small untrained model, and an MLflow store for it."""
 
+import atexit
 import json
 import shutil
 import tempfile
+from contextlib import chdir
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.config.settings import EvaluateSettings, SampleSettings
-from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key, sampling_key
+from diffusion_core.config.settings import EvaluateSettings, PrepareSettings, SampleSettings
+from diffusion_core.data.dataset import ImageDataset
+from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, evaluation_key
 from diffusion_core.lineage.record import RunInfo
+from diffusion_core.lineage.samples import SamplesOrigin, sampling_key
 from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
 from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import FeatureNetwork, extract
@@ -22,7 +27,10 @@ from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.stages import prepare
 from diffusion_core.stages.sample import sample_model
+from tests.data.encoded import encoded
+from tests.data.packed import pack
 
 SAMPLE = SampleSettings(count=24, seed=3, sampler=DDIM(steps=2))
 EVALUATE = EvaluateSettings()
@@ -69,17 +77,35 @@ def write_run_info(folder, run_key=UNKNOWN_RUN):
     info.write(folder / "run_info.json")
 
 
+@cache
+def prepared(image_size, channels):
+    """A folder with data/prepared of random images: 80 to train, 40 to validate."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    random = np.random.default_rng(0)
+    color, mode = {1: ("grayscale", "L"), 3: ("rgb", "RGB"), 4: ("rgba", "RGBA")}[channels]
+    images = {}
+    for number in range(120):
+        pixels = random.integers(0, 256, (*image_size, channels), dtype=np.uint8)
+        split = "train" if number < 80 else "validation"
+        images[f"{split}/{number:03d}.png"] = encoded(Image.fromarray(pixels.squeeze(), mode), "PNG")
+    with chdir(folder):
+        pack(Path("data/raw"), images)
+        prepare.run(PrepareSettings(image_size=image_size, color=color, first_folder="split", duplicate_distance=0.0))
+    return folder / "data/prepared"
+
+
 def write_reference(folder, seed=0, image_size=(8, 8), channels=1):
-    """Statistics of random images behind an extractor that nothing has trained."""
+    """Random images beside `folder`, and their features by an extractor that nothing has trained."""
+    beside = folder.parent / "prepared"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(prepared(image_size, channels), beside)
     torch.manual_seed(seed)
-    random = np.random.default_rng(seed)
     extractor = FeatureNetwork(image_size, channels, 8).eval()
-    train, validation = (
-        extract(extractor, random.integers(0, 256, (count, *image_size, channels), dtype=np.uint8))
-        for count in (80, 40)
-    )
+    splits = [ImageDataset.open(beside, split) for split in ("train", "validation")]
+    features = [extract(extractor, split.images()) for split in splits]
     folder.mkdir(parents=True, exist_ok=True)
-    Reference(extractor, train, validation, "d" * 64, {}, {}).save(folder)
+    Reference(extractor, *features, splits[0].info.digest, {}, {}).save(folder)
 
 
 def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
@@ -90,18 +116,37 @@ def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
         (project / folder).mkdir(exist_ok=True)
     save(grid(images, columns=6), project / "samples/grid.png")
     shutil.copy(project / "samples/grid.png", project / "plots/nearest.png")
-    write_figures(project, evaluate_samples(images, reference, evaluate))
+    real = [ImageDataset.open(project / "data/prepared", split) for split in ("train", "validation")]
+    found = evaluate_samples(images, reference, *real, evaluate)
     digest, sampling = model_digest(project / "models"), sampling_key(sample)
     SamplesOrigin(model_digest=digest, sampling_key=sampling).write(project / "samples/origin.json")
-    FiguresOrigin(
-        model_digest=digest,
-        sampling_key=sampling,
-        evaluation_key=evaluation_key(reference.digest, sampling, evaluate),
-    ).write(project / "metrics/origin.json")
+    key = evaluation_key(reference.digest, sampling, evaluate)
+    evaluation = Evaluation(key=key, counts=found.counts, estimates=found.estimates)
+    write_evaluation(project, FiguresOrigin(model_digest=digest, sampling_key=sampling, evaluation=evaluation))
 
 
-def write_figures(project, figures):
-    (project / "metrics/evaluate.json").write_text(json.dumps(figures))
+def write_evaluation(project, origin):
+    (project / "metrics/evaluate.json").write_text(json.dumps(origin.evaluation.figures))
+    origin.write(project / "metrics/origin.json")
+
+
+def read_evaluation(project):
+    return FiguresOrigin.read(project / "metrics/origin.json", "evaluate")
+
+
+def write_figures(project, **values):
+    """Change the values of metrics, and their replicates by as much; `None` leaves a metric out."""
+    origin = read_evaluation(project)
+    estimates = dict(origin.evaluation.estimates)
+    for name, value in values.items():
+        if value is None:
+            del estimates[name]
+        else:
+            before = estimates[name]
+            shifted = tuple(each + value - before.value for each in before.replicates)
+            estimates[name] = before.model_copy(update={"value": value, "replicates": shifted})
+    evaluation = origin.evaluation.model_copy(update={"estimates": estimates})
+    write_evaluation(project, origin.model_copy(update={"evaluation": evaluation}))
 
 
 def read_figures(project):

@@ -4,9 +4,10 @@ import pytest
 import yaml
 
 from diffusion_core.config.settings import EvaluateSettings
-from diffusion_core.lineage import evaluation, provenance
-from diffusion_core.lineage.evaluation import MEASURING_CODE, SAMPLING_CODE, evaluation_key, sampling_key
+from diffusion_core.lineage import evaluation, provenance, samples
+from diffusion_core.lineage.evaluation import MEASURING_CODE, evaluation_key
 from diffusion_core.lineage.provenance import code_digest
+from diffusion_core.lineage.samples import SAMPLING_CODE, sampling_key
 from tests.registry.projects import EVALUATE, SAMPLE
 
 
@@ -24,7 +25,8 @@ def test_a_key_depends_on_all_that_figures_depend_on():
 
 def test_other_code_makes_another_key(monkeypatch):
     before = sampling_key(SAMPLE), evaluation_key("r", "s", EVALUATE)
-    monkeypatch.setattr(evaluation, "code_digest", lambda *names: "other code")
+    for module in (evaluation, samples):
+        monkeypatch.setattr(module, "code_digest", lambda *names: "other code")
     assert sampling_key(SAMPLE) != before[0]
     assert evaluation_key("r", "s", EVALUATE) != before[1]
 

@@ -12,7 +12,8 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.evaluation import FiguresOrigin, SamplesOrigin, evaluation_key
+from diffusion_core.lineage.evaluation import FiguresOrigin, evaluation_key
+from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.stages import evaluate, reference
 from tests.metrics.prepared import prepare_digits
@@ -55,9 +56,12 @@ def nothing_is_written():
 
 def test_figures_and_pictures_are_written(capsys):
     figures = run()
-    assert figures["samples"] == len(np.load(SAMPLES))
+    assert figures["sample_count"] == len(np.load(SAMPLES))
     assert 0.0 < figures["frechet_ratio"] < 3.0
-    assert f"frechet_ratio {figures['frechet_ratio']:g}" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("evaluate: frechet_ratio ")]
+    assert f"{figures['frechet_ratio']:.4g} +- " in line
+    assert "(real images 1, noise " in line
+    assert figures["frechet_low"] < figures["frechet"] < figures["frechet_high"]
     for plot in PLOTS:
         with Image.open(plot) as image:
             assert image.width > 600
@@ -77,8 +81,9 @@ def test_other_files_beside_the_outputs_stay():
 def test_the_figures_say_which_model_they_are_of_and_how_they_were_measured():
     run(seed=1)
     origin = FiguresOrigin.read(METRICS.with_name("origin.json"), "evaluate")
-    assert origin.evaluation_key == evaluation_key(Reference.load(REFERENCE).digest, "s", EvaluateSettings(seed=1))
+    assert origin.evaluation.key == evaluation_key(Reference.load(REFERENCE).digest, "s", EvaluateSettings(seed=1))
     assert (origin.model_digest, origin.sampling_key) == ("m", "s")
+    assert origin.evaluation.figures == json.loads(METRICS.read_text())
 
 
 @pytest.mark.parametrize("content", [None, "", '{"model_digest": "m"}'])
@@ -153,8 +158,8 @@ def test_a_single_sample_is_refused_by_the_key_to_change():
 
 
 def test_few_samples_are_enough_for_pictures():
-    np.save(SAMPLES, np.load(SAMPLES)[:4])
-    assert run()["samples"] == 4
+    np.save(SAMPLES, np.load(SAMPLES)[:5])
+    assert run()["sample_count"] == 5
 
 
 def test_a_failure_keeps_the_figures_of_before():

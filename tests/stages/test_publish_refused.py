@@ -4,7 +4,7 @@ import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.evaluation import SamplesOrigin
+from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.stages import publish
 from tests.registry.projects import (
     published_versions,
@@ -30,7 +30,6 @@ def run_stage(environment):
         ("models/model.safetensors", "train"),
         ("models/model.json", "train"),
         ("models/run_info.json", "train"),
-        ("metrics/evaluate.json", "evaluate"),
         ("metrics/origin.json", "evaluate"),
         ("samples/origin.json", "sample"),
     ],
@@ -42,7 +41,7 @@ def test_a_missing_input_is_told_with_its_stage(environment, tmp_path, file, sta
     assert published_versions(environment) == []
 
 
-@pytest.mark.parametrize("file", ["metrics/evaluate.json", "metrics/origin.json", "models/run_info.json"])
+@pytest.mark.parametrize("file", ["metrics/origin.json", "models/run_info.json"])
 @pytest.mark.parametrize("content", ["", "[]", '{"frechet": "low"}'])
 def test_a_damaged_input_is_told(environment, tmp_path, file, content):
     (tmp_path / file).write_text(content)

@@ -6,6 +6,7 @@ The matrix under the last root is symmetric and positive semidefinite, so the tr
 of its eigenvalues. No matrix is inverted, so there may be fewer images than features.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.estimate import Estimate
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures.metric import Metric, RealFeatures
+from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,47 @@ class Frechet(Metric):
     the distance divided by its floor, is then about 1 for a perfect model.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ("frechet", "frechet_floor", "frechet_ratio")
+    figures: ClassVar[tuple[str, ...]] = ("frechet", "frechet_ratio")
 
     kind: Literal["frechet"] = "frechet"
 
-    def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Return `frechet`, at least 0."""
-        return {"frechet": frechet_distance(*moments(samples), *moments(real.train_halves[0]))}
+    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
+        """Return `frechet`, at least 0, as a function of the samples."""
+        distance = frechet_distance_to(*moments(real.train_halves[0].features))
+        return lambda kept: {"frechet": distance(*moments(samples.features[kept]))}
 
-    def beside_floor(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Return `frechet`, `frechet_floor` and `frechet_ratio`.
+    def derived(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """Return `frechet_ratio`.
 
         Raises:
             UserError: the floor is 0.
         """
-        figures = super().beside_floor(samples, real)
-        if figures["frechet_floor"] <= 0.0:
+        frechet = estimates["frechet"]
+        if not frechet.floor:
             raise UserError("the two halves of data/prepared have the same features: add images that differ")
-        return figures | {"frechet_ratio": figures["frechet"] / figures["frechet_floor"]}
+        return {"frechet_ratio": frechet.in_units_of(frechet.floor)}
 
 
 def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean, (d,), and the unbiased covariance, (d, d), of features, (n, d), n >= 2."""
     exact = features.astype(np.float64)
     return exact.mean(axis=0), np.atleast_2d(np.cov(exact, rowvar=False))
+
+
+def frechet_distance_to(
+    mean1: NDArray[np.float64], covariance1: NDArray[np.float64]
+) -> Callable[[NDArray[np.float64], NDArray[np.float64]], float]:
+    """Return d^2 >= 0 of this Gaussian as a function of mean, (d,), and covariance, (d, d), of another, in float64."""
+    values, vectors = np.linalg.eigh(covariance1)
+    root = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
+
+    def distance(mean2: NDArray[np.float64], covariance2: NDArray[np.float64]) -> float:
+        product = root @ covariance2 @ root
+        overlap = np.sqrt(np.linalg.eigvalsh(0.5 * (product + product.T)).clip(min=0.0)).sum()
+        apart = np.square(mean1 - mean2).sum() + np.trace(covariance1) + np.trace(covariance2)
+        return float(max(apart - 2.0 * overlap, 0.0))
+
+    return distance
 
 
 def frechet_distance(
@@ -59,9 +78,4 @@ def frechet_distance(
     covariance2: NDArray[np.float64],
 ) -> float:
     """Return d^2 >= 0 of two Gaussians, given by means, (d,), and covariances, (d, d), in float64."""
-    values, vectors = np.linalg.eigh(covariance1)
-    root = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
-    product = root @ covariance2 @ root
-    overlap = np.sqrt(np.linalg.eigvalsh(0.5 * (product + product.T)).clip(min=0.0)).sum()
-    apart = np.square(mean1 - mean2).sum() + np.trace(covariance1) + np.trace(covariance2)
-    return float(max(apart - 2.0 * overlap, 0.0))
+    return frechet_distance_to(mean1, covariance1)(mean2, covariance2)

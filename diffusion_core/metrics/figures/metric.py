@@ -1,38 +1,67 @@
 """The interface of a metric.
 
-A metric is a frozen dataclass; its fields are its options. It compares the features of samples with those of real
-images. Its floor is the value for other real images instead of samples, the score of a perfect model.
+A metric is a frozen dataclass; its fields are its options. It compares samples with real images. Its floor is its value
+for other real images instead of samples, the score of a perfect model. Its ceiling is its value for noise.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_core.choices import Choice
-from diffusion_core.metrics.features import Features
+from diffusion_core.metrics.estimate import Estimate
+from diffusion_core.metrics.features import Features, Images
 
 # The number of samples, and the number of measured samples.
-COUNTS = ("samples", "compared")
+COUNTS = ("sample_count", "compared_count")
+
+# Which samples are used, bool (m,).
+Kept: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class RealFeatures:
-    """The features of the real images, and two disjoint seeded halves of each split.
+class Pictures:
+    """Images with their features.
 
     Attributes:
-        train: features of all training images, (n, d).
+        features: (n, d).
+        pixels: returns the images at some indices, uint8 (k, H, W, C).
+        labels: indices of classes, int64 (n,), or None if there are no classes.
+    """
+
+    features: Features
+    pixels: Callable[[NDArray[np.intp]], Images]
+    labels: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: NDArray[np.intp]) -> Self:
+        """Return the images at these rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return type(self)(self.features[rows], lambda few: self.pixels(rows[few]), labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """The real images, and two disjoint seeded halves of each split.
+
+    Attributes:
+        train: all training images.
         train_halves: the first half is compared with samples; the second replaces the samples for the floor.
         validation_halves: two halves of the images that no model was trained on.
     """
 
-    train: Features
-    train_halves: tuple[Features, Features]
-    validation_halves: tuple[Features, Features]
+    train: Pictures
+    train_halves: tuple[Pictures, Pictures]
+    validation_halves: tuple[Pictures, Pictures]
 
     @classmethod
-    def split(cls, train: Features, validation: Features, half_size: int, random: np.random.Generator) -> Self:
+    def split(cls, train: Pictures, validation: Pictures, half_size: int, random: np.random.Generator) -> Self:
         """Select the halves at random, with at most `half_size` images each."""
         return cls(train, _halves(train, half_size, random), _halves(validation, half_size, random))
 
@@ -41,7 +70,7 @@ class Metric(Choice, ABC):
     """Base class of all metrics.
 
     Attributes:
-        figures: the names in the result of `beside_floor`.
+        figures: the names of its values, without those of floors, ceilings and intervals.
     """
 
     figures: ClassVar[tuple[str, ...]]
@@ -51,31 +80,37 @@ class Metric(Choice, ABC):
             raise TypeError(f"{cls.__name__} must list the names of its values, as the other metrics do")
 
     @abstractmethod
-    def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Return the values of the metric by name, the keys of metrics/evaluate.json.
+    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
+        """Return the values of the metric by name, as a function of which samples are used.
+
+        What does not depend on that is computed once. Intervals ask for the value without each of several groups.
 
         Args:
-            samples: features of the samples, (m, d), m >= 2.
-            real: features of the real images.
+            samples: the samples, m >= 3.
+            real: the real images.
 
         Raises:
             UserError: there are too few samples or real images for this metric.
         """
 
-    def stand_ins(self, real: RealFeatures) -> Features:
-        """Return the features of the real images that replace the samples for the floor."""
+    def compute(self, samples: Pictures, real: Real) -> dict[str, float]:
+        """Return the values of the metric by name for all samples; see `over`."""
+        return self.over(samples, real)(np.full(len(samples), True))
+
+    def derived(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:  # noqa: ARG002 - most derive nothing
+        """Return what follows from the metric's estimates, by name.
+
+        Raises:
+            UserError: the real images allow no such value.
+        """
+        return {}
+
+    def stand_ins(self, real: Real) -> Pictures:
+        """Return the real images that replace the samples for the floor."""
         return real.train_halves[1]
 
-    def beside_floor(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Return the values of the metric, and its floors as `<name>_floor`, from at most as many real images."""
-        floors = self.compute(self.stand_ins(real)[: len(samples)], real)
-        figures: dict[str, float] = {}
-        for name, value in self.compute(samples, real).items():
-            figures |= {name: value, f"{name}_floor": floors[name]}
-        return figures
 
-
-def _halves(features: Features, half_size: int, random: np.random.Generator) -> tuple[Features, Features]:
-    size = min(len(features) // 2, half_size)
-    order = random.permutation(len(features))
-    return features[order[:size]], features[order[size : 2 * size]]
+def _halves(pictures: Pictures, half_size: int, random: np.random.Generator) -> tuple[Pictures, Pictures]:
+    size = min(len(pictures) // 2, half_size)
+    order = random.permutation(len(pictures))
+    return pictures.take(order[:size]), pictures.take(order[size : 2 * size])

@@ -1,25 +1,27 @@
-"""Improved precision and recall, Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), equations 1 and 2.
+"""Precision, recall, density and coverage: how real the samples are, and how much of the real images they cover.
 
 The manifold of a set is the union of balls about its points, with radii to each point's k-th nearest neighbour.
-Precision, the share of samples inside the manifold of real images, measures fidelity. Recall, the share of real images
-inside the manifold of samples, measures diversity.
+Improved precision and recall are of Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), equations 1 and 2:
+precision is the share of samples inside the manifold of real images, recall the share of real images inside that of
+samples. Density and coverage are of Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), equations 3 and 4: density is
+the number of real balls about a sample as a multiple of k, coverage the share of real balls with a sample inside. Both
+use balls of real images alone, so that single odd samples count less.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion_core.errors import UserError
-from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures.metric import Metric, RealFeatures
-from diffusion_core.metrics.neighbours import nearest, within_reach
+from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.neighbours import pairwise
 
 
 @dataclass(frozen=True)
 class PrecisionRecall(Metric):
-    """Precision and recall, in [0, 1], of samples and half of the training images.
+    """Precision, recall and coverage, in [0, 1], and density, at least 0, of samples and half of the training images.
 
     Recall increases with the number of samples, so its floor uses as many real images, if there are enough.
 
@@ -27,7 +29,7 @@ class PrecisionRecall(Metric):
         neighbours: k, at least 1; a larger k widens both manifolds.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ("precision", "precision_floor", "recall", "recall_floor")
+    figures: ClassVar[tuple[str, ...]] = ("precision", "recall", "density", "coverage")
 
     kind: Literal["precision_recall"] = "precision_recall"
     neighbours: int = 3
@@ -36,23 +38,34 @@ class PrecisionRecall(Metric):
         if self.neighbours < 1:
             raise ValueError(f"neighbours is {self.neighbours}; it must be at least 1")
 
-    def compute(self, samples: Features, real: RealFeatures) -> dict[str, float]:
-        """Return `precision` and `recall`, in [0, 1].
+    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
+        """Return the four figures as a function of the samples.
 
         Raises:
             UserError: there are at most k samples or real images.
         """
-        half = real.train_halves[0]
-        if min(len(samples), len(half)) <= self.neighbours:
+        half, k = real.train_halves[0].features, self.neighbours
+        across, among = pairwise(samples.features, half), pairwise(samples.features, samples.features)
+        self._check(len(samples), len(half))
+        # The nearest neighbour of a point is that point, so the k-th is at index k.
+        inside = across <= np.partition(pairwise(half, half), k, axis=1)[:, k]
+        balls = inside.sum(axis=1)
+
+        def figures(kept: Kept) -> dict[str, float]:
+            self._check(int(kept.sum()), len(half))
+            radii = np.partition(among[kept][:, kept], k, axis=1)[:, k]
+            return {
+                "precision": float((balls[kept] > 0).mean()),
+                "recall": float((across[kept] <= radii[:, None]).any(axis=0).mean()),
+                "density": float(balls[kept].mean() / k),
+                "coverage": float(inside[kept].any(axis=0).mean()),
+            }
+
+        return figures
+
+    def _check(self, samples: int, real: int) -> None:
+        if min(samples, real) <= self.neighbours:
             raise UserError(
                 f"neighbours of precision_recall in evaluate.metrics is {self.neighbours}, which is too many for"
-                f" {len(samples)} samples and {len(half)} real images: lower it or raise sample.count"
+                f" {samples} samples and {real} real images: lower it or raise sample.count"
             )
-        return {
-            "precision": float(within_reach(samples, half, self._radii(half)).mean()),
-            "recall": float(within_reach(half, samples, self._radii(samples)).mean()),
-        }
-
-    def _radii(self, points: Features) -> NDArray[np.float64]:
-        # k + 1, because the nearest neighbour of a point is that point.
-        return nearest(points, points, self.neighbours + 1).distances[:, -1]

@@ -1,0 +1,152 @@
+"""The alias `champion` of a registered model: who has it, who had it and why, and how it moves.
+
+Everything is stored in the tags of the versions, so that it is available on every machine.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from diffusion_core.errors import UserError
+from diffusion_core.lineage.promotion import Decision
+from diffusion_core.registry.versions import CHAMPION, downloaded, find_champion, find_named, versions_named
+
+DECISION = "decision"
+GATE = "gate"
+CHAMPION_BEFORE = "champion_before"
+# When a version became the champion, the last time.
+SINCE = "champion_since"
+REJECTED = "rejected"
+# A sentence for each event, by its time in UTC.
+EVENT = "event."
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """What happened to a version.
+
+    Attributes:
+        time: ISO 8601, in UTC.
+        version: number of the version.
+        sentence: what happened, and why.
+    """
+
+    time: str
+    version: int
+    sentence: str
+
+
+def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> bool:
+    """Write the decision to the version's tags and then, if it is promoted, move the alias to it.
+
+    Returns:
+        Whether that is done; false if another process has moved the alias since, so that the decision is on an old one.
+    """
+    champion = decision.grounds.champion
+    if decision.outcome == "unchanged":
+        return True
+    if decision.outcome == "promoted" and not _is_champion(client, version.name, champion):
+        return False
+    now = _now()
+    tags = {GATE: decision.outcome, DECISION: decision.model_dump_json(), f"{EVENT}{now}": decision.sentence}
+    if champion is not None:
+        tags[CHAMPION_BEFORE] = str(champion)
+    if decision.outcome == "promoted":
+        tags[SINCE] = now
+    _tag(client, version, tags)
+    if decision.outcome == "promoted":
+        if not _is_champion(client, version.name, champion):
+            return False
+        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    return True
+
+
+def recorded_decision(version: ModelVersion) -> Decision | None:
+    """Return the last decision on a version, or None if there is none that this code can read."""
+    try:
+        return Decision.model_validate_json(version.tags.get(DECISION, ""))
+    except ValueError:
+        return None
+
+
+def rejection(version: ModelVersion, champion: ModelVersion | None) -> str | None:
+    """Return why a version may not become the champion again, or None if it may.
+
+    Either `diffusion rollback` has left it, or it was the champion and the alias was moved from it by other means: no
+    later decision has made the present champion one.
+    """
+    back = f"`diffusion rollback {version.version}` makes it the champion again"
+    if (why := version.tags.get(REJECTED)) is not None:
+        return f"it was rejected ({why}); {back}"
+    since = version.tags.get(SINCE)
+    if since is not None and champion is not None and champion.tags.get(SINCE, "") < since:
+        return f"it was the champion, and the alias was moved from it to version {champion.version}; {back}"
+    return None
+
+
+def roll_back(client: MlflowClient, name: str, number: int | None) -> str:
+    """Move the alias to a version, by default to the champion before, and mark the version that it leaves as rejected.
+
+    Returns:
+        A sentence that says what was done.
+
+    Raises:
+        UserError: there is no champion or no champion before it, the version does not exist or is the champion, or its
+            files cannot be read. The alias does not move.
+    """
+    champion = find_champion(client, name)
+    if champion is None:
+        raise UserError(f"{name} has no champion: promote a version first, with `diffusion promote`")
+    wanted = champion.tags.get(CHAMPION_BEFORE) if number is None else str(number)
+    if wanted is None:
+        raise UserError(
+            f"version {champion.version} of {name} has no champion before it: name a version, as `diffusion history`"
+            " lists them"
+        )
+    target = find_named(client, name, wanted)
+    if target.version == champion.version:
+        raise UserError(f"version {wanted} of {name} is the champion already: name another version")
+    with downloaded(target):
+        pass
+    now = _now()
+    left = f"the alias was rolled back from it to version {target.version} at {now}"
+    _tag(client, champion, {REJECTED: left, f"{EVENT}{now}": f"version {champion.version} is rejected: {left}"})
+    if REJECTED in target.tags:
+        client.delete_model_version_tag(name, target.version, REJECTED)
+    sentence = f"version {target.version} is the champion again; it was version {champion.version}, which is rejected"
+    _tag(client, target, {SINCE: now, f"{EVENT}{now}": sentence})
+    if not _is_champion(client, name, int(champion.version)):
+        raise UserError(f"another process has moved the alias of {name} meanwhile: see `diffusion history`")
+    client.set_registered_model_alias(name, CHAMPION, target.version)
+    return sentence
+
+
+def events(client: MlflowClient, name: str) -> list[Event]:
+    """Return what happened to all versions of a registered model, the oldest first."""
+    return sorted(_events(versions_named(client, name)))
+
+
+def _events(versions: Iterable[ModelVersion]) -> Iterable[Event]:
+    for version in versions:
+        for tag, sentence in version.tags.items():
+            if tag.startswith(EVENT):
+                yield Event(tag.removeprefix(EVENT), int(version.version), sentence)
+
+
+def _tag(client: MlflowClient, version: ModelVersion, tags: dict[str, str]) -> None:
+    for tag, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, tag, value)
+
+
+def _now() -> str:
+    # With Z, because a tag's name may not have a plus.
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _is_champion(client: MlflowClient, name: str, number: int | None) -> bool:
+    """Return whether the alias names this version now, or none where `number` says none."""
+    champion = find_champion(client, name)
+    return number == (None if champion is None else int(champion.version))

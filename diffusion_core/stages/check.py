@@ -1,0 +1,57 @@
+"""Check before a training that the gate can compare its model with the champion."""
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import PrepareSettings, PromoteSettings, SampleSettings
+from diffusion_core.errors import UserError
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
+from diffusion_core.registry.connection import answering, connect
+from diffusion_core.registry.versions import downloaded, find_champion
+
+WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
+
+
+def run(prepare: PrepareSettings, sample: SampleSettings, promote: PromoteSettings, environment: Environment) -> None:
+    """Load the champion, if there is one and the gate compares with it, and check that it can be sampled alike.
+
+    Raises:
+        UserError: its files cannot be read, or it makes other images, or the sampler does not fit it.
+        Unavailable: the tracking store does not answer.
+    """
+    client = connect(environment)
+    with answering(environment):
+        champion = find_champion(client, environment.registered_model)
+        if champion is None:
+            print("check: there is no champion yet")
+            return
+        if not promote.champion:
+            print("check: promote.champion compares nothing with the champion")
+            return
+        with downloaded(champion) as folder:
+            model = load_model(folder)
+    check_comparable(model, champion.version, (*prepare.size, prepare.channels), sample)
+    print(f"check: the champion, version {champion.version}, can be compared with")
+
+
+def check_comparable(
+    model: TrainedModel, version: str, image_shape: tuple[int, int, int], sample: SampleSettings
+) -> None:
+    """Check that the champion makes images of this shape, (H, W, C), and that the settings can sample it.
+
+    Raises:
+        UserError: they do not, or cannot.
+    """
+    made = (*model.diffusion.image_size, model.diffusion.channels)
+    if made != image_shape:
+        raise UserError(
+            f"the champion, version {version}, makes images of {made} and the dataset's are of {image_shape}, so that"
+            f" they cannot be compared: {WAY_OUT}"
+        )
+    try:
+        sample.sampler.transitions(model.diffusion.schedule)
+        if sample.guidance.scale != 1.0 and model.diffusion.num_classes is None:
+            raise ValueError(f"guidance.scale is {sample.guidance.scale}, and it knows no classes")
+    except ValueError as error:
+        raise UserError(
+            f"the champion, version {version}, cannot be sampled as the candidate ({error}), so that they cannot be"
+            f" compared: {WAY_OUT}"
+        ) from None
