@@ -17,10 +17,9 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.estimate import flat
-from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.samplers.protocols import Sampler
 from diffusion_core.samplers.spacing import Spacing
-from diffusion_core.stages.evaluate import open_real
+from diffusion_core.stages.evaluate import open_evaluator
 from diffusion_core.stages.paths import MODELS
 from diffusion_core.stages.sample import sample_model
 
@@ -46,12 +45,12 @@ def main() -> None:
     """Measure every sampler with every number of network evaluations."""
     settings = load_settings()
     model = load_model(MODELS)
-    real = open_real(torch.device("cpu"))
+    _, evaluator = open_evaluator(settings.evaluate, Environment(device="cpu"))
     runs = []
     for passes in tqdm(PASSES):
         for name, sampler in samplers(passes).items():
             images, _ = sample_model(model, settings.sample.model_copy(update={"sampler": sampler}), Environment())
-            figures = flat(evaluate_samples(images, *real, settings.evaluate).estimates)
+            figures = flat(evaluator.evaluate(images).estimates)
             kept = {figure: figures[figure] for figure in FIGURES}
             runs.append({"passes": passes, "sampler": name, "figures": kept})
     content = {"samples": settings.sample.count, "torch": torch.__version__, "runs": runs}

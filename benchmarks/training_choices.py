@@ -23,9 +23,8 @@ from diffusion_core.config.settings import Settings, TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.lineage.saved_model import TrainedModel, build_model
 from diffusion_core.metrics.estimate import flat
-from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.randomness import derive_seed
-from diffusion_core.stages.evaluate import open_real
+from diffusion_core.stages.evaluate import open_evaluator
 from diffusion_core.stages.paths import PREPARED
 from diffusion_core.stages.plan import ShardData, options
 from diffusion_core.stages.sample import sample_model
@@ -61,7 +60,7 @@ def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
         pass
     model = TrainedModel(trainer.ema.module, dataset.class_counts)
     images, _ = sample_model(model, settings.sample, Environment())
-    evaluated = evaluate_samples(images, *open_real(torch.device("cpu")), settings.evaluate)
+    evaluated = open_evaluator(settings.evaluate, Environment(device="cpu"))[1].evaluate(images)
     return evaluated.counts | flat(evaluated.estimates)
 
 

@@ -9,6 +9,7 @@ import diffusion_core
 from diffusion_core.choices import Choice, choices, choose
 from diffusion_core.data.crops import CropChoice
 from diffusion_core.data.sources import SourceChoice
+from diffusion_core.metrics.extractors import ExtractorChoice
 from diffusion_core.metrics.figures import MetricChoice
 from diffusion_core.process.losses import LossChoice
 from diffusion_core.process.schedules import ScheduleChoice
@@ -16,7 +17,10 @@ from diffusion_core.process.weightings import WeightingChoice
 from diffusion_core.samplers import SamplerChoice
 from tests.gpu.test_samplers import SAMPLERS
 
-UNIONS = (SourceChoice, CropChoice, MetricChoice, LossChoice, ScheduleChoice, WeightingChoice, SamplerChoice)
+UNIONS = (
+    *(SourceChoice, CropChoice, ExtractorChoice, MetricChoice),
+    *(LossChoice, ScheduleChoice, WeightingChoice, SamplerChoice),
+)
 
 
 def unlisted(unions):

@@ -78,7 +78,11 @@ LEFT_OUT = {
         **dict.fromkeys((f"samplers.{name}" for name in SAMPLING), "samples previews"),
     },
     "sample": {},
-    "evaluate": WHERE_IT_RUNS,
+    "evaluate": {
+        **WHERE_IT_RUNS,
+        "data.sources.web": "fetches an extractor's file, whose hash is checked",
+        "data.downloads": "holds it",
+    },
 }
 GRAPH = grimp.build_graph("diffusion_core", cache_dir=None)
 

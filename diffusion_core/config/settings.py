@@ -17,9 +17,11 @@ from diffusion_core.data.decoding import ColorProfile, Decoding, SampleRange
 from diffusion_core.data.labels import FirstFolder
 from diffusion_core.data.sources import SourceChoice
 from diffusion_core.metrics.estimate import SUFFIXES
+from diffusion_core.metrics.extractors import ExtractorChoice
 from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import MetricChoice, every_metric
-from diffusion_core.metrics.figures.metric import COUNTS
+from diffusion_core.metrics.figures.frechet import Fid
+from diffusion_core.metrics.figures.metric import COUNTS, prefixed
 from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
 
@@ -137,18 +139,27 @@ class EvaluateSettings(Section):
 
     seed: Seed = 0
     half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
+    extractors: tuple[Annotated[ExtractorChoice, BY_KIND], ...] = Field((), description="beside the domain's own")
     metrics: tuple[Annotated[MetricChoice, BY_KIND], ...] = Field(default_factory=every_metric, min_length=1)
 
     @model_validator(mode="after")
     def _no_figure_is_measured_twice(self) -> Self:
         if double := sorted({name for name in self.names if self.names.count(name) > 1}):
-            raise ValueError(f"metrics gives {', '.join(double)} more than once: leave one of the two out")
+            raise ValueError(
+                f"metrics gives {', '.join(double)} more than once: leave one out, or give extractors other names"
+            )
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the metrics."""
-        return tuple(name for metric in self.metrics for name in metric.figures)
+        own = tuple(name for metric in self.metrics for name in metric.figures)
+        others = (
+            prefixed(each.name, name)
+            for each in self.extractors
+            for name in (*own, *(Fid.figures if each.is_published else ()))
+        )
+        return (*own, *others)
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
-"""A figure with its uncertainty: the interval of the grouped jackknife.
+"""A metric with its uncertainty: the interval of the grouped jackknife.
 
-The samples are cut into G groups, and the figure is computed again without each of them. With t_g these values,
+The samples are cut into G groups, and the metric is computed again without each of them. With t_g these values,
 
     se^2 = (G - 1)/G sum_g (t_g - mean t)^2                                             (Efron 1982, section 3.2)
 
-and the 95% interval is the figure +- the 97.5% quantile of Student's t with G - 1 degrees of freedom, times se. It is
-the uncertainty that comes from the choice of the samples: other seeds of the same model give figures within it, against
+and the 95% interval is the value +- the 97.5% quantile of Student's t with G - 1 degrees of freedom, times se. It is
+the uncertainty that comes from the choice of the samples: other seeds of the same model give values within it, against
 the same real images. Bootstrap samples, with their copies, would change distances to nearest neighbours.
 """
 
@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict
 
 GROUPS = 20
 LEVEL = 0.95
-# More than the accuracy of a figure, and less than machines differ by.
+# More than the accuracy of a metric, and less than machines differ by.
 DIGITS = 6
-# What is written beside the value of each figure.
+# What is written beside the value of each metric.
 SUFFIXES = ("", "_low", "_high", "_floor", "_ceiling")
 
 
 class Estimate(BaseModel):
-    """A figure of samples.
+    """A metric of samples.
 
     Attributes:
         value: of all measured samples.
@@ -69,7 +69,7 @@ class Estimate(BaseModel):
 
 
 def half_width(replicates: Sequence[float]) -> float:
-    """Return half of the 95% interval of a figure with these values without each of G >= 2 groups."""
+    """Return half of the 95% interval of a metric with these values without each of G >= 2 groups."""
     # Imported here, because every command reads the names of the metrics, and few compute one.
     from scipy.stats import t
 
@@ -80,7 +80,7 @@ def half_width(replicates: Sequence[float]) -> float:
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float]:
-    """Return the difference of two figures that were measured of the same seeds, and half of its 95% interval.
+    """Return the difference of two metrics that were measured of the same seeds, and half of its 95% interval.
 
     The same seed makes like images of two models, so their errors go together, and the difference of each pair of
     replicates has less variance than its parts.
@@ -91,7 +91,7 @@ def difference(one: Estimate, other: Estimate) -> tuple[float, float]:
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     """Return all values by name, as metrics/evaluate.json has them."""
-    return {name: value for figure, each in estimates.items() for name, value in each.named(figure).items()}
+    return {name: value for metric, each in estimates.items() for name, value in each.named(metric).items()}
 
 
 def _rounded(value: float) -> float:

@@ -7,6 +7,7 @@ class entropy use all training images, and validation images for their floors.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +16,9 @@ from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.estimate import GROUPS, Estimate
-from diffusion_core.metrics.features import Features, Images
-from diffusion_core.metrics.figures.metric import COUNTS, Metric, Pictures, Real
-from diffusion_core.metrics.reference import Reference
+from diffusion_core.metrics.features import Extractor, Features, Images, extract
+from diffusion_core.metrics.figures.metric import COUNTS, Metric, Pictures, Real, prefixed
+from diffusion_core.runtime.distributed import Ranks
 
 # Two images are left without each group of one.
 FEWEST_SAMPLES = 3
@@ -30,12 +31,10 @@ class Evaluated:
     Attributes:
         estimates: each metric by name.
         counts: `sample_count`, the number of samples, and `compared_count`, the number of measured samples.
-        features: of all samples, (N, features).
     """
 
     estimates: dict[str, Estimate]
     counts: dict[str, float]
-    features: Features
 
     @property
     def lines(self) -> list[str]:
@@ -46,77 +45,113 @@ class Evaluated:
         ]
 
 
-def evaluate_samples(
-    images: Images, reference: Reference, train: ImageDataset, validation: ImageDataset, settings: EvaluateSettings
-) -> Evaluated:
-    """Return the metrics of generated images, uint8 (N, H, W, C).
+@dataclass(frozen=True, eq=False)
+class View:
+    """The real images as an extractor sees them.
+
+    Attributes:
+        name: what the names of its metrics begin with; empty for the domain's own extractor.
+        extractor: the network.
+        train: features of the training images, in the dataset's order.
+        validation: features of the validation images, likewise.
+        more: metrics that are computed of all samples, beside those of the settings.
+    """
+
+    name: str
+    extractor: Extractor
+    train: Features
+    validation: Features
+    more: tuple[Metric, ...] = ()
+
+
+class Evaluator:
+    """Measures samples against real images.
 
     Args:
-        images: the samples.
-        reference: extractor, and features of the real images.
-        train: the training images, in the order of the reference's features.
-        validation: the validation images, likewise.
+        views: the real images as each extractor sees them, the domain's own first.
+        train: the training images.
+        validation: the validation images.
         settings: the section `evaluate` of params.yaml.
-
-    Raises:
-        UserError: there are fewer than three samples, or too few for a metric, or their features are not finite.
-        ArithmeticError: a metric is not finite.
     """
-    noise = noise_beside(images, train, settings)
-    features = reference.extract(np.concatenate((images, noise)))
-    return evaluate_features(features, images, noise, reference, train, validation, settings)
 
+    def __init__(
+        self, views: Sequence[View], train: ImageDataset, validation: ImageDataset, settings: EvaluateSettings
+    ) -> None:
+        self.views = views
+        self.train = train
+        self.validation = validation
+        self.settings = settings
 
-def noise_beside(images: Images, train: ImageDataset, settings: EvaluateSettings) -> Images:
-    """Return noise of the settings' seed, as many images as are measured, for the ceilings.
+    def evaluate(self, images: Images) -> Evaluated:
+        """Return the metrics of generated images, uint8 (N, H, W, C).
 
-    Raises:
-        UserError: there are fewer than three samples.
-    """
-    if len(images) < FEWEST_SAMPLES:
-        raise UserError(
-            f"there are {len(images)} samples and evaluation needs at least {FEWEST_SAMPLES}: raise sample.count"
-        )
-    count = min(len(images), len(train) // 2, settings.half_size)
-    return np.random.default_rng((settings.seed, 1)).integers(0, 256, (count, *images.shape[1:]), dtype=np.uint8)
+        Raises:
+            UserError: there are fewer than three samples, or too few for a metric, or their features are not finite.
+            ArithmeticError: a metric is not finite.
+        """
+        return self.measure(images, self.extract(images))
 
+    def extract(
+        self,
+        images: Images,
+        ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    ) -> list[Features]:
+        """Return the features of the images and then of noise for the ceilings, (N + n, features), of each view.
 
-def evaluate_features(
-    features: Features,
-    images: Images,
-    noise: Images,
-    reference: Reference,
-    train: ImageDataset,
-    validation: ImageDataset,
-    settings: EvaluateSettings,
-) -> Evaluated:
-    """Return the metrics of `evaluate_samples` from the features of images and noise, (N + n, features).
+        Noise is of the settings' seed, as many images as are measured. Of several processes, only the main one returns
+        all features.
 
-    Raises:
-        UserError: there are too few samples for a metric, or features are not finite.
-        ArithmeticError: a metric is not finite.
-    """
-    if not np.isfinite(features).all():
-        raise UserError(
-            "the features of the samples are not finite: make data/reference again with a lower reference.learning_rate"
-        )
-    random = np.random.default_rng(settings.seed)
-    real = Real.split(
-        Pictures(reference.train_features, train.images, train.labels),
-        Pictures(reference.validation_features, validation.images, validation.labels),
-        settings.half_size,
-        random,
-    )
-    chosen = random.permutation(len(images))[: len(noise)]
-    samples = Pictures(features[: len(images)], images.__getitem__).take(chosen)
-    ceiling = Pictures(features[len(images) :], noise.__getitem__)
-    estimates: dict[str, Estimate] = {}
-    for metric in settings.metrics:
-        estimates |= estimated(metric, samples, real, ceiling)
-    if broken := [name for name, each in estimates.items() if not _is_finite(each)]:
-        raise ArithmeticError(f"not finite: {', '.join(broken)}")
-    counts = dict(zip(COUNTS, (float(len(images)), float(len(noise))), strict=True))
-    return Evaluated(estimates, counts, features[: len(images)])
+        Raises:
+            UserError: there are fewer than three samples.
+        """
+        if len(images) < FEWEST_SAMPLES:
+            raise UserError(
+                f"there are {len(images)} samples and evaluation needs at least {FEWEST_SAMPLES}: raise sample.count"
+            )
+        both = np.concatenate((images, self._noise(images)))
+        return [extract(view.extractor, both, ranks=ranks) for view in self.views]
+
+    def measure(self, images: Images, features: Sequence[Features]) -> Evaluated:
+        """Return the metrics of images with what `extract` returns of them.
+
+        Raises:
+            UserError: there are too few samples for a metric, or features are not finite.
+            ArithmeticError: a metric is not finite.
+        """
+        noise = self._noise(images)
+        estimates: dict[str, Estimate] = {}
+        for view, found in zip(self.views, features, strict=True):
+            if not np.isfinite(found).all():
+                raise UserError(
+                    "the features of the samples are not finite: make data/reference again with a lower"
+                    " reference.learning_rate, or name another file in evaluate.extractors"
+                )
+            # The same halves and the same samples for each view.
+            random = np.random.default_rng(self.settings.seed)
+            real = Real.split(
+                Pictures(view.train, self.train.images, self.train.labels),
+                Pictures(view.validation, self.validation.images, self.validation.labels),
+                self.settings.half_size,
+                random,
+            )
+            samples = Pictures(found[: len(images)], images.__getitem__)
+            chosen = samples.take(random.permutation(len(images))[: len(noise)])
+            ceiling = Pictures(found[len(images) :], noise.__getitem__)
+            own: dict[str, Estimate] = {}
+            for metric in self.settings.metrics:
+                own |= estimated(metric, chosen, real, ceiling)
+            for whole in view.more:
+                own |= estimated(whole, samples, real, ceiling)
+            estimates |= {prefixed(view.name, name): each for name, each in own.items()}
+        if broken := [name for name, each in estimates.items() if not _is_finite(each)]:
+            raise ArithmeticError(f"not finite: {', '.join(broken)}")
+        counts = dict(zip(COUNTS, (float(len(images)), float(len(noise))), strict=True))
+        return Evaluated(estimates, counts)
+
+    def _noise(self, images: Images) -> Images:
+        count = min(len(images), len(self.train) // 2, self.settings.half_size)
+        random = np.random.default_rng((self.settings.seed, 1))
+        return random.integers(0, 256, (count, *images.shape[1:]), dtype=np.uint8)
 
 
 def estimated(metric: Metric, samples: Pictures, real: Real, noise: Pictures) -> dict[str, Estimate]:

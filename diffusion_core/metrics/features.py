@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.runtime.precision import exact_float32
 
 # (n, features), float32 as extracted; the metrics compute in float64.
 Features: TypeAlias = NDArray[np.floating]
@@ -22,7 +23,17 @@ Images: TypeAlias = NDArray[np.uint8]
 SMALLEST_IMAGE = 8
 
 
-class FeatureNetwork(nn.Module):
+class Extractor(nn.Module):
+    """A network that returns the features, (B, features), of images in [-1, 1], (B, C, H, W).
+
+    Attributes:
+        features: length of the feature vector.
+    """
+
+    features: int
+
+
+class FeatureNetwork(Extractor):
     """A convolutional network that halves images until the shorter side has about 4 pixels, then averages the pixels.
 
     The last layer normalises every feature to mean 0 and variance 1 over the training images, so that distances have
@@ -76,21 +87,21 @@ def to_tensor(images: Images, device: torch.device | None = None) -> Tensor:
 
 
 def extract(
-    network: FeatureNetwork,
+    network: Extractor,
     images: Images,
     batch_size: int = 256,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> Features:
     """Return the features of uint8 images, (n, H, W, C), as float32, (n, features).
 
-    The network runs in eval mode, so the features of an image do not depend on other images. Each of several processes
-    computes its share; the main rank returns all features, the others those of their share.
+    The network runs in eval mode and in full float32, so the features of an image do not depend on other images. Each
+    of several processes computes its share; the main rank returns all features, the others those of their share.
     """
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_float32():
             share = ranks.share(len(images))
             own = images[share.start : share.stop]
             batches = [network(to_tensor(own[span], device)).cpu() for span in spans(len(own), batch_size)]

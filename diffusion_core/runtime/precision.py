@@ -1,5 +1,7 @@
 """The precision of the network: float32, or bfloat16 on devices with hardware for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -56,3 +58,17 @@ def _bfloat16_hardware(device: torch.device) -> str | None:
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "AVX512-BF16"
     return None
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Disable TF32 in the block, so that CUDA multiplies in full float32."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for each, value in zip(settings, before, strict=True):
+            each.fp32_precision = value

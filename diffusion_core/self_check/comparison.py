@@ -1,8 +1,7 @@
 """Compares two computations of the same values, with the tolerances."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -107,17 +106,3 @@ def _distance(true: Tensor, value: Tensor) -> float:
 
 def _norm(value: Tensor) -> float:
     return float(value.double().norm())
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Disable TF32 in the block, so that CUDA multiplies in full float32."""
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [each.fp32_precision for each in settings]
-    for each in settings:
-        each.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for each, value in zip(settings, before, strict=True):
-            each.fp32_precision = value

@@ -10,7 +10,8 @@ from diffusion_core.networks.unet import Unet
 from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
 from diffusion_core.runtime.compilation import compile_for_sampling, compile_network
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.self_check.comparison import TOLERANCE, Verdict, compare, exact_float32
+from diffusion_core.runtime.precision import exact_float32
+from diffusion_core.self_check.comparison import TOLERANCE, Verdict, compare
 from diffusion_core.self_check.sampling import check_sampling
 from diffusion_core.self_check.training import check_training, step_values
 from diffusion_core.training.randomness import StepRandomness

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.device import to_device
+from diffusion_core.runtime.precision import exact_float32
 from diffusion_core.self_check import comparison
 from diffusion_core.self_check.comparison import Values, Verdict
 
@@ -26,7 +27,7 @@ def check_sampling(plain: GaussianDiffusion, fast: GaussianDiffusion, dtype: tor
     inputs = _inputs(plain, count)
     way = f"{str(dtype).removeprefix('torch.')}, compiled for sampling {count} at a time"
     try:
-        with comparison.exact_float32():
+        with exact_float32():
             reference = _output(plain.model, inputs, torch.float32, AT_A_TIME)
         eager = _output(plain.model, inputs, dtype, AT_A_TIME)
         verdicts = [comparison.judge_precision(f"{way}: precision", reference, eager)]

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from diffusion_core.errors import is_out_of_memory
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.runtime.precision import exact_float32
 from diffusion_core.runtime.recording import Recording
 from diffusion_core.self_check.comparison import (
     GRADIENT,
@@ -25,7 +26,6 @@ from diffusion_core.self_check.comparison import (
     Verdict,
     cannot_run,
     compare,
-    exact_float32,
     judge_precision,
 )
 from diffusion_core.training.randomness import StepRandomness

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
@@ -13,10 +12,11 @@ from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, evaluation_key
 from diffusion_core.lineage.samples import SamplesOrigin
-from diffusion_core.metrics.evaluation import evaluate_features, noise_beside
+from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.neighbours import nearest
 from diffusion_core.metrics.reference import Reference
+from diffusion_core.metrics.views import domain_view, other_views
 from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
 from diffusion_core.runtime.device import choose_device
@@ -47,16 +47,16 @@ def run(
     Raises:
         UserError: an input is missing or damaged, or samples, reference and dataset do not fit each other.
     """
-    reference, dataset, validation = open_real(choose_device(environment.device))
+    reference, evaluator = open_evaluator(evaluate, environment, ranks)
+    dataset = evaluator.train
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
     origin = SamplesOrigin.read(SAMPLES_ORIGIN, "sample")
-    noise = noise_beside(samples, dataset, evaluate)
-    features = reference.extract(np.concatenate((samples, noise)), ranks)
+    features = evaluator.extract(samples, ranks)
     if not ranks.is_main:
         return
-    evaluated = evaluate_features(features, samples, noise, reference, dataset, validation, evaluate)
+    evaluated = evaluator.measure(samples, features)
 
-    near = nearest(evaluated.features, reference.train_features, min(NEIGHBOURS, len(dataset)))
+    near = nearest(features[0][: len(samples)], reference.train_features, min(NEIGHBOURS, len(dataset)))
     suspects = np.argsort(near.distances[:, 0], kind="stable")[:SHOWN_NEAREST]
     originals = np.stack([dataset.images(row) for row in near.indices[suspects]])
     random = np.random.default_rng(evaluate.seed)
@@ -79,18 +79,25 @@ def run(
         print(f"evaluate: {line}")
 
 
-def open_real(device: torch.device) -> tuple[Reference, ImageDataset, ImageDataset]:
-    """Open data/reference, and the training and the validation images that it was made of.
+def open_evaluator(
+    evaluate: EvaluateSettings,
+    environment: Environment,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+) -> tuple[Reference, Evaluator]:
+    """Open data/reference, the real images that it was made of, and the extractors of the settings.
 
     Raises:
         UserError: one is missing or damaged, or they do not fit each other.
+        Unavailable: the server of an extractor's file does not answer.
     """
+    device = choose_device(environment.device)
     needs(PREPARED, "prepare")
     reference = Reference.load(needs(REFERENCE, "reference"), device)
     train, validation = (ImageDataset.open(PREPARED, split) for split in ("train", "validation"))
     if reference.dataset_digest != train.info.digest:
         raise UserError(f"{REFERENCE} was made of another dataset than {PREPARED}: run `dvc repro reference`")
-    return reference, train, validation
+    others = other_views(evaluate.extractors, train, validation, environment, device, ranks)
+    return reference, Evaluator([domain_view(reference), *others], train, validation, evaluate)
 
 
 def _read_samples(image_shape: tuple[int, int, int]) -> Images:

@@ -10,7 +10,6 @@ from diffusion_core.lineage.evaluation import Evaluation, evaluation_key
 from diffusion_core.lineage.promotion import Decision, Grounds
 from diffusion_core.lineage.samples import sampling_key
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
-from diffusion_core.metrics.evaluation import evaluate_samples
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.registry.champions import rejection, settle
@@ -19,7 +18,7 @@ from diffusion_core.registry.publication import log_decision
 from diffusion_core.registry.versions import downloaded, find_champion, find_version, recorded_evaluation
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.stages.check import check_comparable
-from diffusion_core.stages.evaluate import open_real
+from diffusion_core.stages.evaluate import open_evaluator
 from diffusion_core.stages.paths import MODELS, PROMOTION, REFERENCE, needs
 from diffusion_core.stages.sample import sample_model
 
@@ -36,7 +35,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
     """
     for file in (WEIGHTS, DESCRIPTION):
         needs(MODELS / file, "train")
-    reference, train, validation = open_real(choose_device(environment.device))
+    reference, evaluator = open_evaluator(evaluate, environment)
     key = evaluation_key(reference.digest, sampling_key(sample), evaluate)
 
     client = connect(environment)
@@ -57,7 +56,7 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
             if champion is not None and is_compared and (earlier is None or earlier.key != key):
                 with downloaded(champion) as folder:
                     images = _sampled(champion.version, folder, reference, sample, environment)
-                found = evaluate_samples(images, reference, train, validation, evaluate)
+                found = evaluator.evaluate(images)
                 earlier = Evaluation(key=key, counts=found.counts, estimates=found.estimates)
             decision = Decision.on(
                 Grounds(

@@ -71,9 +71,7 @@ def test_a_champion_whose_files_changed_is_refused(champion):
     client, environment, folder = champion
     load_version(client, environment.registered_model)
     flip(folder / "model.json", 20)
-    with pytest.raises(
-        UserError, match="files of version 1 of diffusion are missing, or not those that"
-    ):
+    with pytest.raises(UserError, match="files of version 1 of diffusion are missing, or not those that"):
         load_version(client, environment.registered_model)
     version = client.get_model_version_by_alias(environment.registered_model, "champion")
     with pytest.raises(UserError, match="not those that were registered"), downloaded(version):
@@ -87,9 +85,7 @@ def test_a_champion_without_its_files_is_refused(champion, name):
         shutil.rmtree(folder)
     else:
         (folder / name).unlink()
-    with pytest.raises(
-        UserError, match="files of version 1 of diffusion are missing, or not those that"
-    ):
+    with pytest.raises(UserError, match="files of version 1 of diffusion are missing, or not those that"):
         load_version(client, environment.registered_model)
 
 

@@ -7,9 +7,10 @@ import pytest
 from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.estimate import flat
-from diffusion_core.metrics.evaluation import evaluate_features, evaluate_samples
+from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.metrics.figures import every_metric
 from diffusion_core.metrics.figures.metric import Metric
+from diffusion_core.metrics.views import domain_view
 
 NAMES = [name for metric in every_metric() for name in metric.figures]
 
@@ -17,7 +18,7 @@ NAMES = [name for metric in every_metric() for name in metric.figures]
 @pytest.fixture
 def evaluate(reference, train, validation):
     def evaluate(images, settings=None):
-        return evaluate_samples(images, reference, train, validation, settings or EvaluateSettings())
+        return Evaluator([domain_view(reference)], train, validation, settings or EvaluateSettings()).evaluate(images)
 
     return evaluate
 
@@ -99,16 +100,16 @@ def test_fewer_than_three_samples_are_refused(evaluate, count):
 def test_features_that_are_not_finite_are_refused(reference, train, validation, value):
     features = reference.train_features[:100].copy()
     features[7, 3] = value
-    images, noise = train.images(slice(0, 50)), train.images(slice(50, 100))
+    evaluator = Evaluator([domain_view(reference)], train, validation, EvaluateSettings())
     with pytest.raises(UserError, match="not finite"):
-        evaluate_features(features, images, noise, reference, train, validation, EvaluateSettings())
+        evaluator.measure(train.images(slice(0, 50)), [features])
 
 
 def test_a_figure_that_is_not_finite_is_an_error(reference, train, validation):
     settings = EvaluateSettings.model_validate({"metrics": [{"kind": "kernel"}]})
-    images, noise = train.images(slice(0, 50)), train.images(slice(50, 100))
+    evaluator = Evaluator([domain_view(reference)], train, validation, settings)
     with pytest.raises(ArithmeticError, match="kernel"), np.errstate(over="ignore", invalid="ignore"):
-        evaluate_features(np.full((100, 64), 1e120), images, noise, reference, train, validation, settings)
+        evaluator.measure(train.images(slice(0, 50)), [np.full((100, 64), 1e120)])
 
 
 def test_constant_samples_are_measured_and_far_away(evaluate):

@@ -44,8 +44,8 @@ def test_one_odd_real_image_widens_precision_and_not_density():
     real, samples = random.normal(size=(400, 8)), random.normal(size=(400, 8)) + 2.0
     odd = np.concatenate((real, np.full((1, 8), 8.0)))
     before, after = (PrecisionRecall().compute(pictures(samples), against(each)) for each in (real, odd))
-    assert after["precision"] > before["precision"] + 0.3
-    assert after["density"] < before["density"] + 0.3
+    assert after["precision"] > before["precision"] + 0.7
+    assert after["density"] < before["density"] + 0.4
 
 
 def test_some_of_the_samples_are_as_if_there_were_no_others():

@@ -20,9 +20,10 @@ from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, evaluat
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.samples import SamplesOrigin, sampling_key
 from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
-from diffusion_core.metrics.evaluation import evaluate_samples
+from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
+from diffusion_core.metrics.views import domain_view
 from diffusion_core.pictures import grid, save
 from diffusion_core.registry.connection import connect, experiment_id
 from diffusion_core.registry.sending import RUN_KEY
@@ -117,7 +118,7 @@ def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
     save(grid(images, columns=6), project / "samples/grid.png")
     shutil.copy(project / "samples/grid.png", project / "plots/nearest.png")
     real = [ImageDataset.open(project / "data/prepared", split) for split in ("train", "validation")]
-    found = evaluate_samples(images, reference, *real, evaluate)
+    found = Evaluator([domain_view(reference)], *real, evaluate).evaluate(images)
     digest, sampling = model_digest(project / "models"), sampling_key(sample)
     SamplesOrigin(model_digest=digest, sampling_key=sampling).write(project / "samples/origin.json")
     key = evaluation_key(reference.digest, sampling, evaluate)

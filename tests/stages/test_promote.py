@@ -6,6 +6,7 @@ import pytest
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
@@ -130,7 +131,7 @@ def test_figures_of_the_same_key_are_taken_as_they_were_recorded(environment, tm
     def measure(*_):
         raise AssertionError("the champion was measured again")
 
-    monkeypatch.setattr(promote, "evaluate_samples", measure)
+    monkeypatch.setattr(Evaluator, "evaluate", measure)
     publish_and_promote(environment, NOT_WORSE)
 
 

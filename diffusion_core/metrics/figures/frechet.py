@@ -49,6 +49,26 @@ class Frechet(Metric):
         return {"frechet_ratio": frechet.in_units_of(frechet.floor)}
 
 
+@dataclass(frozen=True)
+class Fid(Metric):
+    """The Fréchet distance of all samples to all training images, as it is published.
+
+    With the features of Inception-v3, and images resized as clean-fid does, it is FID. Its value depends on the number
+    of samples, which is 50,000 in most papers. Its floor is that of half of the validation images, however few.
+    """
+
+    figures: ClassVar[tuple[str, ...]] = ("fid",)
+
+    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
+        """Return `fid`, at least 0, as a function of the samples."""
+        distance = frechet_distance_to(*moments(real.train.features))
+        return lambda kept: {"fid": distance(*moments(samples.features[kept]))}
+
+    def stand_ins(self, real: Real) -> Pictures:
+        """Return one half of the validation images."""
+        return real.validation_halves[0]
+
+
 def moments(features: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean, (d,), and the unbiased covariance, (d, d), of features, (n, d), n >= 2."""
     exact = features.astype(np.float64)

@@ -1,10 +1,10 @@
 """Measures whether the model copies its training images, by features and by pixels.
 
-Validation images say how near an image comes to a training image by chance. A sample is a copy if it is nearer: by its
-features, or by the structural similarity (SSIM, Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861) of its
-pixels. Each of the two limits is a quantile of the validation images', so that about a share q of the samples of a
-model that does not copy is a copy; of a model that copies, nearly all. Meehan, Chaudhuri & Dasgupta 2020
-(https://arxiv.org/abs/2004.05675) compare samples and held-out images in this way.
+Validation images say how near an image comes to a training image by chance. A sample is a copy if it is nearer by its
+features, or by the structural similarity of its pixels (SSIM, Wang et al. 2004,
+https://doi.org/10.1109/TIP.2003.819861). Each of the two limits is a quantile of those of validation images. So about a
+share q of the samples of a model that does not copy is a copy; of a model that copies, nearly all. Meehan, Chaudhuri &
+Dasgupta 2020 (https://arxiv.org/abs/2004.05675) compare samples and held-out images in this way.
 """
 
 from collections.abc import Callable

@@ -110,6 +110,11 @@ class Metric(Choice, ABC):
         return real.train_halves[1]
 
 
+def prefixed(extractor: str, metric: str) -> str:
+    """Return the name of a metric with the features of an extractor; the domain's own has no name."""
+    return f"{extractor}_{metric}" if extractor else metric
+
+
 def _halves(pictures: Pictures, half_size: int, random: np.random.Generator) -> tuple[Pictures, Pictures]:
     size = min(len(pictures) // 2, half_size)
     order = random.permutation(len(pictures))

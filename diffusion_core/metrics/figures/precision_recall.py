@@ -1,10 +1,13 @@
 """Precision, recall, density and coverage: how real the samples are, and how much of the real images they cover.
 
 The manifold of a set is the union of balls about its points, with radii to each point's k-th nearest neighbour.
-Improved precision and recall are of Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), equations 1 and 2:
-precision is the share of samples inside the manifold of real images, recall the share of real images inside that of
-samples. Density and coverage are of Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), equations 3 and 4: density is
-the number of real balls about a sample as a multiple of k, coverage the share of real balls with a sample inside. Both
+
+Improved precision and recall are of Kynkäänniemi et al. 2019 (https://arxiv.org/abs/1904.06991), equations 1 and 2.
+Precision is the share of samples inside the manifold of real images, recall the share of real images inside that of
+samples.
+
+Density and coverage are of Naeem et al. 2020 (https://arxiv.org/abs/2002.09797), equations 3 and 4. Density is the
+number of real balls about a sample as a multiple of k; coverage is the share of real balls with a sample inside. Both
 use balls of real images alone, so that single odd samples count less.
 """
 
@@ -39,7 +42,7 @@ class PrecisionRecall(Metric):
             raise ValueError(f"neighbours is {self.neighbours}; it must be at least 1")
 
     def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return the four figures as a function of the samples.
+        """Return the four values as a function of the samples.
 
         Raises:
             UserError: there are at most k samples or real images.
@@ -51,7 +54,7 @@ class PrecisionRecall(Metric):
         inside = across <= np.partition(pairwise(half, half), k, axis=1)[:, k]
         balls = inside.sum(axis=1)
 
-        def figures(kept: Kept) -> dict[str, float]:
+        def values(kept: Kept) -> dict[str, float]:
             self._check(int(kept.sum()), len(half))
             radii = np.partition(among[kept][:, kept], k, axis=1)[:, k]
             return {
@@ -61,7 +64,7 @@ class PrecisionRecall(Metric):
                 "coverage": float(inside[kept].any(axis=0).mean()),
             }
 
-        return figures
+        return values
 
     def _check(self, samples: int, real: int) -> None:
         if min(samples, real) <= self.neighbours:
