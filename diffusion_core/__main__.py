@@ -39,6 +39,7 @@ STAGES = {
     "evaluate": "Measure the samples: metrics/evaluate.json and plots/.",
     "publish": "Register the model as a version in MLflow.",
     "promote": "Make the published version the champion if it passes the gate.",
+    "report": "Write the page of the run: plots/report.html.",
     "check": "Check before a training that its model can be compared with the champion.",
 }
 

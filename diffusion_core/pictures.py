@@ -32,6 +32,16 @@ def grid(images: NDArray[np.uint8], columns: int) -> Image.Image:
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
 
 
+def tiles(sheet: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
+    """Return the tiles of a `grid` of images of this size as RGB, uint8 (rows, columns, H, W, 3), enlarged as there."""
+    factor = max(1, TILE // max(height, width))
+    down, across = height * factor + GAP, width * factor + GAP
+    pixels = np.asarray(sheet.convert("RGB"))[GAP:, GAP:]
+    rows, columns = pixels.shape[0] // down, pixels.shape[1] // across
+    cells = pixels[: rows * down, : columns * across].reshape(rows, down, columns, across, 3)
+    return cells.swapaxes(1, 2)[:, :, :-GAP, :-GAP]
+
+
 def save(image: Image.Image, file: Path) -> None:
     """Write a PNG atomically; after an error `file` is unchanged and no other file remains."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, METRICS, PROMOTION, PUBLICATION, SAMPLES
+from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, METRICS, PROMOTION, PUBLICATION, REPORT, SAMPLES
 
 # What stands beside each metric: its 95% interval, and its value for real images and for noise.
 BESIDE = ("low", "high", "floor", "ceiling")
@@ -68,3 +68,12 @@ def show_decision() -> None:
         key="promotion",
         description="The gate in front of the alias champion.",
     )
+
+
+def show_report() -> None:
+    """Link to the run in MLflow, which has the report among its artifacts."""
+    published = json.loads(PUBLICATION.read_text(encoding="utf-8"))
+    about = (
+        f"The page of the run: {REPORT} in the checkout, and {REPORT.name} among the artifacts of this run in MLflow."
+    )
+    create_link_artifact(published["page"], link_text=REPORT.name, key="report", description=about)

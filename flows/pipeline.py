@@ -15,10 +15,11 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
 
+from diffusion_core.stages.paths import REPORT
 from diffusion_core.supervision.child import leave
 from diffusion_core.supervision.tied import tie
 from flows import tasks
-from flows.artifacts import show_data, show_decision, show_metrics, show_run, show_samples
+from flows.artifacts import show_data, show_decision, show_metrics, show_report, show_run, show_samples
 from flows.automations import notify_failure
 from flows.checkout import LockPolicy, Override, only_run, params_kept
 from flows.failure import StageFailed
@@ -67,6 +68,8 @@ def pipeline(
         if promote:
             tasks.promote()
             show_decision()
+        tasks.report()
+        show_report()
 
 
 def main() -> None:
@@ -84,7 +87,7 @@ def main() -> None:
             if page is None:
                 _start_server()
             pipeline()
-        print("see samples/grid.png, metrics/evaluate.json and plots/; the pages open while `make serve` runs")
+        print(f"see {REPORT}, samples/grid.png and metrics/evaluate.json; the other pages open while `make serve` runs")
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -28,7 +28,7 @@ def test_the_sections_a_stage_takes_are_the_params_it_lists(stage):
 
 
 def test_every_stage_is_a_command_and_every_section_belongs_to_one():
-    assert [*STAGES, "publish", "promote", "check"] == list(COMMANDS)
+    assert [*STAGES, "publish", "promote", "report", "check"] == list(COMMANDS)
     assert set(Settings.model_fields) == set(STAGES) | {"promote"}
     for stage, content in STAGES.items():
         assert content["cmd"] == f"${{run}} {stage}"

@@ -20,6 +20,7 @@ METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
 DATA_PAGE = PLOTS / "data.html"
+REPORT = PLOTS / "report.html"
 
 # Held by the process that trains in this checkout.
 TRAINING_LOCK = Path(".cache/training.lock")

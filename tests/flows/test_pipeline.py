@@ -42,10 +42,10 @@ def dvc_status(project):
 def test_the_chain_is_the_graph_of_dvc_yaml_and_then_the_registry(finished_project):
     folder, flow_run_id, stages = finished_project
     order = [stage for stage, _ in stages]
-    assert order[-2:] == ["publish", "promote"]
+    assert order[-3:] == ["publish", "promote", "report"]
     # Before the longest stage.
     assert order[order.index("train") - 1] == "check"
-    computed = [stage for stage in order[:-2] if stage != "check"]
+    computed = [stage for stage in order[:-3] if stage != "check"]
     assert sorted(computed) == sorted(graph())
     made = set()
     for stage in computed:
@@ -59,7 +59,7 @@ def test_the_chain_is_the_graph_of_dvc_yaml_and_then_the_registry(finished_proje
     # What is made is pushed before anything that could fail without it.
     assert names[0] == "pull"
     assert names[names.index("train") + 1] == "push"
-    assert names[names.index("evaluate") + 1 :] == ["push", "keep-lock", "publish", "promote"]
+    assert names[names.index("evaluate") + 1 :] == ["push", "keep-lock", "publish", "promote", "report"]
 
 
 def test_every_stage_knows_the_flow_run(finished_project):
@@ -69,7 +69,7 @@ def test_every_stage_knows_the_flow_run(finished_project):
 
 def test_the_pages_show_figures_samples_run_and_decision(finished_project):
     shown = artifacts(finished_project[1])
-    assert set(shown) == {"data", "metrics", "samples", "mlflow-run", "promotion"}
+    assert set(shown) == {"data", "metrics", "samples", "mlflow-run", "promotion", "report"}
     row = '{"metric": "frechet", "value": 2.5, "low": 2.4, "high": 2.6, "floor": 1.0, "ceiling": ""}'
     assert row in shown["metrics"]["data"]
     assert '{"number": "frechet", "value": 2.5}' in shown["data"]["data"]
@@ -82,19 +82,19 @@ def test_the_pages_show_figures_samples_run_and_decision(finished_project):
 
 def test_a_second_run_looks_for_new_data_and_does_nothing_else(project_after_a_run):
     pipeline()
-    assert [stage for stage, _ in ran(project_after_a_run)] == ["ingest", "check", "publish", "promote"]
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["ingest", "check", "publish", "promote", "report"]
 
 
 def test_a_run_without_refresh_takes_the_data_that_are_there(project_after_a_run):
     (project_after_a_run / "source.txt").write_text("other images")
     pipeline(refresh_data=False)
-    assert [stage for stage, _ in ran(project_after_a_run)] == ["check", "publish", "promote"]
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["check", "publish", "promote", "report"]
 
 
 def test_new_data_run_everything_again(project_after_a_run):
     (project_after_a_run / "source.txt").write_text("other images")
     pipeline()
-    assert len(ran(project_after_a_run)) == len(graph()) + 3
+    assert len(ran(project_after_a_run)) == len(graph()) + 4
 
 
 def test_a_mistake_ends_the_run_with_its_sentence_and_later_stages_do_not_run(project):
@@ -136,7 +136,7 @@ def test_a_stage_that_hangs_is_ended_with_all_that_it_has_started(project_after_
 
 def test_what_waits_for_the_network_may_hang_and_what_computes_is_bounded_by_its_budget():
     limited = {name for name in vars(tasks) if getattr(getattr(tasks, name), "timeout_seconds", None)}
-    assert limited == {"pull", "ingest", "push", "check", "publish", "promote", "verify"}
+    assert limited == {"pull", "ingest", "push", "check", "publish", "promote", "report", "verify"}
 
 
 def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatch):
@@ -152,7 +152,7 @@ def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatc
     # They are of that run alone: the next one has nothing to do but to bring back what was.
     assert (project / "params.yaml").read_text() == "train: {seed: 0}\n"
     pipeline(refresh_data=False)
-    assert [stage for stage, _ in ran(project)] == ["check", "publish", "promote"]
+    assert [stage for stage, _ in ran(project)] == ["check", "publish", "promote", "report"]
 
 
 def test_a_run_with_overrides_that_fails_leaves_the_parameters_as_they_were(project):
@@ -182,9 +182,9 @@ def test_an_override_of_a_key_that_is_none_is_told_before_anything_runs(project,
     assert ran(project) == []
 
 
-def test_a_run_that_is_not_to_promote_publishes_and_no_more(project_after_a_run):
+def test_a_run_that_is_not_to_promote_publishes_and_reports_and_no_more(project_after_a_run):
     pipeline(refresh_data=False, promote=False)
-    assert [stage for stage, _ in ran(project_after_a_run)] == ["publish"]
+    assert [stage for stage, _ in ran(project_after_a_run)] == ["publish", "report"]
 
 
 def events(name, flow_run_id, seconds=30.0):

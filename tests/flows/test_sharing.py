@@ -42,7 +42,7 @@ def test_what_one_checkout_has_made_another_does_not_make_again(project, remote,
     other = clone(project, "other", monkeypatch)
     assert not (other / "dvc.lock").exists()
     pipeline()
-    assert [stage for stage, _ in ran(other)] == ["ingest", "check", "publish", "promote"]
+    assert [stage for stage, _ in ran(other)] == ["ingest", "check", "publish", "promote", "report"]
     assert (other / "models/model.safetensors").read_bytes() == (one / "models/model.safetensors").read_bytes()
     assert yaml.safe_load((other / "dvc.lock").read_text()) == yaml.safe_load((one / "dvc.lock").read_text())
 

@@ -259,7 +259,7 @@ def test_a_run_whose_database_goes_in_the_middle_ends_with_a_sentence_and_the_ne
     again = python(project, "flows.pipeline", env=quick(other_place) | {"DIFFUSION_DVC_REMOTE": ""})
     assert again.returncode == 0, again.stderr
     stages = [stage for stage, _ in ran(project)]
-    assert stages[-1] == "promote"
+    assert stages[-1] == "report"
     assert "prepare" not in stages
 
 

@@ -1,0 +1,1 @@
+"""The page of a run: its samples, metrics, curves, origin and the gate's decision."""

@@ -1,0 +1,200 @@
+"""The page of a run shows what the run made, needs nothing else, and is stored with the run."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.params import load_settings
+from diffusion_core.errors import UserError
+from diffusion_core.lineage.evaluation import FiguresOrigin
+from diffusion_core.pictures import grid, tiles
+from diffusion_core.registry.champions import CHAMPION_BEFORE
+from diffusion_core.report.curves import training_curves
+from diffusion_core.report.page import metric_rows
+from diffusion_core.stages import evaluate, promote, publish, reference, report, sample, train
+from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, PUBLICATION, REPORT
+from tests.data.test_report import CHROMIUM, Parsed
+from tests.stages.conftest import digits
+
+__all__ = ["digits"]
+
+ON_CPU = Environment(device="cpu", precision="float32")
+
+
+def run_all(settings):
+    train.run(settings.train, ON_CPU)
+    sample.run(settings.sample, ON_CPU)
+    evaluate.run(settings.evaluate, ON_CPU)
+    publish.run(ON_CPU)
+    promote.run(settings.promote, settings.sample, settings.evaluate, ON_CPU)
+    report.run(ON_CPU)
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """A project after two runs, the second with another learning rate."""
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(digits, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        settings = load_settings()
+        few = settings.sample.model_copy(update={"count": 40})
+        settings = settings.model_copy(update={"sample": few})
+        reference.run(settings.reference.model_copy(update={"images": 2000}), ON_CPU)
+        gate = settings.promote.model_copy(update={"limits": {}})
+        settings = settings.model_copy(update={"promote": gate})
+        run_all(settings)
+        other = settings.train.model_copy(update={"learning_rate": 0.002})
+        run_all(settings.model_copy(update={"train": other}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _project(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def page():
+    return Parsed(REPORT.read_text(encoding="utf-8"))
+
+
+def text(parsed):
+    return " ".join(" ".join(parsed.text).split())
+
+
+def test_it_shows_samples_metrics_curves_and_the_decision():
+    parsed = page()
+    words = text(parsed)
+    assert json.loads(PROMOTION.read_text())["sentence"] in words
+    assert "diffusion, version 2" in words
+    evaluation = FiguresOrigin.read(METRICS_ORIGIN, "evaluate").evaluation
+    for name in evaluation.estimates:
+        assert name.replace("_", " ") in words
+    # 40 samples of 10 classes, and five other pictures.
+    assert len(parsed.all("img")) == 40 + 5
+    assert len(parsed.all("svg")) == 3
+    assert all(each["alt"] for each in parsed.all("img"))
+    assert "Of 40 samples, 40 were compared" in words
+
+
+def test_it_says_what_differs_from_the_champion():
+    words = text(page())
+    assert "What differs from the champion" in words
+    assert "train.learning_rate 0.001 0.002" in words
+    assert "train.batch_size" not in words
+
+
+def test_it_needs_nothing_else():
+    content = REPORT.read_text(encoding="utf-8")
+    assert "default-src 'none'" in content
+    assert "<script" not in content
+    assert all(each["src"].startswith("data:image/") for each in page().all("img"))
+    assert len(content) < 2_000_000
+
+
+def test_the_run_in_mlflow_has_it():
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    version = client.get_model_version("diffusion", "2")
+    assert version.tags[CHAMPION_BEFORE] == "1"
+    assert REPORT.name in [file.path for file in client.list_artifacts(version.run_id)]
+
+
+def test_a_decision_on_other_metrics_is_not_shown():
+    decision = json.loads(PROMOTION.read_text())
+    decision["grounds"]["version"] = 1
+    PROMOTION.write_text(json.dumps(decision))
+    report.run(ON_CPU)
+    assert "The gate has not decided on this model yet" in text(page())
+    PROMOTION.unlink()
+    report.run(ON_CPU)
+    assert "The gate has not decided on this model yet" in text(page())
+
+
+def test_a_model_that_is_not_published_is_told():
+    PUBLICATION.unlink()
+    before = REPORT.read_bytes()
+    with pytest.raises(UserError, match="the model is not published: run `python -m diffusion_core publish`"):
+        report.run(ON_CPU)
+    assert REPORT.read_bytes() == before
+
+
+@pytest.mark.parametrize("file", ["samples/samples.npy", "plots/nearest.png", "plots/loss.csv", "metrics/origin.json"])
+def test_a_missing_input_is_told_with_its_stage(file):
+    Path(file).unlink()
+    with pytest.raises(UserError, match=rf"{file} is missing: .*`dvc repro"):
+        report.run(ON_CPU)
+
+
+def test_rows_have_the_interval_of_the_pairs():
+    evaluation = FiguresOrigin.read(METRICS_ORIGIN, "evaluate").evaluation
+    (row, *_) = metric_rows(evaluation, evaluation)
+    assert row.champion == row.value.split()[0]
+    assert row.change == "+0 ± 0"
+    assert metric_rows(evaluation, None)[0].champion == ""
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (16, 24, 3), (96, 64, 4)])
+def test_tiles_undo_a_grid(height, width, channels):
+    images = np.random.default_rng(0).integers(0, 256, (6, height, width, channels), dtype=np.uint8)
+    images[..., 3:] = 255
+    found = tiles(grid(images, columns=3), height, width)
+    assert found.shape[:2] == (2, 3)
+    factor = found.shape[2] // height
+    small = found[:, :, ::factor, ::factor].reshape(6, height, width, 3)
+    np.testing.assert_array_equal(small, np.broadcast_to(images[..., :3], small.shape))
+
+
+def test_the_denoising_moves():
+    import base64
+    import io
+
+    (moving,) = [each for each in page().all("img") if each["alt"] == "The same samples, animated"]
+    with Image.open(io.BytesIO(base64.b64decode(moving["src"].partition(",")[2]))) as image:
+        assert image.n_frames == 5
+        assert image.width > 4 * image.height
+
+
+def test_a_curve_ends_at_the_last_row(tmp_path):
+    file = tmp_path / "loss.csv"
+    file.write_text("images,loss,grad_norm,learning_rate\n100,4.0,,0.1\n200,2.0,,0.1\n400,1.0,,0.1\n")
+    loss, rate = training_curves(file)
+    assert loss.path.startswith("M 80.0 4.0 L 160.0 ")
+    assert loss.path.endswith(" L 320.0 116.0")
+    assert (loss.low, loss.high, loss.images) == ("1", "4", "400")
+    assert rate.name == "Learning rate"
+    assert loss.text == "Loss: from 4 to 1 after 400 images"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_on_a_phone_and_a_desk_without_scrolling_sideways(width, tmp_path):
+    # The page has no script, so a frame around it measures it.
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        f'<iframe src="{REPORT}" style="width:{width}px;height:800px;border:0"></iframe><script>onload=()=>{{'
+        "const page=document.querySelector('iframe').contentDocument.documentElement;"
+        "document.title=page.scrollWidth+' '+[...page.querySelectorAll('img')].filter(i=>!i.naturalWidth).length}"
+        "</script>"
+    )
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"),
+            *("--virtual-time-budget=5000", "--dump-dom", probe.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
+    scroll, broken = map(int, title.split())
+    assert scroll <= width
+    assert broken == 0
