@@ -36,22 +36,23 @@ from diffusion_core.metrics.views import domain_view, other_views
 from diffusion_core.stages import ingest, prepare
 
 RESULTS = Path("benchmarks/corruptions.json")
-DRAWS = 3
 HELD_OUT = 0.3
 # Levels of a corruption, from none to strong.
 LEVELS = (0.0, 1 / 3, 2 / 3, 1.0)
 # Images of the widest corruption come from two of ten classes.
 SHARE = 0.18
 
-Labels = NDArray[np.int64]
 Random = np.random.Generator
+# By corruption and metric: value and half of the interval at each level.
+Found = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 def blurred(images: Images, level: float, _: Random) -> Images:
     """Blur by a Gaussian, at most an eighth of the height wide."""
     if level == 0.0:
         return images
-    sigma = level * images.shape[1] / 8
+    # A third of it would be less than a pixel of a digit.
+    sigma = level**0.5 * images.shape[1] / 8
     soft = [gaussian(each, sigma, channel_axis=-1, preserve_range=True) for each in images]  # type: ignore[no-untyped-call]
     rounded: Images = np.rint(np.stack(soft)).astype(np.uint8)
     return rounded
@@ -95,8 +96,8 @@ def samples(kind: str, level: float, train: ImageDataset, held_out: ImageDataset
         classes = classes[: len(classes) - round(level * 0.8 * len(classes))]
     rows = random.permutation(np.flatnonzero(np.isin(labels, classes)))[:count]
     if kind == "imbalance":
-        alike = random.permutation(np.flatnonzero(labels == classes[0]))
-        rows[: min(round(level * count), len(alike))] = alike[: round(level * count)]
+        alike = random.permutation(np.flatnonzero(labels == classes[0]))[: round(level * count / 2)]
+        rows[: len(alike)] = alike
     images = held_out.images(rows)
     if kind == "copies":
         copies = train.images(random.permutation(len(train))[: round(level * len(images))])
@@ -109,31 +110,32 @@ def _clipped(values: NDArray[np.floating[Any]] | NDArray[np.integer[Any]]) -> Im
     return clipped
 
 
-def measure(evaluator: Evaluator, draws: int = DRAWS) -> dict[str, dict[str, list[float]]]:
-    """Return the means of each metric at each level, by corruption and metric."""
-    found: dict[str, dict[str, list[float]]] = {}
+def measure(evaluator: Evaluator) -> Found:
+    """Return each metric at each level with half of its 95% interval, by corruption and metric."""
+    found: Found = {}
     for kind in tqdm([*CORRUPTIONS, *SELECTIONS], desc="corruptions"):
         for level in LEVELS:
-            values = [
-                evaluator.evaluate(
-                    samples(kind, level, evaluator.train, evaluator.validation, np.random.default_rng(draw))
-                ).estimates
-                for draw in range(draws)
-            ]
-            for name in values[0]:
-                mean = float(np.mean([each[name].value for each in values]))
-                found.setdefault(kind, {}).setdefault(name, []).append(mean)
+            images = samples(kind, level, evaluator.train, evaluator.validation, np.random.default_rng(0))
+            for name, each in evaluator.evaluate(images).estimates.items():
+                found.setdefault(kind, {}).setdefault(name, []).append((each.value, each.half_width))
     return found
 
 
-def wrong(found: Mapping[str, Mapping[str, list[float]]], prefix: str = "") -> list[str]:
-    """Return a clause for each metric that does not move the right way at every level."""
-    return [
-        f"{prefix}{name} with {kind}: {', '.join(f'{value:.4g}' for value in found[kind][prefix + name])}"
-        for kind, signs in SIGNS.items()
-        for name, sign in signs.items()
-        if not (np.diff(found[kind][prefix + name]) * sign > 0).all()
-    ]
+def wrong(found: Found, prefix: str = "") -> list[str]:
+    """Return a clause for each metric that moves the wrong way by more than chance, or not at all.
+
+    No step may go the wrong way by more than the intervals of its ends, and the last level must be worse than none by
+    more than they are.
+    """
+    clauses = []
+    for kind, signs in SIGNS.items():
+        for name, sign in signs.items():
+            values, widths = np.array(found[kind][prefix + name]).T
+            chance = np.hypot(widths[1:], widths[:-1])
+            is_worse = sign * (values[-1] - values[0]) > np.hypot(widths[0], widths[-1])
+            if not is_worse or (sign * np.diff(values) < -chance).any():
+                clauses.append(f"{prefix}{name} with {kind}: {', '.join(f'{value:.4g}' for value in values)}")
+    return clauses
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Work:
         return ImageDataset.open(folder, "train"), ImageDataset.open(folder, "validation")
 
 
-def run(train: ImageDataset, held_out: ImageDataset, images: int) -> dict[str, dict[str, list[float]]]:
+def run(train: ImageDataset, held_out: ImageDataset, images: int) -> Found:
     """Measure all corruptions with the domain's features and with ImageNet's."""
     device = torch.device("cpu")
     reference = fit_reference(train, held_out, ReferenceSettings(images=images), device)
@@ -178,7 +180,7 @@ def run(train: ImageDataset, held_out: ImageDataset, images: int) -> dict[str, d
     return measure(Evaluator([domain_view(reference), *others], train, held_out, settings))
 
 
-def plot(found: Mapping[str, Mapping[str, list[float]]], title: str) -> Figure:
+def plot(found: Found, title: str) -> Figure:
     """Plot each metric that must move, by corruption and level; the domain's features and ImageNet's."""
     names = sorted({name for signs in SIGNS.values() for name in signs})
     figure = Figure(figsize=(2.0 * len(SIGNS), 1.5 * len(names)), dpi=110, layout="constrained")
@@ -187,9 +189,9 @@ def plot(found: Mapping[str, Mapping[str, list[float]]], title: str) -> Figure:
     for row, name in zip(panels, names, strict=True):
         for axes, (kind, signs) in zip(row, SIGNS.items(), strict=True):
             for prefix, colour, style in (("", "#2a6f97", "-"), ("imagenet_", "#c2570c", "--")):
-                values = np.array(found[kind][prefix + name])
+                values, widths = np.array(found[kind][prefix + name]).T
                 scale = max(abs(values).max(), 1e-9)
-                axes.plot(LEVELS, values / scale, style, color=colour, marker="o", markersize=3)
+                axes.errorbar(LEVELS, values / scale, widths / scale, color=colour, linestyle=style, marker="o", ms=3)
             axes.set_ylim(-0.1, 1.15)
             axes.set_xticks([])
             axes.set_yticks([])

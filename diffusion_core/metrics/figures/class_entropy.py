@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real, Values
 from diffusion_core.metrics.neighbours import nearest
 
 
@@ -26,20 +26,24 @@ class ClassEntropy(Metric):
 
     kind: Literal["class_entropy"] = "class_entropy"
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return `class_entropy` as a function of the samples."""
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return `class_entropy` as a function of samples."""
         labels = real.train.labels
         if labels is None or len(np.unique(labels)) < 2:
-            return lambda _: {}
-        count = len(np.unique(labels))
-        classes = labels[nearest(samples.features, real.train.features).indices[:, 0]]
+            return lambda _: lambda _: {}
+        most = np.log(len(np.unique(labels)))
 
-        def entropy(kept: Kept) -> dict[str, float]:
-            shares = np.unique(classes[kept], return_counts=True)[1] / kept.sum()
-            # 0.0, because one class alone would give a negative zero.
-            return {"class_entropy": 0.0 - float((shares * np.log(shares)).sum() / np.log(count))}
+        def of(samples: Pictures) -> Values:
+            classes = labels[nearest(samples.features, real.train.features).indices[:, 0]]
 
-        return entropy
+            def entropy(kept: Kept) -> dict[str, float]:
+                shares = np.unique(classes[kept], return_counts=True)[1] / kept.sum()
+                # 0.0, because one class alone would give a negative zero.
+                return {"class_entropy": 0.0 - float((shares * np.log(shares)).sum() / most)}
+
+            return entropy
+
+        return of
 
     def stand_ins(self, real: Real) -> Pictures:
         """Return the second half of the validation images: a training image is its own nearest."""

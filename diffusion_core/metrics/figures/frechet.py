@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.estimate import Estimate
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.figures.metric import Metric, Pictures, Real, Values
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Frechet(Metric):
 
     kind: Literal["frechet"] = "frechet"
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return `frechet`, at least 0, as a function of the samples."""
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return `frechet`, at least 0, as a function of samples."""
         distance = frechet_distance_to(*moments(real.train_halves[0].features))
-        return lambda kept: {"frechet": distance(*moments(samples.features[kept]))}
+        return lambda samples: lambda kept: {"frechet": distance(*moments(samples.features[kept]))}
 
     def derived(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
         """Return `frechet_ratio`.
@@ -59,10 +59,10 @@ class Fid(Metric):
 
     figures: ClassVar[tuple[str, ...]] = ("fid",)
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return `fid`, at least 0, as a function of the samples."""
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return `fid`, at least 0, as a function of samples."""
         distance = frechet_distance_to(*moments(real.train.features))
-        return lambda kept: {"fid": distance(*moments(samples.features[kept]))}
+        return lambda samples: lambda kept: {"fid": distance(*moments(samples.features[kept]))}
 
     def stand_ins(self, real: Real) -> Pictures:
         """Return one half of the validation images."""

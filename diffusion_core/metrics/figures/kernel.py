@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.metrics.features import Features
-from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real, Values
 
 
 @dataclass(frozen=True)
@@ -30,33 +30,43 @@ class Kernel(Metric):
 
     kind: Literal["kernel"] = "kernel"
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return `kernel`, which may be negative, as a function of the samples."""
-        mmd = squared_mmd_to(samples.features, real.train_halves[0].features)
-        return lambda kept: {"kernel": mmd(kept)}
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return `kernel`, which may be negative, as a function of samples."""
+        mmd = squared_mmd_to(real.train_halves[0].features)
+
+        def of(samples: Pictures) -> Values:
+            found = mmd(samples.features)
+            return lambda kept: {"kernel": found(kept)}
+
+        return of
 
 
-def squared_mmd_to(x: Features, y: Features) -> Callable[[Kept], float]:
-    """Return the unbiased estimate of MMD^2 for some rows of x, (m, d), and all of y, (n, d), as a function of them."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    within, across, others = _kernel(x, x), _kernel(x, y).mean(axis=1), _mean_off_diagonal(_kernel(y, y))
-    np.fill_diagonal(within, 0.0)
+def squared_mmd_to(y: Features) -> Callable[[Features], Callable[[Kept], float]]:
+    """Return the unbiased estimate of MMD^2 to y, (n, d), as a function of x, (m, d), and then of some rows of it."""
+    others, real = _mean_off_diagonal(_kernel(y, y)), y
 
-    def mmd(kept: Kept) -> float:
-        count = int(kept.sum())
-        pairs = within[kept].sum(axis=0)[kept].sum()
-        return float(pairs / (count * (count - 1)) + others - 2.0 * across[kept].mean())
+    def of(x: Features) -> Callable[[Kept], float]:
+        within, across = _kernel(x, x), _kernel(x, real).mean(axis=1)
+        np.fill_diagonal(within, 0.0)
 
-    return mmd
+        def mmd(kept: Kept) -> float:
+            count = int(kept.sum())
+            pairs = within[kept].sum(axis=0)[kept].sum()
+            return float(pairs / (count * (count - 1)) + others - 2.0 * across[kept].mean())
+
+        return mmd
+
+    return of
 
 
 def squared_mmd(x: Features, y: Features) -> float:
     """Return the unbiased estimate of MMD^2 for x, (m, d), and y, (n, d), m, n >= 2; it may be negative."""
-    return squared_mmd_to(x, y)(np.full(len(x), True))
+    return squared_mmd_to(y)(x)(np.full(len(x), True))
 
 
 def _kernel(x: Features, y: Features) -> NDArray[np.float64]:
-    kernel: NDArray[np.float64] = (x @ y.T / x.shape[1] + 1.0) ** 3
+    product = x.astype(np.float64) @ y.astype(np.float64).T
+    kernel: NDArray[np.float64] = (product / x.shape[1] + 1.0) ** 3
     return kernel
 
 

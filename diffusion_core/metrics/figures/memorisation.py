@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from diffusion_core.metrics.features import Features, Images, spans
-from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.figures.metric import Metric, Pictures, Real, Values
 from diffusion_core.metrics.neighbours import nearest
 
 # Candidates for the most similar training image are those with the nearest thumbnails.
@@ -49,16 +49,20 @@ class Memorisation(Metric):
         if not 0.0 < self.quantile < 1.0:
             raise ValueError(f"quantile is {self.quantile}; it must lie between 0 and 1")
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return `memorisation`, in [0, 1], as a function of the samples."""
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return `memorisation`, in [0, 1], as a function of samples."""
         train, small = real.train, _thumbnails(real.train)
         # Of validation images that equal a training image, the nearest one that differs counts.
         distances, similarities = _nearness(real.validation_halves[0], train, small, above=0.0)
         limit = np.quantile(distances, self.quantile / 2)
         similar = np.quantile(similarities, 1.0 - self.quantile / 2)
-        distances, similarities = _nearness(samples, train, small, above=-1.0)
-        copied = (distances <= limit) | (similarities >= similar)
-        return lambda kept: {"memorisation": float(copied[kept].mean())}
+
+        def of(samples: Pictures) -> Values:
+            distances, similarities = _nearness(samples, train, small, above=-1.0)
+            copied = (distances <= limit) | (similarities >= similar)
+            return lambda kept: {"memorisation": float(copied[kept].mean())}
+
+        return of
 
     def stand_ins(self, real: Real) -> Pictures:
         """Return the second half of the validation images."""

@@ -21,6 +21,8 @@ COUNTS = ("sample_count", "compared_count")
 
 # Which samples are used, bool (m,).
 Kept: TypeAlias = NDArray[np.bool_]
+# Values of a metric by name, as a function of that.
+Values: TypeAlias = Callable[[Kept], dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +82,19 @@ class Metric(Choice, ABC):
             raise TypeError(f"{cls.__name__} must list the names of its values, as the other metrics do")
 
     @abstractmethod
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return the values of the metric by name, as a function of which samples are used.
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return the metric against these real images: a function of samples, m >= 3.
 
-        What does not depend on that is computed once. Intervals ask for the value without each of several groups.
-
-        Args:
-            samples: the samples, m >= 3.
-            real: the real images.
+        It returns the values of the metric by name, as a function of which samples are used. So what does not depend on
+        the samples is computed once, and what does not depend on the choice of them once for each set of samples.
 
         Raises:
             UserError: there are too few samples or real images for this metric.
         """
 
     def compute(self, samples: Pictures, real: Real) -> dict[str, float]:
-        """Return the values of the metric by name for all samples; see `over`."""
-        return self.over(samples, real)(np.full(len(samples), True))
+        """Return the values of the metric by name for all samples; see `against`."""
+        return self.against(real)(samples)(np.full(len(samples), True))
 
     def derived(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:  # noqa: ARG002 - most derive nothing
         """Return what follows from the metric's estimates, by name.

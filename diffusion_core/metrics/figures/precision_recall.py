@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from diffusion_core.errors import UserError
-from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real
+from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real, Values
 from diffusion_core.metrics.neighbours import pairwise
 
 
@@ -41,30 +41,36 @@ class PrecisionRecall(Metric):
         if self.neighbours < 1:
             raise ValueError(f"neighbours is {self.neighbours}; it must be at least 1")
 
-    def over(self, samples: Pictures, real: Real) -> Callable[[Kept], dict[str, float]]:
-        """Return the four values as a function of the samples.
+    def against(self, real: Real) -> Callable[[Pictures], Values]:
+        """Return the four values as a function of samples.
 
         Raises:
             UserError: there are at most k samples or real images.
         """
         half, k = real.train_halves[0].features, self.neighbours
-        across, among = pairwise(samples.features, half), pairwise(samples.features, samples.features)
-        self._check(len(samples), len(half))
+        self._check(k + 1, len(half))
         # The nearest neighbour of a point is that point, so the k-th is at index k.
-        inside = across <= np.partition(pairwise(half, half), k, axis=1)[:, k]
-        balls = inside.sum(axis=1)
+        reach = np.partition(pairwise(half, half), k, axis=1)[:, k]
 
-        def values(kept: Kept) -> dict[str, float]:
-            self._check(int(kept.sum()), len(half))
-            radii = np.partition(among[kept][:, kept], k, axis=1)[:, k]
-            return {
-                "precision": float((balls[kept] > 0).mean()),
-                "recall": float((across[kept] <= radii[:, None]).any(axis=0).mean()),
-                "density": float(balls[kept].mean() / k),
-                "coverage": float(inside[kept].any(axis=0).mean()),
-            }
+        def of(samples: Pictures) -> Values:
+            self._check(len(samples), len(half))
+            across, among = pairwise(samples.features, half), pairwise(samples.features, samples.features)
+            inside = across <= reach
+            balls = inside.sum(axis=1)
 
-        return values
+            def values(kept: Kept) -> dict[str, float]:
+                self._check(int(kept.sum()), len(half))
+                radii = np.partition(among[kept][:, kept], k, axis=1)[:, k]
+                return {
+                    "precision": float((balls[kept] > 0).mean()),
+                    "recall": float((across[kept] <= radii[:, None]).any(axis=0).mean()),
+                    "density": float(balls[kept].mean() / k),
+                    "coverage": float(inside[kept].any(axis=0).mean()),
+                }
+
+            return values
+
+        return of
 
     def _check(self, samples: int, real: int) -> None:
         if min(samples, real) <= self.neighbours:
