@@ -221,7 +221,7 @@ def main() -> None:
         for prefix in ("", "imagenet_"):
             for clause in wrong(content[name], prefix):
                 print(f"{name}: moves the wrong way: {clause}")
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
