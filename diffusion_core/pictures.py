@@ -36,7 +36,10 @@ def tiles(sheet: Image.Image, height: int, width: int) -> NDArray[np.uint8]:
     """Return the tiles of a `grid` of images of this size as RGB, uint8 (rows, columns, H, W, 3), enlarged as there."""
     factor = max(1, TILE // max(height, width))
     down, across = height * factor + GAP, width * factor + GAP
-    pixels = np.asarray(sheet.convert("RGB"))[GAP:, GAP:]
+    # What is transparent shows white paper.
+    paper = Image.new("RGBA", sheet.size, "white")
+    paper.alpha_composite(sheet.convert("RGBA"))
+    pixels = np.asarray(paper.convert("RGB"))[GAP:, GAP:]
     rows, columns = pixels.shape[0] // down, pixels.shape[1] // across
     cells = pixels[: rows * down, : columns * across].reshape(rows, down, columns, across, 3)
     return cells.swapaxes(1, 2)[:, :, :-GAP, :-GAP]

@@ -128,7 +128,7 @@ class ReferenceSettings(Section):
 class SampleSettings(Section):
     """How the trained model is sampled."""
 
-    count: int = Field(1000, ge=3)
+    count: int = Field(1000, ge=5)
     seed: Seed = 0
     sampler: Annotated[SamplerChoice, BY_KIND]
     guidance: Guidance = Guidance()
@@ -138,7 +138,7 @@ class EvaluateSettings(Section):
     """How the samples are measured."""
 
     seed: Seed = 0
-    half_size: int = Field(5_000, ge=2, description="real images, at most, in each half that is compared")
+    half_size: int = Field(5_000, ge=3, le=20_000, description="real images, at most, in each compared half")
     extractors: tuple[Annotated[ExtractorChoice, BY_KIND], ...] = Field((), description="beside the domain's own")
     metrics: tuple[Annotated[MetricChoice, BY_KIND], ...] = Field(default_factory=every_metric, min_length=1)
 

@@ -4,8 +4,7 @@
 even if a stage is run by hand or an output is restored without the others.
 """
 
-from pydantic import BaseModel
-
+from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.lineage.provenance import code_digest, json_digest
 from diffusion_core.lineage.record import Record
 from diffusion_core.metrics.estimate import Estimate, flat
@@ -47,7 +46,7 @@ class FiguresOrigin(Record):
     evaluation: Evaluation
 
 
-def evaluation_key(reference_digest: str, sampling: str, evaluate: BaseModel) -> str:
+def evaluation_key(reference_digest: str, sampling: str, evaluate: EvaluateSettings) -> str:
     """Return the digest of everything that determines metrics except the model, including the code of the metrics.
 
     Args:
@@ -55,4 +54,6 @@ def evaluation_key(reference_digest: str, sampling: str, evaluate: BaseModel) ->
         sampling: the `sampling_key` of the samples.
         evaluate: the section `evaluate` of params.yaml.
     """
-    return json_digest([reference_digest, sampling, evaluate.model_dump(mode="json"), code_digest(*MEASURING_CODE)])
+    extractors = [each.sha256 for each in evaluate.extractors]
+    options = evaluate.model_dump(mode="json")
+    return json_digest([reference_digest, sampling, options, extractors, code_digest(*MEASURING_CODE)])

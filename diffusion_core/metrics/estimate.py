@@ -5,8 +5,8 @@ The samples are cut into G groups, and the metric is computed again without each
     se^2 = (G - 1)/G sum_g (t_g - mean t)^2                                             (Efron 1982, section 3.2)
 
 and the 95% interval is the value +- the 97.5% quantile of Student's t with G - 1 degrees of freedom, times se. It is
-the uncertainty that comes from the choice of the samples: other seeds of the same model give values within it, against
-the same real images. Bootstrap samples, with their copies, would change distances to nearest neighbours.
+the uncertainty that comes from the choice of the samples: the mean over other seeds of the same model lies in it,
+against the same real images. Bootstrap samples, with their copies, would change distances to nearest neighbours.
 """
 
 import math

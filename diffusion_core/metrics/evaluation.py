@@ -88,8 +88,7 @@ class Evaluator:
         """Return the metrics of generated images, uint8 (N, H, W, C).
 
         Raises:
-            UserError: there are fewer than three samples, or too few for a metric, or their features are not finite.
-            ArithmeticError: a metric is not finite.
+            UserError: there are fewer than three samples, or too few for a metric, or it or features are not finite.
         """
         return self.measure(images, self.extract(images))
 
@@ -120,8 +119,7 @@ class Evaluator:
         """Return the metrics of images with what `extract` returns of them.
 
         Raises:
-            UserError: there are too few samples for a metric, or features are not finite.
-            ArithmeticError: a metric is not finite.
+            UserError: there are too few samples for a metric, or features or a metric are not finite.
         """
         noise = self._noise(images)
         estimates: dict[str, Estimate] = {}
@@ -139,8 +137,9 @@ class Evaluator:
                 self.settings.half_size,
                 random,
             )
-            samples = Pictures(found[: len(images)], images.__getitem__)
-            chosen = samples.take(random.permutation(len(images))[: len(noise)])
+            # In random order, so that the groups of the intervals are alike; the samples' classes alternate.
+            samples = Pictures(found[: len(images)], images.__getitem__).take(random.permutation(len(images)))
+            chosen = samples.take(np.arange(len(noise)))
             ceiling = Pictures(found[len(images) :], noise.__getitem__)
             own: dict[str, Estimate] = {}
             for metric in self.settings.metrics:
@@ -149,7 +148,10 @@ class Evaluator:
                 own |= estimated(whole, samples, real, ceiling)
             estimates |= {prefixed(view.name, name): each for name, each in own.items()}
         if broken := [name for name, each in estimates.items() if not _is_finite(each)]:
-            raise ArithmeticError(f"not finite: {', '.join(broken)}")
+            raise UserError(
+                f"{', '.join(broken)} of the samples is not finite, as their features are too large: make"
+                " data/reference again with a lower reference.learning_rate, or name another extractor"
+            )
         counts = dict(zip(COUNTS, (float(len(images)), float(len(noise))), strict=True))
         return Evaluated(estimates, counts)
 
@@ -168,7 +170,6 @@ def estimated(metric: Metric, samples: Pictures, real: Real, noise: Pictures) ->
     against = metric.against(real)
     figures = against(samples)
     groups = min(GROUPS, len(samples))
-    # Neighbours in the order of the samples are in different groups, so each group has images of all classes.
     group = np.arange(len(samples)) % groups
     values = figures(np.full(len(samples), True))
     replicates = [figures(group != number) for number in range(groups)]
@@ -193,4 +194,4 @@ def _first(pictures: Pictures, count: int) -> Pictures:
 
 def _is_finite(estimate: Estimate) -> bool:
     values = (estimate.value, *estimate.replicates, estimate.floor, estimate.ceiling)
-    return all(value is None or math.isfinite(value) for value in values)
+    return all(map(math.isfinite, values))

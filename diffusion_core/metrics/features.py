@@ -6,6 +6,7 @@ The published FID uses features of Inception-v3, trained on ImageNet. A Fréchet
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -97,7 +98,8 @@ def extract(
     The network runs in eval mode and in full float32, so the features of an image do not depend on other images. Each
     of several processes computes its share; the main rank returns all features, the others those of their share.
     """
-    device = next(network.parameters()).device
+    # A frozen network has buffers alone.
+    device = next(chain(network.parameters(), network.buffers())).device
     was_training = network.training
     network.eval()
     try:

@@ -1,5 +1,6 @@
 """The real images as each extractor sees them, computed once per dataset, extractor and number of images."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
-from safetensors import SafetensorError
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.dataset import ImageDataset
@@ -25,6 +25,8 @@ CACHE = Path(".cache/features")
 # What decides the features, beside the extractor's options and the images.
 CODE = ("metrics/extractors", "metrics/features.py")
 BLOCK = 4096
+# Of the sha256 before the features.
+DIGEST_BYTES = 32
 # Images of a network that is much larger than the domain's own.
 BATCH = 32
 
@@ -70,14 +72,19 @@ def _features(network: Extractor, dataset: ImageDataset, name: str, ranks: Ranks
         if ranks.is_main:
             CACHE.mkdir(parents=True, exist_ok=True)
             with replaced_file(file) as beside:
-                beside.write_bytes(safetensors.numpy.save({"features": found}))
+                content = safetensors.numpy.save({"features": found})
+                beside.write_bytes(hashlib.sha256(content).digest() + content)
     return found
 
 
 def _read(file: Path, shape: tuple[int, int]) -> Features | None:
     """Return the features in a file, or None if it is missing or damaged."""
     try:
-        found: Features = safetensors.numpy.load(file.read_bytes())["features"]
-    except (OSError, SafetensorError, LookupError):
+        whole = file.read_bytes()
+    except OSError:
         return None
-    return found if found.shape == shape and np.isfinite(found).all() else None
+    digest, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    found: Features = safetensors.numpy.load(content)["features"]
+    return found if found.shape == shape else None

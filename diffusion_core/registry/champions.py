@@ -17,8 +17,8 @@ from diffusion_core.registry.versions import CHAMPION, downloaded, find_champion
 DECISION = "decision"
 GATE = "gate"
 CHAMPION_BEFORE = "champion_before"
-# When a version became the champion, the last time.
-SINCE = "champion_since"
+# The how-manieth champion a version was, the last time. Clocks of machines differ, so it is counted.
+GENERATION = "champion_generation"
 REJECTED = "rejected"
 # A sentence for each event, by its time in UTC.
 EVENT = "event."
@@ -42,26 +42,38 @@ class Event:
 def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> bool:
     """Write the decision to the version's tags and then, if it is promoted, move the alias to it.
 
+    What says that the version was the champion is written last, and completed by the next call if this one is killed.
+
     Returns:
         Whether that is done; false if another process has moved the alias since, so that the decision is on an old one.
     """
     champion = decision.grounds.champion
     if decision.outcome == "unchanged":
+        if GENERATION not in version.tags and (recorded := recorded_decision(version)) is not None:
+            _become(client, version, recorded.sentence)
         return True
-    if decision.outcome == "promoted" and not _is_champion(client, version.name, champion):
+    if decision.outcome == "refused":
+        # The same refusal each night is one event.
+        if recorded_decision(version) != decision:
+            now = _now()
+            tags = {GATE: decision.outcome, DECISION: decision.model_dump_json(), f"{EVENT}{now}": decision.sentence}
+            _tag(client, version, tags)
+        return True
+    if not _is_champion(client, version.name, champion):
         return False
-    now = _now()
-    tags = {GATE: decision.outcome, DECISION: decision.model_dump_json(), f"{EVENT}{now}": decision.sentence}
-    if champion is not None:
-        tags[CHAMPION_BEFORE] = str(champion)
-    if decision.outcome == "promoted":
-        tags[SINCE] = now
-    _tag(client, version, tags)
-    if decision.outcome == "promoted":
-        if not _is_champion(client, version.name, champion):
-            return False
-        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    tags = {GATE: decision.outcome, DECISION: decision.model_dump_json()}
+    _tag(client, version, tags | ({} if champion is None else {CHAMPION_BEFORE: str(champion)}))
+    if not _is_champion(client, version.name, champion):
+        return False
+    client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    _become(client, version, decision.sentence)
     return True
+
+
+def _become(client: MlflowClient, version: ModelVersion, sentence: str) -> None:
+    """Write that a version has become the champion, after all that were it before."""
+    before = (_generation(each) for each in versions_named(client, version.name))
+    _tag(client, version, {f"{EVENT}{_now()}": sentence, GENERATION: str(max(before, default=0) + 1)})
 
 
 def recorded_decision(version: ModelVersion) -> Decision | None:
@@ -75,14 +87,14 @@ def recorded_decision(version: ModelVersion) -> Decision | None:
 def rejection(version: ModelVersion, champion: ModelVersion | None) -> str | None:
     """Return why a version may not become the champion again, or None if it may.
 
-    Either `diffusion rollback` has left it, or it was the champion and the alias was moved from it by other means: no
-    later decision has made the present champion one.
+    Either `diffusion rollback` has left it, or the alias was moved from it by other means: the present champion became
+    one before it did.
     """
     back = f"`diffusion rollback {version.version}` makes it the champion again"
     if (why := version.tags.get(REJECTED)) is not None:
         return f"it was rejected ({why}); {back}"
-    since = version.tags.get(SINCE)
-    if since is not None and champion is not None and champion.tags.get(SINCE, "") < since:
+    is_other = champion is not None and champion.version != version.version
+    if champion is not None and is_other and _generation(champion) < _generation(version):
         return f"it was the champion, and the alias was moved from it to version {champion.version}; {back}"
     return None
 
@@ -111,16 +123,16 @@ def roll_back(client: MlflowClient, name: str, number: int | None) -> str:
         raise UserError(f"version {wanted} of {name} is the champion already: name another version")
     with downloaded(target):
         pass
-    now = _now()
-    left = f"the alias was rolled back from it to version {target.version} at {now}"
-    _tag(client, champion, {REJECTED: left, f"{EVENT}{now}": f"version {champion.version} is rejected: {left}"})
-    if REJECTED in target.tags:
-        client.delete_model_version_tag(name, target.version, REJECTED)
-    sentence = f"version {target.version} is the champion again; it was version {champion.version}, which is rejected"
-    _tag(client, target, {SINCE: now, f"{EVENT}{now}": sentence})
     if not _is_champion(client, name, int(champion.version)):
         raise UserError(f"another process has moved the alias of {name} meanwhile: see `diffusion history`")
+    left = f"the alias was rolled back from it to version {target.version} at {_now()}"
+    # First, because a run that promotes it again would undo the rollback.
+    _tag(client, champion, {REJECTED: left})
     client.set_registered_model_alias(name, CHAMPION, target.version)
+    if REJECTED in target.tags:
+        client.delete_model_version_tag(name, target.version, REJECTED)
+    sentence = f"version {target.version} is the champion by a rollback; version {champion.version} is rejected"
+    _become(client, target, sentence)
     return sentence
 
 
@@ -134,6 +146,10 @@ def _events(versions: Iterable[ModelVersion]) -> Iterable[Event]:
         for tag, sentence in version.tags.items():
             if tag.startswith(EVENT):
                 yield Event(tag.removeprefix(EVENT), int(version.version), sentence)
+
+
+def _generation(version: ModelVersion) -> int:
+    return int(version.tags.get(GENERATION, "0"))
 
 
 def _tag(client: MlflowClient, version: ModelVersion, tags: dict[str, str]) -> None:

@@ -83,9 +83,11 @@ def log_evaluation(
 
 def log_decision(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
     """Log the gate's decision as JSON to the run that trained the version, and describe the version by its sentence."""
+    if version.description == decision.sentence:
+        return
+    client.log_dict(str(version.run_id), decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
+    # Last, because it says that the file is there.
     client.update_model_version(version.name, version.version, description=decision.sentence)
-    if version.run_id:
-        client.log_dict(version.run_id, decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
 
 
 def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:

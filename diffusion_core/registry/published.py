@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.registry.champions import CHAMPION_BEFORE
+from diffusion_core.errors import UserError
+from diffusion_core.lineage.promotion import Decision
+from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.publication import STANDS_IN_FOR
-from diffusion_core.registry.versions import find_champion, find_named
+from diffusion_core.registry.versions import find_named, find_version
 
 # Tags of a version that say where it comes from, by what they are called on a page.
 TAGS = {"prefect_flow_run": "flow run in Prefect"}
@@ -24,6 +27,7 @@ class Published:
         version: number of the version.
         run_id: id of the run that trained it.
         page: address of that run.
+        decision: the gate's on the version, or None.
         tags: more about its origin, by name.
         cost: of the training, by name.
         changes: each parameter that is another one than the champion's: its name, the champion's and this one's value.
@@ -33,32 +37,44 @@ class Published:
     version: int
     run_id: str
     page: str
+    decision: Decision | None
     tags: dict[str, str]
     cost: dict[str, str]
     changes: list[tuple[str, str, str]]
 
 
-def published(client: MlflowClient, name: str, version: int, environment: Environment) -> Published:
-    """Return what the store knows of a version.
-
-    Raises:
-        UserError: there is no such version.
-    """
-    found = find_named(client, name, str(version))
-    run = client.get_run(str(found.run_id))
-    champion = found.tags.get(CHAMPION_BEFORE)
-    if champion is None and (present := find_champion(client, name)) is not None and present.version != found.version:
-        champion = str(present.version)
-    other = None if champion is None else client.get_run(str(find_named(client, name, champion).run_id))
+def published(client: MlflowClient, environment: Environment, digest: str) -> Published | None:
+    """Return what the store knows of the version whose files have this digest, or None if there is none."""
+    name = environment.registered_model
+    found = find_version(client, name, digest)
+    if found is None:
+        return None
+    run, decision = client.get_run(str(found.run_id)), recorded_decision(found)
+    champion = None if decision is None else decision.grounds.champion
+    other = None if champion is None else _run_of(client, name, str(champion))
     return Published(
         name,
-        version,
+        int(found.version),
         run.info.run_id,
         run_page(environment, run.info.experiment_id, run.info.run_id),
+        decision,
         {title: found.tags[tag] for tag, title in TAGS.items() if tag in found.tags},
         _cost(run),
         [] if other is None else _changes(other, run),
     )
+
+
+def _run_of(client: MlflowClient, name: str, version: str) -> Run | None:
+    """Return the run of a version, or None if one of the two was deleted in MLflow, or another run stands in for it."""
+    try:
+        run = client.get_run(str(find_named(client, name, version).run_id))
+        return None if STANDS_IN_FOR in run.data.tags else run
+    except UserError:
+        return None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _cost(run: Run) -> dict[str, str]:

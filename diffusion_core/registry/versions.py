@@ -80,7 +80,7 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
 
 def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return all versions of the registered model `name`."""
-    return [version for version in _all_versions(client) if version.name == name]
+    return _all_versions(client, f"name = '{name}'")
 
 
 def named_by_versions(client: MlflowClient) -> Named | None:
@@ -108,11 +108,11 @@ def versions_of(client: MlflowClient, file: Path, entry: str) -> dict[str, Calla
     return {f"version {each.version} of {each.name}": partial(downloaded, each) for each in found}
 
 
-def _all_versions(client: MlflowClient) -> list[ModelVersion]:
+def _all_versions(client: MlflowClient, which: str | None = None) -> list[ModelVersion]:
     found: list[ModelVersion] = []
     token: str | None = None
     while token != "":
-        page = client.search_model_versions(page_token=token)
+        page = client.search_model_versions(which, page_token=token)
         found += page
         token = page.token or ""
     return found

@@ -40,13 +40,14 @@ def training_curves(file: Path) -> list[Curve]:
     found = []
     for name, title in titles.items():
         points = [(float(row["images"]), float(row[name])) for row in rows if row.get(name)]
+        points = [point for point in points if math.isfinite(point[1])]
         if len(points) > 1:
             found.append(_curve(title, points))
     return found
 
 
 def _curve(name: str, points: Sequence[tuple[float, float]]) -> Curve:
-    values = [value for _, value in points if math.isfinite(value)]
+    values = [value for _, value in points]
     low, high = min(values), max(values)
     span, last = (high - low) or 1.0, points[-1][0]
     places = " L ".join(

@@ -65,8 +65,9 @@ class Content:
         images: the samples, uint8 (N, H, W, C).
         labels: their classes, int64 (N,), or None.
         classes: names of the classes.
-        denoising: the picture of a few samples being made.
-        plots: other pictures: `both`, `metrics` and `nearest`.
+        denoising: the picture of a few samples being made, as an address.
+        animated: the same, animated.
+        plots: addresses of other pictures: `both`, `metrics` and `nearest`.
         curves: of the training.
         data: numbers of the dataset by name.
         lineage: where the model comes from, by name; values may be addresses.
@@ -80,8 +81,9 @@ class Content:
     images: Images
     labels: NDArray[np.int64] | None
     classes: Sequence[str]
-    denoising: Path
-    plots: Mapping[str, Path]
+    denoising: str
+    animated: str
+    plots: Mapping[str, str]
     curves: Sequence[Curve]
     data: Mapping[str, str]
     lineage: Mapping[str, str]
@@ -107,9 +109,6 @@ def report(content: Content) -> str:
         rows=metric_rows(content.evaluation, champion),
         has_champion=champion is not None,
         sheets=sheets(content.images, content.labels, content.classes),
-        denoising=png_address(content.denoising),
-        animated=animation(content.denoising, *content.images.shape[1:3]),
-        plots={title: png_address(file) for title, file in content.plots.items()},
         width=WIDTH,
         height=HEIGHT,
         is_small=content.images.shape[2] < 64,
@@ -142,7 +141,13 @@ def sheets(images: Images, labels: NDArray[np.int64] | None, classes: Sequence[s
 
 
 def png_address(file: Path) -> str:
-    """Return a PNG file as a `data:` address."""
+    """Return a PNG file as a `data:` address.
+
+    Raises:
+        OSError: it is missing, or is not a PNG file.
+    """
+    with Image.open(file) as image:
+        image.verify()
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 

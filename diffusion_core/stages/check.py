@@ -2,7 +2,7 @@
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings, PromoteSettings, SampleSettings
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import downloaded, find_champion
@@ -13,10 +13,20 @@ WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias c
 def run(prepare: PrepareSettings, sample: SampleSettings, promote: PromoteSettings, environment: Environment) -> None:
     """Load the champion, if there is one and the gate compares with it, and check that it can be sampled alike.
 
+    A training does not wait for the tracking store, so a store that does not answer is no error here.
+
     Raises:
         UserError: its files cannot be read, or it makes other images, or the sampler does not fit it.
-        Unavailable: the tracking store does not answer.
     """
+    try:
+        _check(prepare, sample, promote, environment)
+    except Unavailable as error:
+        print(f"check: the champion is not checked, because {error}")
+
+
+def _check(
+    prepare: PrepareSettings, sample: SampleSettings, promote: PromoteSettings, environment: Environment
+) -> None:
     client = connect(environment)
     with answering(environment):
         champion = find_champion(client, environment.registered_model)

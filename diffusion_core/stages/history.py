@@ -22,7 +22,7 @@ def run(environment: Environment, as_json: bool) -> None:
     with answering(environment):
         found = events(client, name)
         champion = find_champion(client, name)
-    if not found:
+    if not found and champion is None:
         raise UserError(f"{name} has no history yet: publish a model and promote it, with `diffusion run`")
     if as_json:
         now = None if champion is None else int(champion.version)
@@ -45,7 +45,9 @@ def decide(environment: Environment, version: int) -> None:
         found = find_named(client, environment.registered_model, str(version))
     recorded = recorded_decision(found)
     if recorded is None:
-        raise UserError(f"version {version} has no decision that this code can read: run `diffusion promote`")
+        raise UserError(
+            f"version {version} has no decision with its grounds: name a version that `diffusion history` lists"
+        )
     again = type(recorded).on(recorded.grounds)
     print(again.model_dump_json(indent=2))
     if again != recorded:

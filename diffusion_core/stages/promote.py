@@ -12,7 +12,7 @@ from diffusion_core.lineage.samples import sampling_key
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.reference import Reference
-from diffusion_core.registry.champions import rejection, settle
+from diffusion_core.registry.champions import recorded_decision, rejection, settle
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.publication import log_decision
 from diffusion_core.registry.versions import downloaded, find_champion, find_version, recorded_evaluation
@@ -70,8 +70,10 @@ def run(promote: PromoteSettings, sample: SampleSettings, evaluate: EvaluateSett
                 )
             )
             is_settled = settle(client, candidate, decision)
-        if decision.outcome != "unchanged":
-            log_decision(client, candidate, decision)
+        # That of an unchanged version was made before, and a kill may have kept it from its run.
+        recorded = decision if decision.outcome != "unchanged" else recorded_decision(candidate)
+        if recorded is not None:
+            log_decision(client, candidate, recorded)
     PROMOTION.parent.mkdir(exist_ok=True)
     write_whole(PROMOTION, decision.model_dump_json(indent=2) + "\n")
     print(f"promote: {decision.sentence}")

@@ -42,7 +42,7 @@ def run(environment: Environment) -> None:
         needs(MODELS / file, "train")
     info = RunInfo.read(RUN_INFO, "train")
     digest = model_digest(MODELS)
-    evaluation = _evaluation(digest)
+    evaluation = measured(digest)
 
     client = connect(environment)
     # The run is in the store only when its entries have arrived.
@@ -77,8 +77,8 @@ def run(environment: Environment) -> None:
     print(f"publish: version {version.version} of {name}, trained by {page}{hint}")
 
 
-def _evaluation(digest: str) -> Evaluation:
-    """Return the metrics of models/.
+def measured(digest: str) -> Evaluation:
+    """Return the metrics of models/, whose digest is given.
 
     Raises:
         UserError: metrics are missing, damaged, or of another model or other samples than the present ones.

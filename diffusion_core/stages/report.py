@@ -1,34 +1,39 @@
 """Write plots/report.html, the page of a run, and store it with the run in MLflow."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
 import numpy as np
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.dataset import INFO, DatasetInfo
-from diffusion_core.data.shards import read_array, reading
+from diffusion_core.data.shards import read_array
 from diffusion_core.documents import read_json, read_small
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
-from diffusion_core.lineage.evaluation import FiguresOrigin
-from diffusion_core.lineage.promotion import Decision
+from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.record import RunInfo
+from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.published import Published, published
 from diffusion_core.report.curves import training_curves
-from diffusion_core.report.page import Content, report
+from diffusion_core.report.page import Content, animation, png_address, report
 from diffusion_core.stages.paths import (
     DATA_METRICS,
     LOSS,
-    METRICS_ORIGIN,
+    MODELS,
     PLOTS,
     PREPARED,
-    PROMOTION,
-    PUBLICATION,
     REPORT,
     RUN_INFO,
     SAMPLES,
     needs,
 )
+from diffusion_core.stages.publish import measured
 
+# Numbers of metrics/data.json, by what they are called on the page.
+NUMBERS = {"near-duplicates": "duplicates", "quarantined files": "quarantined"}
 PICTURES = {
     "both": PLOTS / "real_and_generated.png",
     "metrics": PLOTS / "distances.png",
@@ -40,54 +45,78 @@ def run(environment: Environment) -> None:
     """Write the page of models/, samples/ and metrics/, and of the gate's decision if it was made on them.
 
     Raises:
-        UserError: an output of another stage is missing or damaged, or the model is not published.
+        UserError: an output of another stage is missing, damaged or of another model, or the model is not published.
         Unavailable: the tracking store does not answer.
     """
     info = RunInfo.read(RUN_INFO, "train")
-    origin = FiguresOrigin.read(METRICS_ORIGIN, "evaluate")
-    name, version = _publication()
+    digest = model_digest(MODELS)
+    evaluation = measured(digest)
     client = connect(environment)
     with answering(environment):
-        known = published(client, name, version, environment)
-        content = _content(info, origin, known)
-        REPORT.parent.mkdir(exist_ok=True)
-        write_whole(REPORT, report(content))
+        known = published(client, environment, digest)
+    if known is None:
+        raise UserError(f"{MODELS} is not published: run `python -m diffusion_core publish`")
+    page = report(_content(info, evaluation, known))
+    REPORT.parent.mkdir(exist_ok=True)
+    write_whole(REPORT, page)
+    with answering(environment):
         client.log_artifact(known.run_id, str(REPORT))
     print(f"report: {REPORT} shows the run; MLflow has it too, at {known.page}")
 
 
-def _publication() -> tuple[str, int]:
-    """Return the name of the registered model and the version that `publish` wrote down."""
-    if not PUBLICATION.exists():
-        raise UserError("the model is not published: run `python -m diffusion_core publish`")
-    content = read_json(PUBLICATION)
-    return str(content["model"]), int(content["version"])
+@contextmanager
+def _reading(file: Path, stage: str) -> Iterator[Path]:
+    """Yield a file to read, and convert errors of reading it.
+
+    Raises:
+        UserError: it is missing or damaged; the message names the stage that makes it.
+    """
+    try:
+        yield needs(file, stage)
+    except (OSError, ValueError, LookupError, TypeError, SyntaxError) as error:
+        raise UserError(
+            f"{file} is damaged ({error}): make it again with `dvc repro --force --single-item {stage}`"
+        ) from error
 
 
-def _content(info: RunInfo, origin: FiguresOrigin, known: Published) -> Content:
+def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content:
     labels = SAMPLES / "labels.npy"
-    images = np.array(read_array(needs(SAMPLES / "samples.npy", "sample")))
-    with reading(PREPARED / INFO):
-        dataset = DatasetInfo.model_validate_json(read_small(needs(PREPARED / INFO, "prepare")))
-    numbers = read_json(needs(DATA_METRICS, "prepare"))
-    decision = _decision(origin, known.version)
+    with _reading(SAMPLES / "samples.npy", "sample") as file:
+        images = np.array(read_array(file))
+        height, width = images.shape[1:3]
+    with _reading(labels, "sample") if labels.exists() else nullcontext():
+        classes_of = np.array(read_array(labels)) if labels.exists() else None
+    with _reading(SAMPLES / "denoising.png", "sample") as file:
+        denoising, animated = png_address(file), animation(file, height, width)
+    plots = {}
+    for title, picture in PICTURES.items():
+        with _reading(picture, "evaluate") as file:
+            plots[title] = png_address(file)
+    with _reading(LOSS, "train") as file:
+        curves = training_curves(file)
+    with _reading(PREPARED / INFO, "prepare") as file:
+        dataset = DatasetInfo.model_validate_json(read_small(file))
+    with _reading(DATA_METRICS, "prepare") as file:
+        numbers = read_json(file)
+        counts = {name: f"{numbers[key]:,}" for name, key in NUMBERS.items()}
+    decision = known.decision
     return Content(
         title=f"{known.name}, version {known.version}",
-        decision=decision,
-        evaluation=origin.evaluation,
+        decision=decision if decision is not None and decision.grounds.evaluation == evaluation else None,
+        evaluation=evaluation,
         images=images,
-        labels=np.array(read_array(labels)) if labels.exists() else None,
+        labels=classes_of,
         classes=dataset.classes,
-        denoising=needs(SAMPLES / "denoising.png", "sample"),
-        plots={title: needs(file, "evaluate") for title, file in PICTURES.items()},
-        curves=training_curves(needs(LOSS, "train")),
+        denoising=denoising,
+        animated=animated,
+        plots=plots,
+        curves=curves,
         data={
             "training images": f"{dataset.train:,}",
             "validation images": f"{dataset.validation:,}",
             "classes": f"{len(dataset.classes)}",
             "size": " x ".join(map(str, (*dataset.image_size, dataset.channels))),
-            "near-duplicates": f"{numbers['duplicates']:,}",
-            "quarantined files": f"{numbers['quarantined']:,}",
+            **counts,
         },
         lineage={
             "model": f"{known.name}, version {known.version}",
@@ -96,19 +125,9 @@ def _content(info: RunInfo, origin: FiguresOrigin, known: Published) -> Content:
             "data, DVC's md5": info.dataset_md5 or "unknown",
             "data, sha256": info.dataset_digest,
             "parameters, sha256": info.params_digest,
-            "metrics' key": origin.evaluation.key,
+            "metrics' key": evaluation.key,
             **known.tags,
         },
         cost=known.cost,
         changes=known.changes,
     )
-
-
-def _decision(origin: FiguresOrigin, version: int) -> Decision | None:
-    """Return the last decision of the gate, if it is on this version with these metrics."""
-    try:
-        decision = Decision.model_validate_json(read_small(PROMOTION))
-    except (OSError, ValueError):
-        return None
-    grounds = decision.grounds
-    return decision if (grounds.version, grounds.evaluation) == (version, origin.evaluation) else None

@@ -108,7 +108,10 @@ def test_features_that_are_not_finite_are_refused(reference, train, validation, 
 def test_a_figure_that_is_not_finite_is_an_error(reference, train, validation):
     settings = EvaluateSettings.model_validate({"metrics": [{"kind": "kernel"}]})
     evaluator = Evaluator([domain_view(reference)], train, validation, settings)
-    with pytest.raises(ArithmeticError, match="kernel"), np.errstate(over="ignore", invalid="ignore"):
+    with (
+        pytest.raises(UserError, match="kernel of the samples"),
+        np.errstate(over="ignore", invalid="ignore"),
+    ):
         evaluator.measure(train.images(slice(0, 50)), [np.full((100, 64), 1e120)])
 
 

@@ -15,11 +15,11 @@ from diffusion_core.config.params import load_settings
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import FiguresOrigin
 from diffusion_core.pictures import grid, tiles
-from diffusion_core.registry.champions import CHAMPION_BEFORE
+from diffusion_core.registry.champions import CHAMPION_BEFORE, DECISION
 from diffusion_core.report.curves import training_curves
 from diffusion_core.report.page import metric_rows
 from diffusion_core.stages import evaluate, promote, publish, reference, report, sample, train
-from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, PUBLICATION, REPORT
+from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT
 from tests.data.test_report import CHROMIUM, Parsed
 from tests.stages.conftest import digits
 
@@ -107,29 +107,66 @@ def test_the_run_in_mlflow_has_it():
     assert REPORT.name in [file.path for file in client.list_artifacts(version.run_id)]
 
 
+def test_a_second_run_without_news_shows_the_same_decision():
+    before = text(page())
+    settings = load_settings()
+    few = settings.sample.model_copy(update={"count": 40})
+    gate = settings.promote.model_copy(update={"limits": {}})
+    promote.run(gate, few, settings.evaluate, ON_CPU)
+    report.run(ON_CPU)
+    assert text(page()) == before
+
+
 def test_a_decision_on_other_metrics_is_not_shown():
-    decision = json.loads(PROMOTION.read_text())
-    decision["grounds"]["version"] = 1
-    PROMOTION.write_text(json.dumps(decision))
-    report.run(ON_CPU)
-    assert "The gate has not decided on this model yet" in text(page())
-    PROMOTION.unlink()
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    client.delete_model_version_tag("diffusion", "2", DECISION)
     report.run(ON_CPU)
     assert "The gate has not decided on this model yet" in text(page())
 
 
-def test_a_model_that_is_not_published_is_told():
-    PUBLICATION.unlink()
+def test_metrics_of_another_model_are_not_its_page():
+    origin = FiguresOrigin.read(METRICS_ORIGIN, "evaluate")
+    origin.model_copy(update={"model_digest": "another"}).write(METRICS_ORIGIN)
     before = REPORT.read_bytes()
-    with pytest.raises(UserError, match="the model is not published: run `python -m diffusion_core publish`"):
+    with pytest.raises(UserError, match=r"metrics/evaluate.json was measured of another model"):
         report.run(ON_CPU)
     assert REPORT.read_bytes() == before
 
 
-@pytest.mark.parametrize("file", ["samples/samples.npy", "plots/nearest.png", "plots/loss.csv", "metrics/origin.json"])
-def test_a_missing_input_is_told_with_its_stage(file):
+@pytest.mark.parametrize("gone", ["version", "run"])
+def test_without_the_champion_before_the_page_has_no_changes(gone):
+    client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    first = client.get_model_version("diffusion", "1")
+    if gone == "version":
+        client.delete_model_version("diffusion", "1")
+    else:
+        # As `mlflow gc` leaves it.
+        client._tracking_client.store._hard_delete_run(first.run_id)
+    report.run(ON_CPU)
+    assert "What differs from the champion" not in text(page())
+
+
+def test_a_model_that_is_not_published_is_told():
+    before = REPORT.read_bytes()
+    with pytest.raises(UserError, match="models is not published: run `python -m diffusion_core publish`"):
+        report.run(ON_CPU.model_copy(update={"registered_model": "other"}))
+    assert REPORT.read_bytes() == before
+
+
+INPUTS = ["samples/samples.npy", "samples/denoising.png", "plots/nearest.png", "plots/loss.csv", "metrics/origin.json"]
+
+
+@pytest.mark.parametrize("file", [*INPUTS, "metrics/data.json"])
+@pytest.mark.parametrize("content", [None, b"", b"x"])
+def test_a_missing_or_damaged_input_is_told_with_its_stage(file, content):
     Path(file).unlink()
-    with pytest.raises(UserError, match=rf"{file} is missing: .*`dvc repro"):
+    if content is not None:
+        Path(file).write_bytes(content)
+    if file == "plots/loss.csv" and content is not None:
+        # A table without rows, which has no curves.
+        report.run(ON_CPU)
+        return
+    with pytest.raises(UserError, match=rf"{file} is (missing|damaged).*`dvc repro"):
         report.run(ON_CPU)
 
 
@@ -144,12 +181,14 @@ def test_rows_have_the_interval_of_the_pairs():
 @pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (16, 24, 3), (96, 64, 4)])
 def test_tiles_undo_a_grid(height, width, channels):
     images = np.random.default_rng(0).integers(0, 256, (6, height, width, channels), dtype=np.uint8)
-    images[..., 3:] = 255
+    images[..., 3:] = np.random.default_rng(1).choice([0, 255], (6, 1, 1, max(0, channels - 3)))
     found = tiles(grid(images, columns=3), height, width)
     assert found.shape[:2] == (2, 3)
     factor = found.shape[2] // height
     small = found[:, :, ::factor, ::factor].reshape(6, height, width, 3)
-    np.testing.assert_array_equal(small, np.broadcast_to(images[..., :3], small.shape))
+    # What is transparent is white.
+    shown = np.where(images[..., 3:] == 0, 255, images[..., :3]) if channels == 4 else images
+    np.testing.assert_array_equal(small, np.broadcast_to(shown, small.shape))
 
 
 def test_the_denoising_moves():

@@ -7,6 +7,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import Comparison, EvaluateSettings, Limit, PromoteSettings, SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.evaluation import Evaluator
+from diffusion_core.registry.champions import DECISION, GATE, GENERATION
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
@@ -229,21 +230,20 @@ def test_figures_by_another_reference_than_the_present_one_are_told(environment,
     assert champion(environment) is None
 
 
-def test_the_alias_moves_last(environment, monkeypatch):
+def test_the_alias_moves_after_the_decision_and_before_what_says_that_it_has_moved(environment, monkeypatch):
     publish.run(environment)
     client = type(connect(environment))
     calls = []
     for name in ("set_model_version_tag", "set_registered_model_alias"):
         original = getattr(client, name)
 
-        def record(*arguments, name=name, original=original):
-            calls.append(name)
-            return original(*arguments)
+        def record(self, *arguments, original=original):
+            calls.append(arguments[2] if len(arguments) == 4 else "the alias")
+            return original(self, *arguments)
 
         monkeypatch.setattr(client, name, record)
     promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
-    assert calls.count("set_registered_model_alias") == 1
-    assert calls[-1] == "set_registered_model_alias"
+    assert [call.partition(".")[0] for call in calls] == [GATE, DECISION, "the alias", "event", GENERATION]
 
 
 def test_a_missing_model_is_told(environment, tmp_path):

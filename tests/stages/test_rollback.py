@@ -7,7 +7,8 @@ import pytest
 
 from diffusion_core.config.settings import Comparison, Limit, PromoteSettings
 from diffusion_core.errors import UserError
-from diffusion_core.registry.champions import DECISION, REJECTED, SINCE, recorded_decision
+from diffusion_core.registry import champions
+from diffusion_core.registry.champions import DECISION, GENERATION, REJECTED, recorded_decision
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion
 from diffusion_core.stages import check, history, promote, publish, rollback
@@ -60,7 +61,7 @@ def outcome(tmp_path):
 def test_a_rolled_back_version_is_not_promoted_again_until_someone_says_otherwise(two, tmp_path, capsys):
     rollback.run(two, None)
     assert champion(two) == 1
-    assert "version 1 is the champion again; it was version 2, which is rejected" in capsys.readouterr().out
+    assert "version 1 is the champion by a rollback; version 2 is rejected" in capsys.readouterr().out
     publish_and_promote(two)
     assert (champion(two), outcome(tmp_path)) == (1, "refused")
     assert "`diffusion rollback 2` makes it the champion again" in capsys.readouterr().out
@@ -124,6 +125,86 @@ def test_a_version_whose_files_are_gone_is_not_rolled_back_to(two, tmp_path):
     assert version(two, 2) == before
 
 
+def test_a_second_rollback_goes_further_back(two, tmp_path):
+    """Also where a refusal came between, which names no champion before."""
+    write_model(tmp_path, 2)
+    publish_and_promote(two)
+    write_model(tmp_path, 1)
+    publish_and_promote(two, PromoteSettings(limits={"frechet": Limit(at_most=0.0)}))
+    rollback.run(two, None)
+    assert champion(two) == 2
+    rollback.run(two, None)
+    assert champion(two) == 1
+
+
+def test_an_alias_moved_by_another_process_ends_a_rollback_and_marks_nothing(two, monkeypatch):
+    before = version(two, 2)
+    monkeypatch.setattr(champions, "_is_champion", lambda *_: False)
+    with pytest.raises(UserError, match="another process has moved the alias of diffusion meanwhile"):
+        rollback.run(two, None)
+    assert champion(two) == 2
+    assert version(two, 2) == before
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4, 5, 6])
+def test_a_promotion_that_is_killed_is_completed_by_the_next_run_and_rejects_nothing(
+    environment, tmp_path, monkeypatch, call
+):
+    """Killed before each request that changes the store."""
+    publish_and_promote(environment)
+    write_model(tmp_path, 1)
+    publish.run(environment)
+    client, calls = type(connect(environment)), []
+    with monkeypatch.context() as patch:
+        for name in ("set_model_version_tag", "set_registered_model_alias"):
+            original = getattr(client, name)
+
+            def dying(*arguments, original=original):
+                calls.append(arguments)
+                if len(calls) == call:
+                    raise KeyboardInterrupt
+                return original(*arguments)
+
+            patch.setattr(client, name, dying)
+        with pytest.raises(KeyboardInterrupt):
+            promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
+    promote.run(OPEN, projects.SAMPLE, projects.EVALUATE, environment)
+    assert champion(environment) == 2
+    assert version(environment, 2).tags[GENERATION] == "2"
+    assert json.loads(version(environment, 2).tags[DECISION])["outcome"] == "promoted"
+    rollback.run(environment, None)
+    assert champion(environment) == 1
+
+
+def test_the_same_refusal_is_one_event(two, tmp_path, capsys):
+    write_model(tmp_path, 2)
+    for _ in range(2):
+        publish_and_promote(two, PromoteSettings(limits={"frechet": Limit(at_most=0.0)}))
+    capsys.readouterr()
+    history.run(two, as_json=True)
+    assert [event["version"] for event in json.loads(capsys.readouterr().out)["events"]] == [1, 2, 3]
+
+
+def test_a_champion_of_former_code_is_shown_and_compared_with(environment, tmp_path, capsys):
+    """Its version has no tag of this code's."""
+    publish.run(environment)
+    client, name = connect(environment), environment.registered_model
+    client.delete_model_version_tag(name, "1", "evaluation")
+    client.set_registered_model_alias(name, "champion", "1")
+    capsys.readouterr()
+    history.run(environment, as_json=False)
+    assert capsys.readouterr().out == "history: version 1 is the champion\n"
+    write_model(tmp_path, 1)
+    publish_and_promote(environment, NOT_WORSE)
+    assert recorded_decision(version(environment, 2)).grounds.champion_evaluation is not None
+
+
+def test_a_training_does_not_wait_for_a_store_that_is_down(capsys):
+    environment = projects.Environment(tracking_uri="http://127.0.0.1:1")
+    checked(environment)
+    assert "check: the champion is not checked, because the tracking store" in capsys.readouterr().out
+
+
 def test_the_history_says_who_was_champion_when_and_why(two, tmp_path, capsys):
     write_model(tmp_path, 2, frechet=99.0)
     publish_and_promote(two, PromoteSettings(limits={"frechet": Limit(at_most=10.0)}))
@@ -135,13 +216,12 @@ def test_the_history_says_who_was_champion_when_and_why(two, tmp_path, capsys):
         "version 1: version 1 is the champion now; there was none",
         "version 2: version 2 is the champion now; it was version 1",
         "version 3: version 3 is refused and version 2 stays the champion: frechet is 99, 89 above 10, its limit",
-        "version 1: version 1 is the champion again; it was version 2, which is rejected",
+        "version 1: version 1 is the champion by a rollback; version 2 is rejected",
     ]
-    assert lines[4].startswith("version 2: version 2 is rejected: the alias was rolled back from it to version 1 at ")
     history.run(two, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["champion"] == 1
-    assert [event["version"] for event in found["events"]] == [1, 2, 3, 1, 2]
+    assert [event["version"] for event in found["events"]] == [1, 2, 3, 1]
     times = [event["time"] for event in found["events"]]
     assert times == sorted(times)
 
@@ -177,7 +257,7 @@ def test_a_decision_that_was_changed_by_hand_is_noticed(environment):
     with pytest.raises(UserError, match="the decision on version 1 made again differs from the recorded"):
         history.decide(environment, 1)
     client.delete_model_version_tag(name, "1", DECISION)
-    with pytest.raises(UserError, match="version 1 has no decision that this code can read"):
+    with pytest.raises(UserError, match="version 1 has no decision with its grounds"):
         history.decide(environment, 1)
 
 
@@ -206,13 +286,13 @@ def test_a_champion_that_cannot_be_compared_with_is_told_before_the_training(env
 
 def test_files_of_a_store_that_was_moved_are_found_again(environment, tmp_path, monkeypatch):
     publish_and_promote(environment)
-    since = version(environment, 1).tags[SINCE]
+    since = version(environment, 1).tags[GENERATION]
     moved = tmp_path.with_name("moved")
     tmp_path.rename(moved)
     monkeypatch.chdir(moved)
     there = type(environment)(tracking_uri=f"sqlite:///{moved}/mlflow.db", device="cpu")
     checked(there)
-    assert version(there, 1).tags[SINCE] == since
+    assert version(there, 1).tags[GENERATION] == since
     # The control: without its artifacts beside it, the files are lost.
     (moved / "mlartifacts").rename(moved / "away")
     with pytest.raises(UserError, match="are missing"):

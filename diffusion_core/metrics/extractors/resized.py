@@ -36,7 +36,7 @@ class Resized(Extractor):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         with torch.inference_mode():
-            self.features = int(network.eval()(torch.zeros(1, 3, size, size)).flatten(1).shape[1])
+            self.features = int(network.eval()(torch.zeros(2, 3, size, size)).flatten(1).shape[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features, (B, features), of images in [-1, 1], (B, C, H, W)."""
