@@ -40,7 +40,7 @@ STAGES = {
     "publish": "Register the model as a version in MLflow.",
     "promote": "Make the published version the champion if it passes the gate.",
     "report": "Write the page of the run: plots/report.html.",
-    "check": "Check before a training that its model can be compared with the champion.",
+    "check": "Check that the gate can compare a new model with the champion.",
 }
 
 application = typer.Typer(
@@ -214,7 +214,9 @@ def history(
 
 @application.command(epilog="Example: diffusion decide 3")
 def decide(version: Annotated[int, typer.Argument(help="Of the registered model.")]) -> None:
-    """Make the gate's decision on a version again, from the registry alone."""
+    """Make the gate's decision on a version again.
+
+    It needs the registry alone; exit code 2 if the decision differs."""
     from diffusion_core.stages.history import decide as again
 
     again(load_environment(), version)

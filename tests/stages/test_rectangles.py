@@ -85,7 +85,7 @@ def test_rectangles_with_alpha_go_through_every_stage(settings, environment):
 
     evaluate.run(settings.evaluate, environment)
     figures = json.loads(METRICS.read_text())
-    assert figures["samples"] == 12
+    assert figures["sample_count"] == 12
     assert figures["frechet_ratio"] > 0
     assert {"distances.png", "real_and_generated.png", "nearest.png"} <= {file.name for file in PLOTS.iterdir()}
 
