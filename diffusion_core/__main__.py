@@ -217,9 +217,9 @@ def decide(version: Annotated[int, typer.Argument(help="Of the registered model.
     """Make the gate's decision on a version again.
 
     It needs the registry alone; exit code 2 if the decision differs."""
-    from diffusion_core.stages.history import decide as again
+    from diffusion_core.stages.decide import run
 
-    again(load_environment(), version)
+    run(load_environment(), version)
 
 
 @application.command(epilog="Example: diffusion verify --repair")

@@ -33,10 +33,17 @@ class Curve:
 
 
 def training_curves(file: Path) -> list[Curve]:
-    """Return the curves of the loss and the learning rate in plots/loss.csv; none if it has fewer than two rows."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    """Return the curves of the loss and the learning rate in plots/loss.csv; none if it has fewer than two rows.
+
+    Raises:
+        ValueError: it is not such a table.
+    """
     titles = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
+    with file.open(newline="", encoding="utf-8") as stream:
+        table = csv.DictReader(stream)
+        rows = list(table)
+    if missing := {"images", *titles} - {*(table.fieldnames or ())}:
+        raise ValueError(f"it has no column {min(missing)}")
     found = []
     for name, title in titles.items():
         points = [(float(row["images"]), float(row[name])) for row in rows if row.get(name)]

@@ -1,7 +1,7 @@
 """Write plots/report.html, the page of a run, and store it with the run in MLflow."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +84,10 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
     with _reading(SAMPLES / "samples.npy", "sample") as file:
         images = np.array(read_array(file))
         height, width = images.shape[1:3]
-    with _reading(labels, "sample") if labels.exists() else nullcontext():
-        classes_of = np.array(read_array(labels)) if labels.exists() else None
+    classes_of = None
+    if labels.exists():
+        with _reading(labels, "sample") as file:
+            classes_of = np.array(read_array(file))
     with _reading(SAMPLES / "denoising.png", "sample") as file:
         denoising, animated = png_address(file), animation(file, height, width)
     plots = {}

@@ -208,7 +208,7 @@ def test_wrong_options_are_refused(extractors, sentence):
         EvaluateSettings.model_validate({"extractors": extractors})
 
 
-def test_imagenet_has_its_own_name_and_knows_pictures(train):
+def test_imagenet_has_its_own_name_and_knows_pictures():
     """Two halves of one picture look more alike to it than two pictures."""
     from skimage import data
 

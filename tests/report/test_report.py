@@ -162,10 +162,6 @@ def test_a_missing_or_damaged_input_is_told_with_its_stage(file, content):
     Path(file).unlink()
     if content is not None:
         Path(file).write_bytes(content)
-    if file == "plots/loss.csv" and content is not None:
-        # A table without rows, which has no curves.
-        report.run(ON_CPU)
-        return
     with pytest.raises(UserError, match=rf"{file} is (missing|damaged).*`dvc repro"):
         report.run(ON_CPU)
 

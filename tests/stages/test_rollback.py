@@ -11,7 +11,7 @@ from diffusion_core.registry import champions
 from diffusion_core.registry.champions import DECISION, GENERATION, REJECTED, recorded_decision
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.versions import find_champion
-from diffusion_core.stages import check, history, promote, publish, rollback
+from diffusion_core.stages import check, decide, history, promote, publish, rollback
 from tests.registry import projects
 
 OPEN = PromoteSettings()
@@ -242,7 +242,7 @@ def test_a_decision_is_made_again_from_the_registry_alone(environment, tmp_path,
     empty.mkdir()
     monkeypatch.chdir(empty)
     capsys.readouterr()
-    history.decide(environment, 2)
+    decide.run(environment, 2)
     assert capsys.readouterr().out == recorded
     run = connect(environment).get_run(version(environment, 2).run_id)
     files = connect(environment).list_artifacts(run.info.run_id, "gate")
@@ -255,10 +255,10 @@ def test_a_decision_that_was_changed_by_hand_is_noticed(environment):
     changed = recorded_decision(version(environment, 1)).model_copy(update={"outcome": "refused"})
     client.set_model_version_tag(name, "1", DECISION, changed.model_dump_json())
     with pytest.raises(UserError, match="the decision on version 1 made again differs from the recorded"):
-        history.decide(environment, 1)
+        decide.run(environment, 1)
     client.delete_model_version_tag(name, "1", DECISION)
     with pytest.raises(UserError, match="version 1 has no decision with its grounds"):
-        history.decide(environment, 1)
+        decide.run(environment, 1)
 
 
 NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
