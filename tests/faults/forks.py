@@ -16,6 +16,9 @@ import importlib, json, os, resource, signal, sys, traceback
 import psutil
 for name in ("ingest", "prepare", "reference", "train", "sample", "evaluate", "publish", "verify", "clean"):
     importlib.import_module(f"diffusion_core.stages.{name}")
+# What the stages import when they first need it, which takes a second of most of them.
+for name in ("git", "pyarrow.dataset", "skimage.metrics", "sklearn.datasets", "torch._dynamo", "torch.profiler"):
+    importlib.import_module(name)
 from diffusion_core.__main__ import main
 
 def with_memory(function, megabytes):
