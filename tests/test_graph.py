@@ -69,7 +69,11 @@ WHERE_IT_RUNS = {
 SAMPLING = ("ddim", "dpm_solver", "guidance", "heun", "loop", "noise", "repaint", "spacing")
 LEFT_OUT = {
     "ingest": {},
-    "prepare": {"storage": "is reached by the bucket's source alone"},
+    "prepare": {
+        "storage": "is reached by the bucket's source alone",
+        "metrics.features": "is the extractor of the last evaluation, which measures drift alone",
+        "metrics.reference": "reads it",
+    },
     "reference": WHERE_IT_RUNS,
     "train": {
         "stages.keeping": "keeps checkpoints, and copies them",

@@ -6,7 +6,8 @@ comparable.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,16 +91,9 @@ class Reference:
         Raises:
             UserError: a file is missing or damaged.
         """
-        try:
-            description = read_json(folder / DESCRIPTION)
-            contents = {name: (folder / name).read_bytes() for name in (EXTRACTOR, FEATURES)}
-            for name, content in contents.items():
-                if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
-                    raise ValueError(f"{name} is damaged")
-            # The description takes no memory by itself; the tensors are as large as their file.
-            with torch.device("meta"):
-                extractor = FeatureNetwork(**description["network"])
-            extractor.load_state_dict(safetensors.torch.load(contents[EXTRACTOR]), assign=True)
+        with _reading(folder):
+            description, contents = _contents(folder, EXTRACTOR, FEATURES)
+            extractor = _network(description, contents[EXTRACTOR])
             features = safetensors.numpy.load(contents[FEATURES])
             for name in ("train", "validation"):
                 if features[name].dtype != np.float32 or features[name].shape[1:] != (extractor.features,):
@@ -114,14 +108,50 @@ class Reference:
                 settings=description["settings"],
                 quality=description["quality"],
             )
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise UserError(
-                f"{folder} cannot be read ({error}): make it again with `dvc repro --single-item --force reference`"
-            ) from error
 
     def _extractor_bytes(self) -> bytes:
         state = {name: tensor.cpu().contiguous() for name, tensor in self.extractor.state_dict().items()}
         return safetensors.torch.save(state)
+
+
+def load_extractor(folder: Path) -> FeatureNetwork:
+    """Read the extractor alone of the files of `Reference.save`, in eval mode.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    with _reading(folder):
+        description, contents = _contents(folder, EXTRACTOR)
+        return _network(description, contents[EXTRACTOR]).eval()
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Say in one sentence what cannot be read in the block."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} cannot be read ({error}): make it again with `dvc repro --single-item --force reference`"
+        ) from error
+
+
+def _contents(folder: Path, *names: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the description and the bytes of files, whose hashes it has."""
+    description = read_json(folder / DESCRIPTION)
+    contents = {name: (folder / name).read_bytes() for name in names}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != description["sha256"][name]:
+            raise ValueError(f"{name} is damaged")
+    return description, contents
+
+
+def _network(description: Mapping[str, Any], weights: bytes) -> FeatureNetwork:
+    # The description takes no memory by itself; the tensors are as large as their file.
+    with torch.device("meta"):
+        extractor = FeatureNetwork(**description["network"])
+    extractor.load_state_dict(safetensors.torch.load(weights), assign=True)
+    return extractor
 
 
 def fit_reference(

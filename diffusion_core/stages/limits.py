@@ -1,6 +1,6 @@
 """The gate of the images: what crosses a limit in `prepare.limits` does not replace the earlier version."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,12 +28,14 @@ def check_decoded(limits: DataLimits, names: Sequence[str], rows: Sequence[Manif
     most, share = limits.max_quarantined_share, len(reasons) / len(rows)
     # Where no file decodes, the stage says so itself.
     if most is not None and share > most and len(reasons) < len(rows):
-        raise _crossed(
-            "max_quarantined_share",
-            most,
-            f"{len(reasons)} of {len(rows)} files were left out ({share:.3g})",
-            [f"{name}: {reason}" for name, reason in reasons],
-            "fix or remove these files, or raise the limit",
+        raise UserError(
+            _crossed(
+                "max_quarantined_share",
+                most,
+                f"{len(reasons)} of {len(rows)} files were left out ({share:.3g})",
+                [f"{name}: {reason}" for name, reason in reasons],
+                "fix or remove these files, or raise the limit",
+            )
         )
 
 
@@ -41,11 +43,16 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
     """Check the dataset.
 
     Raises:
-        UserError: a limit is crossed.
+        UserError: limits are crossed; its message names all of them.
     """
+    if crossed := [*_too_few(limits, statistics), *_too_many(limits, statistics)]:
+        raise UserError("\n".join(crossed))
+
+
+def _too_few(limits: DataLimits, statistics: Statistics) -> Iterator[str]:
     images, classes = len(statistics.version.images), statistics.class_counts
     if limits.min_images is not None and images < limits.min_images:
-        raise _crossed(
+        yield _crossed(
             "min_images",
             limits.min_images,
             f"the dataset has {images} images of {statistics.files} files",
@@ -54,17 +61,20 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
         )
     least = limits.min_images_per_class
     if least is not None and (small := sorted((count, name) for name, count in classes.items() if count < least)):
-        raise _crossed(
+        yield _crossed(
             "min_images_per_class",
             least,
             f"{len(small)} of {len(classes)} classes have fewer",
             [f"{name}: {count} images" for count, name in small],
             "bring more images of these, remove their folders, or lower the limit",
         )
+
+
+def _too_many(limits: DataLimits, statistics: Statistics) -> Iterator[str]:
     most, share = limits.max_duplicates_share, statistics.duplicates_share
     if most is not None and share > most:
         copies = statistics.copies
-        raise _crossed(
+        yield _crossed(
             "max_duplicates_share",
             most,
             f"{len(copies)} images are near-duplicates of others ({share:.3g})",
@@ -74,23 +84,25 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
     if limits.max_drift is not None and statistics.drift:
         name = max(statistics.drift, key=lambda each: statistics.drift[each])
         if (value := statistics.drift[name]) > limits.max_drift:
-            median = float(np.median(statistics.earlier_measures[name]))
-            raise _crossed(
+            yield _crossed(
                 "max_drift",
                 limits.max_drift,
-                f"the {name} of the images has drifted by {value:.3g} from the earlier version (median {median:.3g})",
-                _farthest(statistics, name, median),
+                f"{name} of the images drifted by {value:.3g} from the earlier version",
+                _farthest(statistics, name),
                 "check the source, or raise the limit for one run",
             )
 
 
-def _farthest(statistics: Statistics, name: str, median: float) -> list[str]:
-    """Return the images whose measure is farthest from a median, the farthest first."""
+def _farthest(statistics: Statistics, name: str) -> list[str]:
+    """Return the images whose measure is farthest from the earlier median, the farthest first."""
     values = statistics.measures[name]
-    order = np.argsort(-np.abs(values - median), kind="stable")
-    return [f"{statistics.sample[index].source}: {values[index]:.3g}" for index in order[:SHOWN]]
+    away = values - np.median(statistics.earlier_measures[name], axis=0)
+    # Features have several columns.
+    distance = np.linalg.norm(away.reshape(len(away), -1), axis=1)
+    order = np.argsort(-distance, kind="stable")[:SHOWN]
+    return [f"{statistics.sample[index].source}: {distance[index]:.3g} from the earlier median" for index in order]
 
 
-def _crossed(key: str, limit: float, found: str, files: Sequence[str], remedy: str) -> UserError:
+def _crossed(key: str, limit: float, found: str, files: Sequence[str], remedy: str) -> str:
     shown = f": {'; '.join(files[:SHOWN])}" if files else ""
-    return UserError(f"prepare.limits.{key} is {limit:g}, and {found}{shown}: {remedy}")
+    return f"prepare.limits.{key} is {limit:g}, and {found}{shown}: {remedy}"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import get_args
@@ -24,14 +24,16 @@ from diffusion_core.data.raw import RawFile, read_index
 from diffusion_core.data.report.page import page
 from diffusion_core.data.report.quarantine import reasons
 from diffusion_core.data.report.statistics import Statistics
-from diffusion_core.data.report.version import Version
+from diffusion_core.data.report.version import Pixels, Version
 from diffusion_core.data.shards import ShardWriter, map_shard
 from diffusion_core.data.workers import decode_all
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced, replaced_files
 from diffusion_core.lineage.provenance import code_files, json_digest
+from diffusion_core.metrics.features import extract
+from diffusion_core.metrics.reference import load_extractor
 from diffusion_core.stages.limits import check_dataset, check_decoded
-from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, needs
+from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, REFERENCE, needs
 
 # The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
 DARK = 1 / 16
@@ -83,7 +85,10 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
         if is_told:
             _check_told(rows, dict(zip((file.path for file in files), told, strict=True)))
         info = _describe(shards.digests, rows, names, prepare, decoder)
-        statistics = Statistics.of(Version(rows, names, pixels, decoder), Version.read(PREPARED))
+        earlier_version = Version.read(PREPARED)
+        statistics = Statistics.of(
+            Version(rows, names, pixels, decoder), earlier_version, _features(image_shape) if earlier_version else None
+        )
         if statistics.is_redecoded:
             print(
                 "prepare: other code, libraries or settings made the earlier pixels, so their drift is not measured;"
@@ -98,6 +103,20 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
             stream.flush()
             os.fsync(stream.fileno())
     _tell(info, rows, dict(zip((file.path for file in files), told, strict=True)))
+
+
+def _features(image_shape: tuple[int, ...]) -> Callable[[Pixels], npt.NDArray[np.float64]] | None:
+    """Return what computes features by the extractor of the last evaluation, or None where it is of other images."""
+    if not REFERENCE.exists():
+        return None
+    try:
+        extractor = load_extractor(REFERENCE)
+    except UserError as error:
+        print(f"prepare: drift of the features is not measured: {error}")
+        return None
+    if (*extractor.image_size, extractor.channels) != image_shape:
+        return None
+    return lambda pixels: extract(extractor, pixels).astype(np.float64)
 
 
 def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:

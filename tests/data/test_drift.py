@@ -110,6 +110,13 @@ def test_what_really_drifts_is_seen_among_images_that_stay() -> None:
     assert drift({"red": earlier}, {"red": now}, 0)["red"] < 0.3 * index
 
 
+def test_the_drift_of_several_columns_is_their_mean() -> None:
+    random = np.random.default_rng(0)
+    earlier, now = random.normal(size=(300, 4)), random.normal(0.5, size=(200, 4))
+    each = [population_stability_index(*pair) - by_chance(*pair, 20) for pair in zip(earlier.T, now.T, strict=True)]
+    assert drift({"features": earlier}, {"features": now}, 20)["features"] == pytest.approx(np.mean(each))
+
+
 def test_no_values_are_an_error() -> None:
     with pytest.raises(ValueError, match="values of both"):
         population_stability_index(np.empty(0), np.ones(3))

@@ -1,14 +1,16 @@
 """What crosses a limit does not replace the earlier images, and the message names key, numbers and files."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from diffusion_core.config.settings import DataLimits, PrepareSettings
+from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import DataLimits, PrepareSettings, ReferenceSettings
 from diffusion_core.errors import UserError
-from diffusion_core.stages import prepare
+from diffusion_core.stages import prepare, reference
 from tests.data.ingested import ingest, noise, png
 
 HTML = b"<!DOCTYPE html><html></html>"
@@ -19,8 +21,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def settings(**limits: float) -> PrepareSettings:
-    return PrepareSettings(image_size=8, color="rgb", validation_fraction=0.3, limits=limits)
+def settings(distance: float = 0.4, **limits: float) -> PrepareSettings:
+    return PrepareSettings(
+        image_size=8, color="rgb", validation_fraction=0.3, duplicate_distance=distance, limits=limits
+    )
 
 
 def named(images: list[bytes], start: int = 0) -> dict[str, bytes]:
@@ -33,11 +37,11 @@ def contents() -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in files}
 
 
-def refused(**limits: float) -> str:
+def refused(distance: float = 0.4, **limits: float) -> str:
     """Run, and return the message; what was there before has not changed, and nothing else is left."""
     before = contents()
     with pytest.raises(UserError) as caught:
-        prepare.run(settings(**limits))
+        prepare.run(settings(distance, **limits))
     assert caught.value.exit_code == 2
     assert contents() == before
     assert not [path for folder in ("data", "plots", "metrics") for path in Path(folder).glob(".*")]
@@ -99,10 +103,67 @@ def test_images_that_have_drifted_are_refused() -> None:
     prepare.run(settings(max_drift=0.0))
     ingest(named(noise(40, seed=1, low=128)))
     message = refused(max_drift=5.0)
-    assert message.startswith("prepare.limits.max_drift is 5, and the ")
-    assert "of the images has drifted by " in message
+    assert message.startswith("prepare.limits.max_drift is 5, and brightness ")
+    assert "from the earlier median" in message
     assert message.endswith("check the source, or raise the limit for one run")
     prepare.run(settings(max_drift=100.0))
+
+
+def test_all_limits_that_are_crossed_are_named() -> None:
+    ingest(named(noise(20)))
+    prepare.run(settings())
+    ingest(named(noise(10, seed=1, low=128)))
+    lines = refused(min_images=11, min_images_per_class=6, max_drift=0.5).splitlines()
+    assert [line.partition(" ")[0].removeprefix("prepare.limits.") for line in lines] == [
+        "min_images",
+        "min_images_per_class",
+        "max_drift",
+    ]
+
+
+def lines(count: int, *, turned: bool, seed: int) -> list[bytes]:
+    """Images of dark and light rows, or columns: alike in brightness, contrast and colours."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        image = np.full((8, 8, 3), 64) + 128 * (np.arange(8) % 2)[:, None, None] + random.integers(0, 32, (8, 8, 3))
+        found.append(png((image.swapaxes(0, 1) if turned else image).astype(np.uint8)))
+    return found
+
+
+def drifts() -> dict[str, float]:
+    drift: dict[str, float] = json.loads(Path("metrics/data.json").read_text())["drift"]
+    return drift
+
+
+def test_features_of_the_last_evaluation_drift_where_nothing_else_does(capsys: pytest.CaptureFixture[str]) -> None:
+    ingest(named(lines(200, turned=False, seed=0)))
+    prepare.run(settings(0.0))
+    reference.run(ReferenceSettings(images=512, features=8), Environment(device="cpu"))
+    ingest(named(lines(200, turned=False, seed=1)))
+    prepare.run(settings(0.0))
+    assert drifts()["features"] < 0.2
+    ingest(named(lines(200, turned=True, seed=2)))
+    message = refused(0.0, max_drift=0.5)
+    assert message.startswith("prepare.limits.max_drift is 0.5, and features of the images drifted by ")
+    # The control: all other measures let them pass.
+    extractor = Path("data/reference/extractor.safetensors")
+    extractor.write_bytes(extractor.read_bytes()[:-1])
+    prepare.run(settings(0.0, max_drift=0.5))
+    assert "drift of the features is not measured: data/reference cannot be read" in capsys.readouterr().out
+    assert "features" not in drifts()
+
+
+def test_an_extractor_of_other_images_measures_no_drift() -> None:
+    ingest(named(lines(40, turned=False, seed=0)))
+    prepare.run(settings(0.0))
+    reference.run(ReferenceSettings(images=64, features=8), Environment(device="cpu"))
+    other = settings(0.0).model_copy(update={"image_size": 9})
+    prepare.run(other)
+    ingest(named(lines(40, turned=False, seed=1)))
+    prepare.run(other)
+    assert drifts()
+    assert "features" not in drifts()
 
 
 @pytest.mark.parametrize("settings_before", [{"color": "grayscale"}, {"crop": {"kind": "pad"}}])

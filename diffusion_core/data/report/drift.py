@@ -1,6 +1,6 @@
 """How far a measure of the images has drifted since the earlier version of the dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -10,7 +10,7 @@ BINS = 10
 # Instead of a share of 0, which has no logarithm.
 FLOOR = 1e-4
 # What is compared between two versions.
-MEASURES = ("size", "brightness", "contrast", "red", "green", "blue")
+MEASURES = ("size", "brightness", "contrast", "red", "green", "blue", "features")
 
 
 def population_stability_index(earlier: Values, now: Values) -> float:
@@ -62,17 +62,23 @@ def _shares(values: Values, edges: Values) -> Values:
 def drift(earlier: Mapping[str, Values], now: Mapping[str, Values], shared: int) -> dict[str, float]:
     """Return the population stability index of each measure that both versions have, less what chance gives.
 
-    Few images would otherwise seem to drift.
+    Few images would otherwise seem to drift. Of a measure with several columns, as features are, it is their mean.
 
     Args:
-        earlier: the values of the images that are measured, by measure.
+        earlier: the values of the images that are measured, by measure: (n,), or (n, columns).
         now: likewise.
         shared: how many of these images both versions have.
     """
     return {
-        name: max(
-            population_stability_index(earlier[name], now[name]) - by_chance(earlier[name], now[name], shared), 0.0
-        )
+        name: max(float(np.mean([_beyond_chance(*pair, shared) for pair in _columns(earlier[name], now[name])])), 0.0)
         for name in MEASURES
         if len(earlier.get(name, ())) and len(now.get(name, ()))
     }
+
+
+def _columns(earlier: Values, now: Values) -> Iterator[tuple[Values, Values]]:
+    return zip(earlier.reshape(len(earlier), -1).T, now.reshape(len(now), -1).T, strict=True)
+
+
+def _beyond_chance(earlier: Values, now: Values, shared: int) -> float:
+    return population_stability_index(earlier, now) - by_chance(earlier, now, shared)

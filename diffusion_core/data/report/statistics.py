@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from diffusion_core.data.manifest import ManifestRow, Split
 from diffusion_core.data.report.changes import Changes
 from diffusion_core.data.report.drift import drift
 from diffusion_core.data.report.measures import Values, measures, sizes
-from diffusion_core.data.report.version import Version, by_hash
+from diffusion_core.data.report.version import Pixels, Version, by_hash
 
 # Images that are measured.
 SAMPLE = 2_000
@@ -29,7 +29,7 @@ class Statistics:
         version: the version.
         earlier: the earlier version, or None.
         sample: the images that are measured.
-        measures: the measures of the sample, see `measures`, and `size`.
+        measures: the measures of the sample, see `measures`, `size`, and `features` where they are known, (n, F).
         earlier_measures: likewise of the earlier version; empty if there is none.
         drift: how far each measure has drifted; empty if there is no earlier version.
         changes: what differs from the earlier version, or None.
@@ -46,10 +46,17 @@ class Statistics:
     duplicates: list[list[ManifestRow]]
 
     @classmethod
-    def of(cls, version: Version, earlier: Version | None) -> "Statistics":
+    def of(
+        cls, version: Version, earlier: Version | None, features: Callable[[Pixels], Values] | None = None
+    ) -> "Statistics":
         """Measure a version, and compare it with the earlier one.
 
         Pixels are not compared where another decoder made them, or the same one by other settings.
+
+        Args:
+            version: the version.
+            earlier: the earlier one, or None.
+            features: returns the features, (n, F), of images of the version's shape; None where there is no extractor.
         """
         sample = by_hash(version.images, SAMPLE)
         now, before, shared = _measured(version, sample), {}, 0
@@ -59,6 +66,9 @@ class Statistics:
             is_same = is_alike and list(map(_file, sample)) == list(map(_file, earlier_sample))
             before = now if is_same else _measured(earlier, earlier_sample)
             before = before if is_alike else {"size": before["size"]}
+            if features is not None and is_alike:
+                now["features"] = features(version.pixels(sample))
+                before["features"] = now["features"] if is_same else features(earlier.pixels(earlier_sample))
             shared = len(set(map(_file, sample)) & set(map(_file, earlier_sample)))
         return cls(
             version,
