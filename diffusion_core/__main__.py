@@ -17,7 +17,7 @@ from diffusion_core.errors import UserError, is_out_of_memory
 try:
     import typer
 
-    from diffusion_core import checkout
+    from diffusion_core import checkout, registered
     from diffusion_core.config.environment import Environment, load_environment
 except ModuleNotFoundError as missing:
     if (missing.name or "").startswith("diffusion_core"):
@@ -188,40 +188,6 @@ def replay(
         sys.exit(1)
 
 
-@application.command(epilog="Example: diffusion rollback")
-def rollback(
-    version: Annotated[
-        int | None, typer.Argument(help="Of the registered model; by default the champion before.")
-    ] = None,
-) -> None:
-    """Move the alias champion back to an earlier version.
-
-    The version that it leaves is rejected: no later run promotes it again."""
-    from diffusion_core.stages.rollback import run
-
-    run(load_environment(), version)
-
-
-@application.command(epilog="Example: diffusion history")
-def history(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
-) -> None:
-    """Show who was the champion when, by which metrics and why."""
-    from diffusion_core.stages.history import run
-
-    run(load_environment(), as_json)
-
-
-@application.command(epilog="Example: diffusion decide 3")
-def decide(version: Annotated[int, typer.Argument(help="Of the registered model.")]) -> None:
-    """Make the gate's decision on a version again.
-
-    It needs the registry alone; exit code 2 if the decision differs."""
-    from diffusion_core.stages.decide import run
-
-    run(load_environment(), version)
-
-
 @application.command(epilog="Example: diffusion verify --repair")
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="Repair what can be had elsewhere.")] = False,
@@ -258,6 +224,7 @@ def doctor(
     run(load_environment(), as_json)
 
 
+application.add_typer(registered.commands)
 application.add_typer(checkout.commands)
 
 

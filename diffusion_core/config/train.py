@@ -92,6 +92,8 @@ class TrainSettings(Section):
     horizontal_flip: bool = False
     shuffle_window: PositiveInt | None = Field(None, description="images in random order at a time; None: all")
     max_skipped_share: Fraction = Field(0.05, description="of the steps, whose loss or gradient is not finite")
+    validate_every_images: PositiveInt = Field(50_000, description="and at the end: the validation loss")
+    validation_share: Fraction = Field(0.05, description="of the computation, for validation; 0: the last weights")
     report_every_images: PositiveInt = 10_000
     preview_every_images: PositiveInt = 100_000
     network: NetworkSettings

@@ -59,7 +59,7 @@ def published(client: MlflowClient, environment: Environment, digest: str) -> Pu
         run_page(environment, run.info.experiment_id, run.info.run_id),
         decision,
         {title: found.tags[tag] for tag, title in TAGS.items() if tag in found.tags},
-        _cost(run),
+        cost_of(run),
         [] if other is None else _changes(other, run),
     )
 
@@ -77,7 +77,7 @@ def _run_of(client: MlflowClient, name: str, version: str) -> Run | None:
         return None
 
 
-def _cost(run: Run) -> dict[str, str]:
+def cost_of(run: Run) -> dict[str, str]:
     """Return what the training took; a run that stands in for another one has no times of its own."""
     begun, ended = run.info.start_time, run.info.end_time
     if STANDS_IN_FOR in run.data.tags or not begun or not ended:

@@ -1,65 +1,80 @@
-"""Curves of a training as SVG paths."""
+"""Curves of trainings as SVG paths."""
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Of a curve, in units of its own.
+# Of a chart, in units of its own.
 WIDTH, HEIGHT = 320.0, 120.0
 MARGIN = 4.0
 
+# Place on the horizontal axis, and value.
+Point = tuple[float, float]
+
 
 @dataclass(frozen=True)
-class Curve:
-    """A curve over the images that were trained on.
+class Chart:
+    """Curves with common axes; the horizontal one begins at 0.
 
     Attributes:
         name: what is shown.
-        path: in SVG, in a box of `WIDTH` x `HEIGHT`.
-        text: the curve in words.
+        paths: of each curve by its name, in SVG, in a box of `WIDTH` x `HEIGHT`.
+        text: the curves in words.
         low: the lowest value.
         high: the highest value.
-        images: the images at the right end.
+        end: the place at the right end, with its unit.
     """
 
     name: str
-    path: str
+    paths: dict[str, str]
     text: str
     low: str
     high: str
-    images: str
+    end: str
 
 
-def training_curves(file: Path) -> list[Curve]:
-    """Return the curves of the loss and the learning rate in plots/loss.csv; none if it has fewer than two rows.
+def read_points(file: Path, names: Sequence[str]) -> dict[str, list[Point]]:
+    """Return the finite values of columns of a CSV file, over its column `images`.
 
     Raises:
         ValueError: it is not such a table.
     """
-    titles = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
     with file.open(newline="", encoding="utf-8") as stream:
         table = csv.DictReader(stream)
         rows = list(table)
-    if missing := {"images", *titles} - {*(table.fieldnames or ())}:
+    if missing := {"images", *names} - {*(table.fieldnames or ())}:
         raise ValueError(f"it has no column {min(missing)}")
-    found = []
-    for name, title in titles.items():
-        points = [(float(row["images"]), float(row[name])) for row in rows if row.get(name)]
-        points = [point for point in points if math.isfinite(point[1])]
-        if len(points) > 1:
-            found.append(_curve(title, points))
-    return found
+    return {name: [(float(row["images"]), float(row[name])) for row in rows if row.get(name)] for name in names}
 
 
-def _curve(name: str, points: Sequence[tuple[float, float]]) -> Curve:
-    values = [value for _, value in points]
+def chart(name: str, unit: str, curves: Mapping[str, Sequence[Point]]) -> Chart | None:
+    """Return the curves that have two finite values or more, or None without any.
+
+    Args:
+        name: what is shown.
+        unit: of the horizontal axis, for example "images".
+        curves: the points of each curve by its name, from left to right.
+    """
+    finite = {key: [point for point in points if math.isfinite(point[1])] for key, points in curves.items()}
+    shown = {key: points for key, points in finite.items() if len(points) > 1}
+    if not shown:
+        return None
+    values = [value for points in shown.values() for _, value in points]
     low, high = min(values), max(values)
-    span, last = (high - low) or 1.0, points[-1][0]
-    places = " L ".join(
-        f"{images / last * WIDTH:.1f} {HEIGHT - MARGIN - (value - low) / span * (HEIGHT - 2 * MARGIN):.1f}"
-        for images, value in points
-    )
-    text = f"{name}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {last:,.0f} images"
-    return Curve(name, f"M {places}", text, f"{low:.3g}", f"{high:.3g}", f"{last:,.0f}")
+    span, last = (high - low) or 1.0, max(points[-1][0] for points in shown.values()) or 1.0
+
+    def path(points: Sequence[Point]) -> str:
+        places = " L ".join(
+            f"{place / last * WIDTH:.1f} {HEIGHT - MARGIN - (value - low) / span * (HEIGHT - 2 * MARGIN):.1f}"
+            for place, value in points
+        )
+        return f"M {places}"
+
+    words = [
+        f"{key}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
+        for key, points in shown.items()
+    ]
+    paths = {key: path(points) for key, points in shown.items()}
+    return Chart(name, paths, "; ".join(words), f"{low:.3g}", f"{high:.3g}", f"{last:,.0f} {unit}")

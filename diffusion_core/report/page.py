@@ -17,7 +17,7 @@ from diffusion_core.lineage.promotion import Decision
 from diffusion_core.metrics.estimate import difference
 from diffusion_core.metrics.features import Images
 from diffusion_core.pictures import tiles
-from diffusion_core.report.curves import HEIGHT, WIDTH, Curve
+from diffusion_core.report.curves import HEIGHT, WIDTH, Chart
 
 TEMPLATE = "report.html.jinja"
 MOST_CLASSES, PER_CLASS = 30, 12
@@ -68,7 +68,7 @@ class Content:
         denoising: the picture of a few samples being made, as an address.
         animated: the same, animated.
         plots: addresses of other pictures: `both`, `metrics` and `nearest`.
-        curves: of the training.
+        charts: curves of the training.
         data: numbers of the dataset by name.
         lineage: where the model comes from, by name; values may be addresses.
         cost: of the run, by name.
@@ -84,7 +84,7 @@ class Content:
     denoising: str
     animated: str
     plots: Mapping[str, str]
-    curves: Sequence[Curve]
+    charts: Sequence[Chart]
     data: Mapping[str, str]
     lineage: Mapping[str, str]
     cost: Mapping[str, str]
@@ -93,25 +93,32 @@ class Content:
 
 def report(content: Content) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        # The style is that of the page of the images.
+    champion = None if content.decision is None else content.decision.grounds.champion_evaluation
+    return (
+        templates()
+        .get_template(TEMPLATE)
+        .render(
+            content=content,
+            counts=content.evaluation.counts,
+            rows=metric_rows(content.evaluation, champion),
+            has_champion=champion is not None,
+            sheets=sheets(content.images, content.labels, content.classes),
+            width=WIDTH,
+            height=HEIGHT,
+            is_small=content.images.shape[2] < 64,
+        )
+    )
+
+
+def templates() -> Environment:
+    """Return the templates of pages; their style is that of the page of the images."""
+    return Environment(
         loader=ChoiceLoader([PackageLoader("diffusion_core.report"), PackageLoader("diffusion_core.data.report")]),
         # Names of classes and paths are other people's.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    champion = None if content.decision is None else content.decision.grounds.champion_evaluation
-    return environment.get_template(TEMPLATE).render(
-        content=content,
-        counts=content.evaluation.counts,
-        rows=metric_rows(content.evaluation, champion),
-        has_champion=champion is not None,
-        sheets=sheets(content.images, content.labels, content.classes),
-        width=WIDTH,
-        height=HEIGHT,
-        is_small=content.images.shape[2] < 64,
     )
 
 

@@ -26,14 +26,15 @@ from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.stages.backup import backup
 from diffusion_core.stages.paths import MODELS, TRAINING_LOCK
 from diffusion_core.stages.plan import Plan
+from diffusion_core.training.checkpoint import Checkpoint
 from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 # The folder of a checkout whose environment names no other.
 OWN_CHECKPOINTS = Environment.model_fields["checkpoints"].default
-# Model, EMA and the optimizer's two averages.
-COPIES_OF_WEIGHTS = 4
+# Model, EMA, the best EMA and the optimizer's two averages.
+COPIES_OF_WEIGHTS = 5
 
 
 @contextmanager
@@ -57,6 +58,18 @@ def keeping(plan: Plan, trainer: Trainer, environment: Environment) -> Iterator[
         raise UserError(
             f"another training writes {MODELS} in {Path.cwd()}{locked.holder}: wait until it ends, stop it, or use"
             " another checkout"
+        ) from None
+
+
+@contextmanager
+def fitting(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
+    """Say in one sentence what of a checkpoint does not fit in the block."""
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
+            f" ({' '.join(str(error).split())}): remove {folder} to train again"
         ) from None
 
 

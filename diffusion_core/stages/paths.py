@@ -19,7 +19,9 @@ DATA_METRICS = Path("metrics/data.json")
 METRICS_ORIGIN = Path("metrics/origin.json")
 PLOTS = Path("plots")
 LOSS = PLOTS / "loss.csv"
+VALIDATION = PLOTS / "validation.csv"
 DATA_PAGE = PLOTS / "data.html"
+COMPARISON = PLOTS / "compare.html"
 REPORT = PLOTS / "report.html"
 
 # Held by the process that trains in this checkout.

@@ -17,7 +17,7 @@ from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.published import Published, published
-from diffusion_core.report.curves import training_curves
+from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import Content, animation, png_address, report
 from diffusion_core.stages.paths import (
     DATA_METRICS,
@@ -28,12 +28,15 @@ from diffusion_core.stages.paths import (
     REPORT,
     RUN_INFO,
     SAMPLES,
+    VALIDATION,
     needs,
 )
 from diffusion_core.stages.publish import measured
 
 # Numbers of metrics/data.json, by what they are called on the page.
 NUMBERS = {"near-duplicates": "duplicates", "quarantined files": "quarantined"}
+CURVES = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
+VALIDATED = {"validation": "Validation loss"}
 PICTURES = {
     "both": PLOTS / "real_and_generated.png",
     "metrics": PLOTS / "distances.png",
@@ -95,7 +98,10 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
         with _reading(picture, "evaluate") as file:
             plots[title] = png_address(file)
     with _reading(LOSS, "train") as file:
-        curves = training_curves(file)
+        points = read_points(file, tuple(CURVES))
+    with _reading(VALIDATION, "train") as file:
+        points["validation"] = read_points(file, ("loss",))["loss"]
+    charts = [chart(title, "images", {title: points[name]}) for name, title in (CURVES | VALIDATED).items()]
     with _reading(PREPARED / INFO, "prepare") as file:
         dataset = DatasetInfo.model_validate_json(read_small(file))
     with _reading(DATA_METRICS, "prepare") as file:
@@ -112,7 +118,7 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
         denoising=denoising,
         animated=animated,
         plots=plots,
-        curves=curves,
+        charts=[each for each in charts if each is not None],
         data={
             "training images": f"{dataset.train:,}",
             "validation images": f"{dataset.validation:,}",

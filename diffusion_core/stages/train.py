@@ -1,7 +1,8 @@
-"""Train the model: data/prepared to models/, and plots/loss.csv."""
+"""Train the model: data/prepared to models/, plots/loss.csv and plots/validation.csv."""
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -25,19 +26,31 @@ from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
-from diffusion_core.stages.keeping import keeping, report_unused
+from diffusion_core.stages.keeping import fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
-from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO
+from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
+from diffusion_core.stages.validating import log_validation, open_validation, take_best, validate
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
-from diffusion_core.training.report import History, Progress, Row
+from diffusion_core.training.report import COLUMNS, History, Progress, Row, write_rows
 from diffusion_core.training.saving import Saver
 from diffusion_core.training.stopping import Stopped, asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
+from diffusion_core.training.validation import COLUMNS as validation_columns
+from diffusion_core.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+# Keys of the section that say what is reported and kept.
+NOT_THE_TRAINERS = {
+    "network",
+    "process",
+    "report_every_images",
+    "preview_every_images",
+    "validate_every_images",
+    "validation_share",
+}
 # Images of a skipped step that a warning names.
 SHOWN = 5
 
@@ -76,6 +89,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         run_worker(trainer, ranks)
         return
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+    validation = open_validation(trainer, checkpoint, train, plan.folder)
 
     version = dataset_version(PREPARED, plan.dataset.info.digest)
     commit = git_state()
@@ -93,8 +107,11 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             _log_row(row, tracked)
+        for measured in validation.rows:
+            log_validation(measured, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
-        _steps(trainer, model, train, environment, tracked, history, plan, state.get("preview_due", False))
+        _steps(trainer, model, train, environment, tracked, history, validation, plan, state)
+        take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,
             dataset_md5=version.md5,
@@ -103,11 +120,13 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             git_commit=commit.commit,
             git_dirty=commit.dirty,
         )
-        with replaced_files([MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS]) as temporary:
+        outputs = [MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS, VALIDATION]
+        with replaced_files(outputs) as temporary:
             description = plan.dataset.info.model_dump(mode="json") | {"class_counts": plan.dataset.class_counts}
             save_model(temporary, trainer.ema.module, plan.network, plan.process, description)
             info.write(temporary / RUN_INFO.name)
-            history.write(temporary / LOSS.name)
+            write_rows(temporary / LOSS.name, COLUMNS, history.rows)
+            write_rows(temporary / VALIDATION.name, validation_columns, validation.rows)
     mark_finished(plan.folder)
 
 
@@ -127,7 +146,7 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
             compiled=compiled,
             threads=choose_threads(environment.threads, device, ranks),
             ranks=ranks,
-            **train.model_dump(exclude={"network", "process", "report_every_images", "preview_every_images"}),
+            **train.model_dump(exclude=NOT_THE_TRAINERS),
         )
     except ValueError as error:
         raise UserError(f"the training cannot start: {error}") from None
@@ -155,16 +174,11 @@ def _described(device: torch.device, ranks: Ranks) -> str:
 
 
 def _restore(trainer: Trainer, checkpoint: Checkpoint, train: TrainSettings, folder: Path) -> History:
-    try:
+    with fitting(checkpoint, folder):
         trainer.restore(checkpoint.step, checkpoint.tensors)
         if trainer.threads is not None and "threads" in checkpoint.state:
             trainer.threads.restore(checkpoint.state["threads"])
         return History(train.report_every_images, checkpoint.state.get("history"))
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
-            f" ({' '.join(str(error).split())}): remove {folder} to train again"
-        ) from None
 
 
 def _steps(
@@ -174,22 +188,23 @@ def _steps(
     environment: Environment,
     tracked: Run,
     history: History,
+    validation: Validation,
     plan: Plan,
-    preview_due: bool,
+    state: Mapping[str, Any],
 ) -> None:
-    """Run the remaining steps, with reports, previews of `model` and checkpoints.
+    """Run the remaining steps, with reports, validation, previews of `model` and checkpoints.
 
-    A checkpoint is saved before its preview; if `preview_due`, the process that saved it may have died in between. A
-    signal ends a preview, which the next start makes again from that checkpoint. All checkpoints are on disk when this
-    returns.
+    A checkpoint is saved before its validation and preview. If one is due by its `state`, the process that saved it may
+    have died in between. A signal ends a preview, which the next start makes again from that checkpoint. All
+    checkpoints are on disk when this returns.
     """
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
-    def save(preview_due: bool, is_milestone: bool) -> None:
-        state: dict[str, Any] = {"history": history.state(), "preview_due": preview_due}
+    def save(due: Mapping[str, bool], is_milestone: bool) -> None:
+        saved: dict[str, Any] = {"history": history.state(), "validation": validation.rows, **due}
         if trainer.threads is not None:
-            state["threads"] = trainer.threads.state()
-        saver.save(Checkpoint(trainer.step, trainer.tensors(), state, is_milestone))
+            saved["threads"] = trainer.threads.state()
+        saver.save(Checkpoint(trainer.step, trainer.tensors() | validation.tensors(), saved, is_milestone))
 
     def show_preview() -> None:
         with model.diffusion.model.register_forward_pre_hook(request.check):
@@ -206,7 +221,9 @@ def _steps(
     saver = Saver(plan.folder, environment.keep_checkpoints)
     with stop_on_signal() as request, translate_errors(), saver:
         try:
-            if preview_due:
+            if state.get("validation_due"):
+                validate(validation, trainer, tracked)
+            if state.get("preview_due"):
                 show_preview()
             for report in trainer.steps():
                 # Read once: a later signal waits for the next step and its checkpoint. Read before any synchronisation
@@ -219,6 +236,7 @@ def _steps(
                 if trainer.verdicts is not reported:
                     reported = trainer.verdicts
                     _report_self_check(trainer, tracked)
+                wants_validation = last or report.reaches(train.validate_every_images)
                 wants_preview = last or report.reaches(train.preview_every_images)
                 # Before the checkpoint that knows them, because a resumed training reports only what that does not.
                 _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
@@ -227,7 +245,7 @@ def _steps(
                 is_milestone = every is not None and report.reaches(every)
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
                 if wants_preview or is_milestone or overdue or stop:
-                    save(wants_preview, is_milestone)
+                    save({"validation_due": wants_validation, "preview_due": wants_preview}, is_milestone)
                     saved = time.monotonic()
                 saver.check()
                 if row is not None:
@@ -235,6 +253,8 @@ def _steps(
                     progress.report(row)
                 if stop:
                     leave(report.images, stop)
+                if wants_validation:
+                    validate(validation, trainer, tracked)
                 if wants_preview:
                     show_preview()
         except Stopped as stopped:

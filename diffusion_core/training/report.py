@@ -3,6 +3,7 @@
 import csv
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -82,12 +83,13 @@ class History:
         ]
         return {"rows": self.rows, "pending": pending, "skipped": self.skipped}
 
-    def write(self, file: Path) -> None:
-        """Write the rows as CSV."""
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+
+def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float | None]]) -> None:
+    """Write rows with these keys as CSV."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class Progress:

@@ -16,7 +16,13 @@ from safetensors.torch import load_file
 from diffusion_core.lineage.checkpoints import checkpoints, is_finished
 from tests.faults.commands import command, is_killed, run, succeeds, wait_for
 
-OUTPUTS = ("models/model.safetensors", "models/model.json", "models/run_info.json", "plots/loss.csv")
+OUTPUTS = (
+    "models/model.safetensors",
+    "models/model.json",
+    "models/run_info.json",
+    "plots/loss.csv",
+    "plots/validation.csv",
+)
 
 
 def weights(folder):
@@ -73,7 +79,8 @@ def test_a_training_killed_at_its_end_is_made_again_from_its_last_checkpoint(mom
     again = succeeds(folder, "train")
     assert "resumes after 320 images" in again.stdout
     assert equal(weights(folder), weights(undisturbed))
-    assert (folder / "plots/loss.csv").read_text() == (undisturbed / "plots/loss.csv").read_text()
+    for plot in ("plots/loss.csv", "plots/validation.csv"):
+        assert (folder / plot).read_text() == (undisturbed / plot).read_text()
     (tracked,) = runs(folder)
     assert tracked.info.status == "FINISHED"
     assert json.loads((folder / "models/run_info.json").read_text())["run_key"] == tracked.data.tags["run_key"]

@@ -75,7 +75,8 @@ def test_another_machine_goes_on_bit_for_bit(machine, store_variables, admin, bu
     assert "train: resumes after" in again.stdout
     one, two = load_file(undisturbed / WEIGHTS), load_file(other / WEIGHTS)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert (undisturbed / "plots/loss.csv").read_text() == (other / "plots/loss.csv").read_text()
+    for plot in ("plots/loss.csv", "plots/validation.csv"):
+        assert (undisturbed / plot).read_text() == (other / plot).read_text()
     # Control: a third machine without the bucket begins again.
     assert "resumes" not in succeeds(machine("third"), "train").stdout
 

@@ -39,6 +39,8 @@ def test_real_images_that_nobody_trained_on_are_near_the_floors(evaluate, valida
     assert abs(found["kernel"].value) < 0.05
     for name in ("precision", "recall", "density", "coverage", "class_entropy"):
         assert found[name].value == pytest.approx(found[name].floor, abs=0.12)
+    assert found["coverage_ratio"].value == pytest.approx(found["coverage"].value / found["coverage"].floor, rel=1e-4)
+    assert found["coverage_ratio"].floor == 1.0
     assert found["memorisation"].value < 0.15
 
 
@@ -64,7 +66,7 @@ def test_one_class_alone_loses_recall_and_entropy(evaluate, train):
     found = evaluate(train.images()[train.labels == 3]).estimates
     assert found["precision"].value > 0.8
     assert found["recall"].value < 0.3
-    assert found["coverage"].value < 0.3
+    assert found["coverage_ratio"].value < 0.5
     assert found["class_entropy"].value < 0.1
     assert found["frechet_ratio"].value > 10
 
@@ -86,7 +88,7 @@ def test_the_seed_decides_the_halves(evaluate, validation):
 def test_the_metrics_of_the_settings_are_those_that_are_measured(evaluate, validation):
     settings = EvaluateSettings.model_validate({"metrics": [{"kind": "precision_recall", "neighbours": 1}]})
     few = evaluate(validation.images(), settings).estimates
-    assert set(few) == {"precision", "recall", "density", "coverage"}
+    assert set(few) == {"precision", "recall", "density", "coverage", "coverage_ratio"}
     assert few["precision"].value < evaluate(validation.images()).estimates["precision"].value
 
 

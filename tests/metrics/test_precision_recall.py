@@ -3,6 +3,7 @@ import pytest
 from prdc import compute_prdc
 
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.estimate import Estimate
 from diffusion_core.metrics.figures.precision_recall import PrecisionRecall
 from tests.metrics.pictures import against, pictures
 
@@ -36,6 +37,15 @@ def test_equals_the_authors_code(k):
     real, samples = random.normal(size=(60, 3)), random.normal(size=(40, 3)) * 1.3 + 0.4
     expected = compute_prdc(real, samples, k)
     assert PrecisionRecall(neighbours=k).compute(pictures(samples), against(real)) == pytest.approx(expected)
+
+
+def test_coverage_without_a_floor_is_one_sentence():
+    def covered(floor):
+        return {"coverage": Estimate(value=0.2, replicates=(0.2, 0.3), floor=floor, ceiling=0.0)}
+
+    assert PrecisionRecall().derived(covered(0.4))["coverage_ratio"].value == pytest.approx(0.5)
+    with pytest.raises(UserError, match="coverage has no floor: add images that are alike"):
+        PrecisionRecall().derived(covered(0.0))
 
 
 def test_one_odd_real_image_widens_precision_and_not_density():

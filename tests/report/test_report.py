@@ -1,8 +1,6 @@
 """The page of a run shows what the run made, needs nothing else, and is stored with the run."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import mlflow
@@ -10,56 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import FiguresOrigin
 from diffusion_core.pictures import grid, tiles
 from diffusion_core.registry.champions import CHAMPION_BEFORE, DECISION
-from diffusion_core.report.curves import training_curves
+from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import metric_rows
-from diffusion_core.stages import evaluate, promote, publish, reference, report, sample, train
+from diffusion_core.stages import promote, report
 from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT
 from tests.data.test_report import CHROMIUM, Parsed
-from tests.stages.conftest import digits
-
-__all__ = ["digits"]
-
-ON_CPU = Environment(device="cpu", precision="float32")
-
-
-def run_all(settings):
-    train.run(settings.train, ON_CPU)
-    sample.run(settings.sample, ON_CPU)
-    evaluate.run(settings.evaluate, ON_CPU)
-    publish.run(ON_CPU)
-    promote.run(settings.promote, settings.sample, settings.evaluate, ON_CPU)
-    report.run(ON_CPU)
-
-
-@pytest.fixture(scope="module")
-def finished(digits, tmp_path_factory):
-    """A project after two runs, the second with another learning rate."""
-    folder = tmp_path_factory.mktemp("report")
-    shutil.copytree(digits, folder, dirs_exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        settings = load_settings()
-        few = settings.sample.model_copy(update={"count": 40})
-        settings = settings.model_copy(update={"sample": few})
-        reference.run(settings.reference.model_copy(update={"images": 2000}), ON_CPU)
-        gate = settings.promote.model_copy(update={"limits": {}})
-        settings = settings.model_copy(update={"promote": gate})
-        run_all(settings)
-        other = settings.train.model_copy(update={"learning_rate": 0.002})
-        run_all(settings.model_copy(update={"train": other}))
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _project(finished, tmp_path, monkeypatch):
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
+from tests.report.conftest import ON_CPU, shown
 
 
 def page():
@@ -80,7 +39,7 @@ def test_it_shows_samples_metrics_curves_and_the_decision():
         assert name.replace("_", " ") in words
     # 40 samples of 10 classes, and five other pictures.
     assert len(parsed.all("img")) == 40 + 5
-    assert len(parsed.all("svg")) == 3
+    assert len(parsed.all("svg")) == 4
     assert all(each["alt"] for each in parsed.all("img"))
     assert "Of 40 samples, 40 were compared" in words
 
@@ -153,7 +112,8 @@ def test_a_model_that_is_not_published_is_told():
     assert REPORT.read_bytes() == before
 
 
-INPUTS = ["samples/samples.npy", "samples/denoising.png", "plots/nearest.png", "plots/loss.csv", "metrics/origin.json"]
+INPUTS = ["samples/samples.npy", "samples/denoising.png", "plots/nearest.png"]
+INPUTS += ["plots/loss.csv", "plots/validation.csv", "metrics/origin.json"]
 
 
 @pytest.mark.parametrize("file", [*INPUTS, "metrics/data.json"])
@@ -200,36 +160,29 @@ def test_the_denoising_moves():
 def test_a_curve_ends_at_the_last_row(tmp_path):
     file = tmp_path / "loss.csv"
     file.write_text("images,loss,grad_norm,learning_rate\n100,4.0,,0.1\n200,2.0,,0.1\n400,1.0,,0.1\n")
-    loss, rate = training_curves(file)
-    assert loss.path.startswith("M 80.0 4.0 L 160.0 ")
-    assert loss.path.endswith(" L 320.0 116.0")
-    assert (loss.low, loss.high, loss.images) == ("1", "4", "400")
-    assert rate.name == "Learning rate"
-    assert loss.text == "Loss: from 4 to 1 after 400 images"
+    points = read_points(file, ("loss", "grad_norm"))
+    assert points == {"loss": [(100, 4), (200, 2), (400, 1)], "grad_norm": []}
+    with pytest.raises(ValueError, match="it has no column x"):
+        read_points(file, ("x",))
+    loss = chart("Loss", "images", points)
+    (path,) = loss.paths.values()
+    assert path.startswith("M 80.0 4.0 L 160.0 ")
+    assert path.endswith(" L 320.0 116.0")
+    assert (loss.low, loss.high, loss.end) == ("1", "4", "400 images")
+    assert loss.text == "loss: from 4 to 1 after 400 images"
+
+
+def test_curves_of_a_chart_have_common_axes():
+    nan = float("nan")
+    found = chart("Loss", "seconds", {"a": [(1, 4), (2, nan), (4, 2)], "b": [(1, 2), (8, 0)], "c": [(1, 9)], "d": []})
+    assert found.paths == {"a": "M 40.0 4.0 L 160.0 60.0", "b": "M 40.0 60.0 L 320.0 116.0"}
+    assert (found.low, found.high, found.end) == ("0", "4", "8 seconds")
+    assert chart("Loss", "seconds", {"a": [(1, 4)], "b": [(1, nan), (2, nan)]}) is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_browser_shows_it_on_a_phone_and_a_desk_without_scrolling_sideways(width, tmp_path):
-    # The page has no script, so a frame around it measures it.
-    probe = tmp_path / "probe.html"
-    probe.write_text(
-        f'<iframe src="{REPORT}" style="width:{width}px;height:800px;border:0"></iframe><script>onload=()=>{{'
-        "const page=document.querySelector('iframe').contentDocument.documentElement;"
-        "document.title=page.scrollWidth+' '+[...page.querySelectorAll('img')].filter(i=>!i.naturalWidth).length}"
-        "</script>"
-    )
-    done = subprocess.run(
-        [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"),
-            *("--virtual-time-budget=5000", "--dump-dom", probe.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
-    scroll, broken = map(int, title.split())
+    scroll, broken = shown(REPORT, width, tmp_path)
     assert scroll <= width
     assert broken == 0

@@ -45,7 +45,7 @@ class Subject:
         log: file for what it prints.
     """
 
-    outputs = ("models/model.safetensors", "models/model.json", "plots/loss.csv")
+    outputs = ("models/model.safetensors", "models/model.json", "plots/loss.csv", "plots/validation.csv")
     stages = ("train",)
     disturbances = (*(f"{name} stage" for name in SIGNALS), *OF_ALL, *CLOCK)
     arguments = ("diffusion_core", "train")

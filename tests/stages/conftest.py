@@ -15,6 +15,7 @@ TINY = {
     "images": 320,
     "batch_size": 32,
     "warmup_images": 64,
+    "validate_every_images": 128,
     "report_every_images": 64,
     "preview_every_images": 10**6,
 }

@@ -11,13 +11,14 @@ number of real balls about a sample as a multiple of k; coverage is the share of
 use balls of real images alone, so that single odd samples count less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from diffusion_core.errors import UserError
+from diffusion_core.metrics.estimate import Estimate
 from diffusion_core.metrics.figures.metric import Kept, Metric, Pictures, Real, Values
 from diffusion_core.metrics.neighbours import pairwise
 
@@ -26,13 +27,14 @@ from diffusion_core.metrics.neighbours import pairwise
 class PrecisionRecall(Metric):
     """Precision, recall and coverage, in [0, 1], and density, at least 0, of samples and half of the training images.
 
-    Recall increases with the number of samples, so its floor uses as many real images, if there are enough.
+    Recall and coverage increase with the number of samples, so their floors use as many real images, if there are
+    enough. `coverage_ratio`, coverage divided by its floor, is then about 1 for a perfect model.
 
     Attributes:
         neighbours: k, at least 1; a larger k widens both manifolds.
     """
 
-    figures: ClassVar[tuple[str, ...]] = ("precision", "recall", "density", "coverage")
+    figures: ClassVar[tuple[str, ...]] = ("precision", "recall", "density", "coverage", "coverage_ratio")
 
     kind: Literal["precision_recall"] = "precision_recall"
     neighbours: int = 3
@@ -71,6 +73,20 @@ class PrecisionRecall(Metric):
             return values
 
         return of
+
+    def derived(self, estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """Return `coverage_ratio`.
+
+        Raises:
+            UserError: the floor is 0.
+        """
+        coverage = estimates["coverage"]
+        if not coverage.floor:
+            raise UserError(
+                "no two real images of data/prepared are near each other, so coverage has no floor: add images that"
+                " are alike, or raise neighbours of precision_recall in evaluate.metrics"
+            )
+        return {"coverage_ratio": coverage.in_units_of(coverage.floor)}
 
     def _check(self, samples: int, real: int) -> None:
         if min(samples, real) <= self.neighbours:
