@@ -1,7 +1,7 @@
 """Events of runs, and the automations of the Prefect server that restart crashed runs.
 
-A run sends `diffusion.failed` or `diffusion.promoted`. To get a message or a webhook, add an automation for them on
-Prefect's pages, which store its address as a secret.
+A run sends `diffusion.failed`, `diffusion.promoted` or `diffusion.refused`, and a message to each address in
+DIFFUSION_NOTIFY. Automations on Prefect's pages may react to these events too.
 
 A killed machine reports nothing, so its run would stay in the state Running and block the next run. The server detects
 the missing heartbeat and starts the run again, which resumes from its checkpoint.
@@ -11,6 +11,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
+from apprise import NotifyType
 from prefect import Flow, State, Task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
@@ -19,22 +20,28 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from diffusion_core.stages.paths import PROMOTION
+from flows.notices import send
 
 FAILED = "diffusion.failed"
 PROMOTED = "diffusion.promoted"
+REFUSED = "diffusion.refused"
 
 
 def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Send the event `diffusion.failed` with the reason why the run failed."""
+    """Report that the run failed, and why: an event and a message."""
     payload = {"flow": flow.name, "state": state.name, "sentence": state.message}
     emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
+    send(f"{flow.name} {flow_run.name} failed", state.message or state.name or "", NotifyType.FAILURE)
 
 
-def notify_promotion(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
-    """Send the event `diffusion.promoted` with the gate's decision if a model was promoted."""
+def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
+    """Report the gate's decision if a model was promoted or refused: an event and a message."""
     decision: dict[str, Any] = json.loads(PROMOTION.read_text(encoding="utf-8"))
-    if decision["outcome"] == "promoted":
-        emit_event(PROMOTED, _resource(task_run.flow_run_id, task.name), payload=decision)
+    kinds = {"promoted": (PROMOTED, NotifyType.SUCCESS), "refused": (REFUSED, NotifyType.WARNING)}
+    if decision["outcome"] in kinds:
+        event, kind = kinds[decision["outcome"]]
+        emit_event(event, _resource(task_run.flow_run_id, task.name), payload=decision)
+        send(f"a model was {decision['outcome']}", decision["sentence"], kind)
 
 
 def _resource(run: object, name: str) -> dict[str, str]:

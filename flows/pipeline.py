@@ -24,6 +24,7 @@ from flows.automations import notify_failure
 from flows.checkout import LockPolicy, Override, only_run, params_kept
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
+from flows.notices import check_addresses
 from flows.user_server import NoServer, reason, user_server
 
 # Free bytes that a temporary server needs: a new database has about 2 MB, and grows with each run.
@@ -45,6 +46,7 @@ def pipeline(
         promote: run the gate of the alias champion; otherwise only publish the model.
         lock: how to store the run's dvc.lock: none, artifact or branch.
     """
+    check_addresses()
     with only_run(), params_kept(overrides or []):
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])

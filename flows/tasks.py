@@ -19,7 +19,7 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.errors import Unavailable
 from diffusion_core.supervision.child import killed, run_child
-from flows.automations import notify_promotion
+from flows.automations import notify_decision
 from flows.checkout import Override
 from flows.failure import StageFailed
 from flows.transcript import Transcript, without_userinfo
@@ -210,5 +210,5 @@ sample = dvc_task("sample")
 evaluate = dvc_task("evaluate")
 check = registry_task("check")
 publish = registry_task("publish")
-promote = registry_task("promote", on_completion=[notify_promotion])
+promote = registry_task("promote", on_completion=[notify_decision])
 report = registry_task("report")

@@ -97,6 +97,9 @@ class Environment(BaseSettings):
         default=None, description="with s3_secret_key; else what boto3 finds by itself: AWS_ variables, ~/.aws, a role"
     )
     s3_secret_key: SecretStr | None = None
+    notify: SecretStr | None = Field(
+        default=None, description="addresses that get a message of each run, as Apprise writes them; spaces between"
+    )
     dvc_remote: str | None = Field(default=None, description="s3://bucket/prefix of the outputs that machines share")
     dvc_cache: Path | None = Field(default=None, description="a folder that several checkouts keep outputs in")
 

@@ -79,7 +79,9 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
     tags = run.data.tags | ({} if version is None else version.tags)
     title = run.info.run_name or run.info.run_id
     if version is not None:
-        title = f"version {version.version}" + (f", {name}" if name not in (str(version.version), run.info.run_id) else "")
+        title = f"version {version.version}" + (
+            f", {name}" if name not in (str(version.version), run.info.run_id) else ""
+        )
     return Compared(
         title=title,
         decision=_decision(version),

@@ -16,7 +16,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ParameterTypeError
 
 from flows import tasks
-from flows.automations import FAILED, PROMOTED
+from flows.automations import FAILED, PROMOTED, REFUSED
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
 from tests.flows.repository import commit, graph, ran
@@ -206,15 +206,16 @@ def test_a_run_that_fails_says_why_in_an_event(project):
     assert "ingest: no images: add some" in event["payload"]["sentence"]
 
 
-@pytest.mark.parametrize(("outcome", "count"), [("promoted", 1), ("refused", 0), ("unchanged", 0)])
-def test_a_promotion_is_an_event_and_another_decision_is_none(project_after_a_run, outcome, count):
+@pytest.mark.parametrize(("outcome", "event"), [("promoted", PROMOTED), ("refused", REFUSED), ("unchanged", None)])
+def test_a_promotion_and_a_refusal_are_events_and_no_news_is_none(project_after_a_run, outcome, event):
     module = project_after_a_run / "diffusion_core/__main__.py"
     module.write_text(module.read_text().replace('"refused"', f'"{outcome}"'))
     state = pipeline(refresh_data=False, return_state=True)
     # Events of a run arrive in their order, and this one comes after all of ours.
     assert events("prefect.flow-run.Completed", state.state_details.flow_run_id)
-    found = events(PROMOTED, state.state_details.flow_run_id, seconds=0.0)
-    assert [event["payload"]["outcome"] for event in found] == [outcome] * count
+    for name in (PROMOTED, REFUSED):
+        found = events(name, state.state_details.flow_run_id, seconds=0.0)
+        assert [each["payload"]["outcome"] for each in found] == ([outcome] if name == event else [])
 
 
 def test_a_crash_is_no_mistake(project):
