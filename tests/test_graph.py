@@ -61,6 +61,7 @@ EVERYWHERE = {
     "files": "puts whole outputs in their place",
     "locks": "lets one process work at a time",
     "lineage.tensors": "writes tensors to files",
+    "stages.cost": "records how long stages took",
     "stages.paths": "holds names of files",
 }
 WHERE_IT_RUNS = {

@@ -30,6 +30,7 @@ class Published:
         decision: the gate's on the version, or None.
         tags: more about its origin, by name.
         cost: of the training, by name.
+        seconds: of the training from begin to end, or None if another run stands in for it.
         changes: each parameter that is another one than the champion's: its name, the champion's and this one's value.
     """
 
@@ -40,6 +41,7 @@ class Published:
     decision: Decision | None
     tags: dict[str, str]
     cost: dict[str, str]
+    seconds: float | None
     changes: list[tuple[str, str, str]]
 
 
@@ -60,6 +62,7 @@ def published(client: MlflowClient, environment: Environment, digest: str) -> Pu
         decision,
         {title: found.tags[tag] for tag, title in TAGS.items() if tag in found.tags},
         cost_of(run),
+        _seconds(run),
         [] if other is None else _changes(other, run),
     )
 
@@ -79,16 +82,21 @@ def _run_of(client: MlflowClient, name: str, version: str) -> Run | None:
 
 def cost_of(run: Run) -> dict[str, str]:
     """Return what the training took; a run that stands in for another one has no times of its own."""
-    begun, ended = run.info.start_time, run.info.end_time
-    if STANDS_IN_FOR in run.data.tags or not begun or not ended:
+    seconds = _seconds(run)
+    if seconds is None:
         return {}
-    hours = (ended - begun) / 3.6e6
+    hours = seconds / 3600
     shown = {"images trained on": f"{float(run.data.params.get('train.images', 0)):,.0f}"}
     shown["from begin to end"] = f"{hours * 60:.1f} minutes" if hours < 1 else f"{hours:.1f} hours"
     for tag, title in (("device", "device"), ("precision", "precision")):
         if tag in run.data.tags:
             shown[title] = run.data.tags[tag]
     return shown
+
+
+def _seconds(run: Run) -> float | None:
+    begun, ended = run.info.start_time, run.info.end_time
+    return None if STANDS_IN_FOR in run.data.tags or not begun or not ended else (ended - begun) / 1000
 
 
 def _changes(before: Run, now: Run) -> list[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """Compute the metrics of the samples against the real images: metrics/evaluate.json and plots/."""
 
 import json
+import time
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.runtime.distributed import Ranks
+from diffusion_core.stages.cost import record_seconds
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,
@@ -47,6 +49,7 @@ def run(
     Raises:
         UserError: an input is missing or damaged, or samples, reference and dataset do not fit each other.
     """
+    begun = time.monotonic()
     reference, evaluator = open_evaluator(evaluate, environment, ranks)
     dataset = evaluator.train
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
@@ -75,6 +78,7 @@ def run(
         FiguresOrigin(model_digest=origin.model_digest, sampling_key=origin.sampling_key, evaluation=evaluation).write(
             folder / METRICS_ORIGIN.name
         )
+    record_seconds("evaluate", METRICS_ORIGIN, time.monotonic() - begun)
     for line in evaluated.lines:
         print(f"evaluate: {line}")
 

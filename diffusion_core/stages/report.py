@@ -19,15 +19,18 @@ from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.published import Published, published
 from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import Content, animation, png_address, report
+from diffusion_core.stages.cost import seconds_of
 from diffusion_core.stages.paths import (
     DATA_METRICS,
     LOSS,
+    METRICS_ORIGIN,
     MODELS,
     PLOTS,
     PREPARED,
     REPORT,
     RUN_INFO,
     SAMPLES,
+    SAMPLES_ORIGIN,
     VALIDATION,
     needs,
 )
@@ -136,6 +139,18 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
             "metrics' key": evaluation.key,
             **known.tags,
         },
-        cost=known.cost,
+        cost=known.cost | _after_training(known.seconds),
         changes=known.changes,
     )
+
+
+def _after_training(training: float | None) -> dict[str, str]:
+    """Return what sampling and evaluation took, where this machine did them, and their share of the whole."""
+    sampling, evaluation = seconds_of("sample", SAMPLES_ORIGIN), seconds_of("evaluate", METRICS_ORIGIN)
+    if sampling is None or evaluation is None:
+        return {}
+    shown = {"sampling": f"{sampling:.1f} s", "evaluation": f"{evaluation:.1f} s"}
+    if training is not None:
+        whole = training + sampling + evaluation
+        shown["share of sampling and evaluation"] = f"{(sampling + evaluation) / whole:.0%} of the run"
+    return shown

@@ -1,6 +1,7 @@
 """The page of a run shows what the run made, needs nothing else, and is stored with the run."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,8 @@ from diffusion_core.registry.champions import CHAMPION_BEFORE, DECISION
 from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import metric_rows
 from diffusion_core.stages import promote, report
-from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT
+from diffusion_core.stages.cost import record_seconds, seconds_of
+from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT, SAMPLES_ORIGIN
 from tests.data.test_report import CHROMIUM, Parsed
 from tests.report.conftest import ON_CPU, shown
 
@@ -42,6 +44,20 @@ def test_it_shows_samples_metrics_curves_and_the_decision():
     assert len(parsed.all("svg")) == 4
     assert all(each["alt"] for each in parsed.all("img"))
     assert "Of 40 samples, 40 were compared" in words
+
+
+def test_it_says_what_the_run_cost():
+    words = text(page())
+    assert re.search(r"sampling [\d.]+ s evaluation [\d.]+ s share of sampling and evaluation \d+% of the run", words)
+    # The times of another machine's outputs are not known.
+    Path(".cache/seconds/sample.json").unlink()
+    report.run(ON_CPU)
+    assert "share of sampling" not in text(page())
+    SAMPLES_ORIGIN.write_text(SAMPLES_ORIGIN.read_text() + " ")
+    record_seconds("sample", SAMPLES_ORIGIN, 3.0)
+    assert seconds_of("sample", SAMPLES_ORIGIN) == 3.0
+    SAMPLES_ORIGIN.write_text(SAMPLES_ORIGIN.read_text() + " ")
+    assert seconds_of("sample", SAMPLES_ORIGIN) is None
 
 
 def test_it_says_what_differs_from_the_champion():
