@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.errors import UserError
+from diffusion_core.files import replaced_file
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
 from diffusion_core.registry.connection import ARTIFACTS as STORE_ARTIFACTS
@@ -212,10 +213,19 @@ def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
             shutil.copyfile(folder / name, copy / name)
         if model_digest(copy) != version.tags.get(MODEL_DIGEST):
             return False
-        model = str(version.source).removeprefix("models:/")
-        places = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
-        for name in (WEIGHTS, DESCRIPTION):
-            client.log_model_artifact(model, str(copy / name), places[0] if places else f"{ARTIFACTS}/models")
+        if (here := _moved(version)) is not None:
+            place = min(
+                (each for each in (here / ARTIFACTS).glob("*") if each.is_dir()), default=here / ARTIFACTS / "models"
+            )
+            place.mkdir(parents=True, exist_ok=True)
+            for name in (WEIGHTS, DESCRIPTION):
+                with replaced_file(place / name) as beside:
+                    shutil.copyfile(copy / name, beside)
+        else:
+            model = str(version.source).removeprefix("models:/")
+            folders = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
+            for name in (WEIGHTS, DESCRIPTION):
+                client.log_model_artifact(model, str(copy / name), folders[0] if folders else f"{ARTIFACTS}/models")
     try:
         with downloaded(version):
             return True

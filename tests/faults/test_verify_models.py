@@ -52,6 +52,29 @@ def test_a_champion_counts_as_repaired_once_the_store_has_it(project, monkeypatc
     assert verified(project, repair=True)[0] == 0
 
 
+@pytest.mark.parametrize("lost", ["a bit", "a file", "all files"])
+def test_a_champion_of_a_store_that_was_moved_is_repaired_where_the_store_is(project, tmp_path, monkeypatch, lost):
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.copyfile(project / "mlflow.db", moved / "mlflow.db")
+    shutil.move(project / "mlartifacts", moved / "mlartifacts")
+    environment = Environment(tracking_uri=f"sqlite:///{moved}/mlflow.db", device="cpu")
+    monkeypatch.setattr("tests.faults.verifying.environment_of", lambda _: environment)
+    assert verified(project) == (0, [])
+    (weights,) = moved.rglob("model.safetensors")
+    if lost == "a bit":
+        flip(weights)
+    elif lost == "a file":
+        weights.unlink()
+    else:
+        shutil.rmtree(weights.parent)
+    assert verified(project)[0] == 1
+    assert verified(project, repair=True)[0] == 0
+    assert verified(project) == (0, [])
+    # Nothing is written to the place where it was.
+    assert not (project / "mlartifacts").exists()
+
+
 def test_no_store_is_made(project, tmp_path, caplog):
     environment = Environment(tracking_uri=f"sqlite:///{tmp_path}/none.db", device="cpu")
     verify.run(environment, repair=True, as_json=False)

@@ -79,7 +79,7 @@ class WebFile:
         return file
 
     def _fetch(self, part: Path, file: Path) -> None:
-        print(f"ingest: fetches {without_userinfo(self.url)}", flush=True)
+        print(f"fetches {without_userinfo(self.url)}", flush=True)
         was_resumed = part.exists()
         try:
             was_resumed |= self._receive(part)
