@@ -1,6 +1,7 @@
 """dvc.yaml, params.yaml, the stages' functions and the command line say the same."""
 
 import inspect
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -159,3 +160,14 @@ def test_what_decides_the_pixels_of_a_file_is_in_the_digest_of_the_decoder():
         "diffusion_core.errors",
     }
     assert {each.removeprefix(package) for each in imported if each.startswith(package)} == set(DECODER)
+
+
+def test_git_ignores_what_stages_write():
+    """Else the first run changes a .gitignore, and every model comes from a commit with changes."""
+    outputs = [
+        path for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for path in stage.get(kind, [])
+    ]
+    names = [next(iter(each)) if isinstance(each, dict) else each for each in outputs]
+    names += [str(paths.REPORT), str(paths.COMPARISON)]
+    done = subprocess.run(["git", "check-ignore", *names], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == names
