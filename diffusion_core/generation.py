@@ -1,6 +1,6 @@
 """Samples a set of images; image i depends only on (seed, i)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.samplers.protocols import Sampler
+
+# Makes the images of a batch, (B, C, H, W) in [0, 1], of a source of noise and labels, int64 (B,), or None.
+Make = Callable[[ImageNoise, Tensor | None, range], Tensor]
 
 
 def generate(
@@ -28,9 +31,7 @@ def generate(
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
     progress: bool = False,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-    """Return images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
-
-    Each of several processes samples its share. The main rank returns all images, the others return their share.
+    """Return new images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
 
     Args:
         diffusion: the trained process, in eval mode.
@@ -39,13 +40,60 @@ def generate(
         sampler: the sampler.
         guidance: classifier-free guidance; off by default.
         labels: one per image for a class-conditional network, else None.
+        batch_size: see `make_all`.
+        dtype: see `make_all`.
+        ranks: see `make_all`.
+        progress: see `make_all`.
+
+    Raises:
+        ValueError: the labels do not fit the network or the count, or the sampler does not fit the process.
+    """
+
+    def make(randn: ImageNoise, classes: Tensor | None, indices: range) -> Tensor:
+        return diffusion.sample(len(indices), sampler=sampler, randn=randn, classes=classes, guidance=guidance)
+
+    return make_all(
+        diffusion,
+        make,
+        count,
+        seed=seed,
+        labels=labels,
+        batch_size=batch_size,
+        dtype=dtype,
+        ranks=ranks,
+        progress=progress,
+    )
+
+
+def make_all(
+    diffusion: GaussianDiffusion,
+    make: Make,
+    count: int,
+    *,
+    seed: int,
+    labels: Sequence[int] | None = None,
+    batch_size: int = 100,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    progress: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+    """Return images, uint8 (count, H, W, C), that are made in batches, and their labels, int64 (count,), or None.
+
+    Each of several processes makes its share. The main rank returns all images, the others return their share.
+
+    Args:
+        diffusion: the trained process, in eval mode.
+        make: makes a batch; image i must depend on its own noise and label alone.
+        count: number of images.
+        seed: seed of the noise of all images.
+        labels: one per image for a class-conditional network, else None.
         batch_size: images per batch; affects only memory and speed.
         dtype: dtype of the network's matrix products.
         ranks: the processes that share the work.
         progress: show a progress bar on a terminal.
 
     Raises:
-        ValueError: the labels do not fit the network or the count, or the sampler does not fit the process.
+        ValueError: the labels do not fit the network or the count.
     """
     classes = _classes(diffusion, count, labels)
     share = ranks.share(count)
@@ -60,15 +108,9 @@ def generate(
             indices = share[-size:] if start + size > len(share) else share[start : start + size]
             here = None if classes is None else classes[indices.start : indices.stop]
             with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
-                drawn = diffusion.sample(
-                    len(indices),
-                    sampler=sampler,
-                    randn=ImageNoise(seed, indices),
-                    classes=here,
-                    guidance=guidance,
-                )
+                made = make(ImageNoise(seed, indices), here, indices)
             new = share[start : start + size]
-            images.append(to_uint8(drawn[-len(new) :]))
+            images.append(to_uint8(made[-len(new) :]))
             bar.update(len(new))
     own = np.concatenate(images)
     gathered = ranks.gather(torch.from_numpy(own), count)

@@ -1,5 +1,6 @@
-"""The commands about registered models: who is the champion, why, and how runs compare."""
+"""The commands about models: who is the champion, why, how runs compare, and images of any model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,13 +35,16 @@ def history(
 
 
 @commands.command(epilog="Example: diffusion decide 3")
-def decide(version: Annotated[int, typer.Argument(help="Of the registered model.")]) -> None:
+def decide(
+    version: Annotated[int, typer.Argument(help="Of the registered model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it with its grounds as JSON.")] = False,
+) -> None:
     """Make the gate's decision on a version again.
 
     It needs the registry alone; exit code 2 if the decision differs."""
     from diffusion_core.stages.decide import run
 
-    run(load_environment(), version)
+    run(load_environment(), version, as_json)
 
 
 @commands.command(epilog="Example: diffusion compare champion 3")
@@ -51,3 +55,29 @@ def compare(
     from diffusion_core.stages.compare import run
 
     run(load_environment(), runs)
+
+
+@commands.command(epilog="Example: diffusion draw champion --n 64 --class cat --seed 7 --out cats")
+def draw(
+    model: Annotated[str, typer.Argument(help="A folder, NAME@ALIAS, NAME/NUMBER, or an alias or a number.")],
+    n: Annotated[int, typer.Option(help="Number of images.")] = 16,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Of all images; by default as often as in the training images.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Image i depends on it and on i alone.")] = 0,
+    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpm_solver or heun.")] = "ddim",
+    steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
+    guidance: Annotated[float, typer.Option(help="Above 1, images are more typical of their class.")] = 1.0,
+    image: Annotated[Path | None, typer.Option(help="A file to draw again, or to draw in.")] = None,
+    strength: Annotated[float, typer.Option(help="Of the noise that --image gets: 1 leaves nothing of it.")] = 0.6,
+    mask: Annotated[Path | None, typer.Option(help="A file that is white where --image is drawn.")] = None,
+    to: Annotated[int | None, typer.Option(help="Draw a strip from --seed to this seed.")] = None,
+    out: Annotated[Path, typer.Option(help="A new folder, or a file: .png for a grid, .npy for an array.")] = Path(
+        "drawn"
+    ),
+) -> None:
+    """Draw images from a model."""
+    from diffusion_core.stages.draw import request, run
+
+    wanted = request(n, class_name, seed, sampler, steps, guidance, image, strength, mask, to)
+    run(load_environment(), model, wanted, out)

@@ -19,7 +19,7 @@ from prefect.events import emit_event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from diffusion_core.stages.paths import PROMOTION
+from diffusion_core.stages.paths import PROMOTION, PUBLICATION
 from flows.notices import send
 
 FAILED = "diffusion.failed"
@@ -31,7 +31,9 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     """Report that the run failed, and why: an event and a message."""
     payload = {"flow": flow.name, "state": state.name, "sentence": state.message}
     emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
-    send(f"{flow.name} {flow_run.name} failed", state.message or state.name or "", NotifyType.FAILURE)
+    # Prefect writes its own words and the error's class before the sentence.
+    sentence = (state.message or state.name or "").rpartition("StageFailed: ")[2]
+    send(f"{flow.name} {flow_run.name} failed", sentence, NotifyType.FAILURE)
 
 
 def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
@@ -41,7 +43,8 @@ def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> N
     if decision["outcome"] in kinds:
         event, kind = kinds[decision["outcome"]]
         emit_event(event, _resource(task_run.flow_run_id, task.name), payload=decision)
-        send(f"a model was {decision['outcome']}", decision["sentence"], kind)
+        published: dict[str, Any] = json.loads(PUBLICATION.read_text(encoding="utf-8"))
+        send(f"{published['model']} was {decision['outcome']}", f"{decision['sentence']}\n{published['page']}", kind)
 
 
 def _resource(run: object, name: str) -> dict[str, str]:

@@ -42,7 +42,12 @@ def send(title: str, body: str, kind: NotifyType = NotifyType.INFO) -> None:
     receivers = _receivers()
     refused = sum(not each.notify(body=body, title=title, notify_type=kind) for each in receivers)
     if refused:
-        _logger.warning("%d of %d addresses in %s did not take a message", refused, len(receivers), VARIABLE)
+        _logger.warning(
+            "%d of %d addresses in %s did not take a message: see that their servers answer, and that they are right",
+            refused,
+            len(receivers),
+            VARIABLE,
+        )
 
 
 def _receivers() -> list[Apprise]:

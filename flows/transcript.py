@@ -8,6 +8,15 @@ from collections.abc import Callable
 LONGEST_LINE = 1000
 SECONDS_BETWEEN_FRAMES = 10.0
 
+# What DVC says to a person at a terminal: each of these lines is one of a hint.
+HINTS = (
+    "To track the changes with git, run:",
+    "git add dvc.lock",
+    "To enable auto staging, run:",
+    "dvc config core.autostage true",
+    "Use `dvc push` to send your updates to remote storage.",
+)
+
 # A carriage return without a line feed ends one frame of a progress bar.
 _ENDS = re.compile(r"(\r\n|\n|\r(?!$))")
 
@@ -18,7 +27,7 @@ def without_userinfo(text: str) -> str:
 
 
 class Transcript:
-    """Splits output into lines, truncates long lines, drops frames of progress bars, and removes passwords.
+    """Splits output into lines, truncates long ones, removes passwords, and drops DVC's hints and frames of bars.
 
     Args:
         tell: called with each line.
@@ -51,7 +60,7 @@ class Transcript:
 
     def _line(self, text: str, is_frame: bool) -> None:
         text = without_userinfo(text.strip())
-        if not text:
+        if not text or text.startswith(HINTS):
             return
         if is_frame:
             now = time.monotonic()

@@ -70,7 +70,8 @@ class Decision(Record):
             outcome, sentence = "refused", f"version {version} is refused and {stays}: {'; '.join(reasons)}"
         else:
             before = "there was none" if champion is None else f"it was version {champion}"
-            outcome, sentence = "promoted", f"version {version} is the champion now; {before}"
+            why = f": {'; '.join(merits)}" if (merits := _merits(grounds)) else ""
+            outcome, sentence = "promoted", f"version {version} is the champion now, and {before}{why}"
         return cls(outcome=outcome, reasons=reasons, sentence=sentence, grounds=grounds)
 
 
@@ -88,6 +89,23 @@ def _reasons(grounds: Grounds) -> list[str]:
     return reasons
 
 
+def _merits(grounds: Grounds) -> list[str]:
+    """Return a clause for each metric that the gate looks at: what it is, beside its limit and the champion's."""
+    clauses = []
+    for name in dict.fromkeys([*grounds.gate.limits, *grounds.gate.champion]):
+        beside = []
+        limit, other = grounds.gate.limits.get(name), grounds.champion_evaluation
+        if limit is not None and limit.at_most is not None:
+            beside.append(f"at most {limit.at_most:.4g}")
+        if limit is not None and limit.at_least is not None:
+            beside.append(f"at least {limit.at_least:.4g}")
+        if name in grounds.gate.champion and other is not None and name in other.estimates:
+            beside.append(f"the champion's was {other.estimates[name].value:.4g}")
+        figure = f"{name} is {grounds.evaluation.figures[name]:.4g}"
+        clauses.append(figure + (f" ({', '.join(beside)})" if beside else ""))
+    return clauses
+
+
 def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> list[str]:
     """Return a clause for each metric outside of its limits; what is not finite, or not measured, always fails."""
     reasons = []
@@ -98,10 +116,10 @@ def broken_limits(figures: Mapping[str, float], limits: Mapping[str, Limit]) -> 
         elif not math.isfinite(figure):
             reasons.append(f"{name} is {figure}, which never passes")
         elif limit.at_most is not None and figure > limit.at_most:
-            reasons.append(f"{name} is {figure:.6g}, {figure - limit.at_most:.3g} above {limit.at_most:.6g}, its limit")
+            reasons.append(f"{name} is {figure:.4g}, {figure - limit.at_most:.3g} above {limit.at_most:.4g}, its limit")
         elif limit.at_least is not None and figure < limit.at_least:
             reasons.append(
-                f"{name} is {figure:.6g}, {limit.at_least - figure:.3g} below {limit.at_least:.6g}, its limit"
+                f"{name} is {figure:.4g}, {limit.at_least - figure:.3g} below {limit.at_least:.4g}, its limit"
             )
     return reasons
 
@@ -131,7 +149,7 @@ def lost_comparisons(
             allowed = comparison.margin * width
             if worse > allowed:
                 reasons.append(
-                    f"{name} is {own.value:.6g}, {worse:.3g} worse than the champion's {other.value:.6g},"
+                    f"{name} is {own.value:.4g}, {worse:.3g} worse than the champion's {other.value:.4g},"
                     f" where {allowed:.3g} could be chance"
                 )
     return reasons

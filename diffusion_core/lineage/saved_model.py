@@ -45,10 +45,12 @@ class TrainedModel:
     Attributes:
         diffusion: the process with its weights, in eval mode.
         class_counts: number of training images of each label; empty if the dataset has no classes.
+        classes: the name of each label; empty if they have none.
     """
 
     diffusion: GaussianDiffusion
     class_counts: tuple[int, ...]
+    classes: tuple[str, ...] = ()
 
     def labels(self, count: int) -> list[int] | None:
         """Return labels for `count` images in the training data's proportions, or None for a model without classes."""
@@ -156,6 +158,9 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         class_counts = tuple(content["dataset"]["class_counts"])
         if not all(type(count) is int and count >= 0 for count in class_counts):
             raise ValueError("class_counts must be numbers of images")
+        classes = tuple(content["dataset"].get("classes", ()))
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes must be names")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: make it with `dvc repro train`") from None
     except (*WRONG_VALUES, SafetensorError) as error:
@@ -163,7 +168,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): make it again with `dvc repro -f train`"
         ) from None
-    return TrainedModel(diffusion.to(device).eval().requires_grad_(False), class_counts)
+    return TrainedModel(diffusion.to(device).eval().requires_grad_(False), class_counts, classes)
 
 
 def model_digest(folder: Path) -> str:

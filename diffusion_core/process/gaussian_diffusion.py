@@ -293,6 +293,7 @@ class GaussianDiffusion(nn.Module):
     q_sample = conversions.q_sample
     q_posterior = conversions.q_posterior
     sample = sampling.sample
+    resample = sampling.resample
     inpaint = sampling.inpaint
     interpolate = sampling.interpolate
     p_sample_loop = sampling.p_sample_loop

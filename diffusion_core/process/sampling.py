@@ -1,8 +1,9 @@
-"""Sampling, inpainting and interpolation of images.
+"""Sampling, resampling, inpainting and interpolation of images.
 
 Each function is the method of `GaussianDiffusion` with the same name, so its first argument is `self`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,48 @@ def sample(
     x_t = _starting_noise((batch_size, *self._image_shape), noise, randn, self.betas)
     steps = sample_loop(denoiser, sampler or self.sampler, x_t, classes=classes, randn=randn)
     return self.unnormalize(_finish(x_t, steps, return_all_timesteps))
+
+
+@torch.inference_mode()
+def resample(
+    self: "GaussianDiffusion",
+    images: Tensor,
+    t: int,
+    *,
+    sampler: Sampler | None = None,
+    randn: Randn = torch.randn_like,
+    classes: Tensor | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Return images that are noised to timestep t and denoised again (SDEdit, Meng et al. 2021).
+
+    The images resemble the given ones, the less the greater t is (https://arxiv.org/abs/2108.01073).
+
+    Args:
+        images: (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
+        t: in 0 .. T-1; denoising begins at the sampler's greatest timestep that is not greater.
+        sampler: that of the process if None.
+        randn: as for `sample`.
+        classes: as for `sample`.
+        guidance: as for `sample`.
+
+    Raises:
+        ValueError: as for `sample`; or the images have another shape, or the sampler has no timestep up to t.
+    """
+    check_images(images, self._image_shape)
+    sampler = sampler or self.sampler
+    times = [time for time, _ in sampler.transitions(self.schedule) if time <= t]
+    if not (0 <= t < self.num_timesteps and times):
+        raise ValueError(
+            f"t is {t}; it must lie in 0 .. {self.num_timesteps - 1}, and the sampler needs a timestep up to it"
+        )
+    alpha_bar = self.schedule.alpha_bar(times[0])
+    x0 = self.normalize(images.to(self.betas))
+    x_t = math.sqrt(alpha_bar) * x0 + math.sqrt(1.0 - alpha_bar) * randn(x0)
+    denoiser = GuidedDenoiser(self.denoiser, guidance)
+    classes = self.checked_classes(classes, len(images))
+    steps = sample_loop(denoiser, sampler, x_t, classes=classes, randn=randn, begin=t)
+    return self.unnormalize(_finish(x_t, steps, return_all_timesteps=False))
 
 
 @torch.inference_mode()

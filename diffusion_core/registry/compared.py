@@ -16,7 +16,7 @@ from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
-from diffusion_core.registry.versions import find_named, recorded_evaluation, versions_named
+from diffusion_core.registry.versions import find_named, recorded_evaluation, versions_of_run
 
 # Of a run in MLflow.
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -71,7 +71,7 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
     model = environment.registered_model
     if RUN_ID.fullmatch(name):
         run = _run(client, name)
-        made = [each for each in versions_named(client, model) if each.run_id == run.info.run_id]
+        made = versions_of_run(client, run.info.run_id)
         version = max(made, key=lambda each: int(each.version), default=None)
     else:
         version = find_named(client, model, name)
@@ -79,9 +79,8 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
     tags = run.data.tags | ({} if version is None else version.tags)
     title = run.info.run_name or run.info.run_id
     if version is not None:
-        title = f"version {version.version}" + (
-            f", {name}" if name not in (str(version.version), run.info.run_id) else ""
-        )
+        is_alias = name not in (str(version.version), run.info.run_id)
+        title = f"{version.name}, version {version.version}" + (f" ({name})" if is_alias else "")
     return Compared(
         title=title,
         decision=_decision(version),
@@ -89,10 +88,17 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
         params=dict(run.data.params),
         cost=cost_of(run),
         page=run_page(environment, run.info.experiment_id, run.info.run_id),
-        origin={shown: tags[tag] for tag, shown in (ORIGIN | TAGS).items() if tag in tags},
+        origin=_origin(tags),
         series={metric: _series(client, run, metric) for metric in metrics if metric in run.data.metrics},
         samples=_samples(client, run),
     )
+
+
+def _origin(tags: dict[str, str]) -> dict[str, str]:
+    found = {shown: tags[tag] for tag, shown in (ORIGIN | TAGS).items() if tag in tags}
+    if tags.get("git_dirty") == "true":
+        found["commit"] = f"{found.get('commit', 'unknown')}, with changes"
+    return found
 
 
 def _run(client: MlflowClient, run_id: str) -> Run:

@@ -26,6 +26,8 @@ from diffusion_core.registry.connection import ARTIFACTS as STORE_ARTIFACTS
 from diffusion_core.registry.connection import artifact_folder, is_transient, reason, sqlite_file
 
 CHAMPION = "champion"
+# Versions that a message names.
+MOST_SHOWN = 10
 
 MODEL_DIGEST = "model_digest"
 EVALUATION = "evaluation"
@@ -75,13 +77,23 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
     look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
     found = _found(look, name, version)
     if found is None:
-        raise UserError(f"{name} has no version {version} in this store: publish a model, or name another version")
+        there = sorted(int(each.version) for each in versions_named(client, name))
+        hint = (
+            f"it has {', '.join(map(str, there[-MOST_SHOWN:]))}" if there else "publish a model, or name another model"
+        )
+        kind = "version" if version.isdecimal() else "alias"
+        raise UserError(f"{name} has no {kind} {version} in this store: {hint}")
     return found
 
 
 def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return all versions of the registered model `name`."""
     return _all_versions(client, f"name = '{name}'")
+
+
+def versions_of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
+    """Return the versions of all registered models that a run made."""
+    return _all_versions(client, f"run_id = '{run_id}'")
 
 
 def named_by_versions(client: MlflowClient) -> Named | None:

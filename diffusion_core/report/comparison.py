@@ -51,6 +51,7 @@ def comparison(columns: Sequence[Column], charts: Sequence[Chart]) -> str:
             columns=columns,
             charts=charts,
             metrics=metric_cells([column.evaluation for column in columns]),
+            floors=floors([column.evaluation for column in columns]),
             params=differing([column.params for column in columns]),
             facts=all_rows([column.facts for column in columns]),
             width=WIDTH,
@@ -76,6 +77,15 @@ def metric_cells(evaluations: Sequence[Evaluation | None]) -> dict[str, list[Cel
         return Cell(value, f"{more:+.3g} ± {width:.2g}")
 
     return {name: [cell(each, name) for each in evaluations] for name in dict.fromkeys(names)}
+
+
+def floors(evaluations: Sequence[Evaluation | None]) -> dict[str, str]:
+    """Return the value of real images for each metric, of the first run that has it."""
+    found: dict[str, str] = {}
+    for evaluation in evaluations:
+        estimates = {} if evaluation is None else evaluation.estimates
+        found = {name: f"{each.floor:.4g}" for name, each in estimates.items()} | found
+    return found
 
 
 def differing(values: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """The sampling loop of all samplers, and the denoiser that it passes to them."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -41,20 +42,24 @@ def sample_loop(
     *,
     classes: Tensor | None = None,
     randn: Randn = torch.randn_like,
+    begin: float = math.inf,
 ) -> Iterator[Tensor]:
     """Yield x after each transition, the clean image in [-1, 1] last.
 
     Args:
         denoiser: computes the predictions; a `GuidedDenoiser` for guidance.
         sampler: the sampler.
-        x_t: standard normal noise, (B, C, H, W).
+        x_t: standard normal noise, (B, C, H, W), or noised images at the first t that is at most `begin`.
         classes: labels, int64 (B,), for a class-conditional network.
         randn: source of the noise that the sampler adds.
+        begin: transitions from a greater t are left out.
 
     Raises:
         ValueError: there is guidance without classes, or the sampler does not fit the schedule.
     """
     denoise = Trajectory(denoiser, classes)
     for t, t_next in sampler.transitions(denoiser.schedule):
+        if t > begin:
+            continue
         x_t = sampler.step(denoiser.schedule, denoise, x_t, t, t_next, randn)
         yield x_t

@@ -27,7 +27,9 @@ def run(environment: Environment, names: list[str]) -> None:
         Unavailable: the tracking store does not answer.
     """
     if not 2 <= len(names) <= MOST_RUNS:
-        raise UserError(f"compare shows 2 to {MOST_RUNS} runs, and {len(names)} are named: name as many")
+        raise UserError(
+            f"compare takes 2 to {MOST_RUNS} runs, and not {len(names)}: name versions, aliases or ids of runs"
+        )
     client = connect(environment, may_create=False)
     with answering(environment):
         found = compared(client, environment, names, list(METRICS))
@@ -57,5 +59,5 @@ def _charts(found: list[Compared]) -> list[Chart]:
     for place, unit in ((0, "images"), (1, "seconds")):
         for metric, title in METRICS.items():
             curves = {each.title: [(row[place], row[2]) for row in each.series.get(metric, [])] for each in found}
-            charts.append(chart(title, unit, curves))
+            charts.append(chart(f"{title} over {unit}", unit, curves))
     return [each for each in charts if each is not None]

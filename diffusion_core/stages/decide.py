@@ -7,7 +7,7 @@ from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import find_named
 
 
-def run(environment: Environment, version: int) -> None:
+def run(environment: Environment, version: int, as_json: bool) -> None:
     """Make the gate's decision on a version again from what the registry holds, print it, and compare.
 
     Raises:
@@ -23,6 +23,6 @@ def run(environment: Environment, version: int) -> None:
             f"version {version} has no decision with its grounds: name a version that `diffusion history` lists"
         )
     again = type(recorded).on(recorded.grounds)
-    print(again.model_dump_json(indent=2))
+    print(again.model_dump_json(indent=2) if as_json else f"decide: {again.sentence}")
     if again != recorded:
         raise UserError(f"the decision on version {version} made again differs from the recorded: {recorded.sentence}")

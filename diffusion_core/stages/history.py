@@ -29,5 +29,6 @@ def run(environment: Environment, as_json: bool) -> None:
         print(json.dumps({"model": name, "champion": now, "events": [asdict(each) for each in found]}, indent=2))
         return
     for event in found:
-        print(f"{event.time[:19].replace('T', ' ')} UTC  version {event.version}: {event.sentence}")
-    print(f"history: {'there is no champion' if champion is None else f'version {champion.version} is the champion'}")
+        print(f"{event.time[:19].replace('T', ' ')} UTC  {event.sentence}")
+    present = "there is no champion" if champion is None else f"version {champion.version} is the champion"
+    print(f"history: {present} of {name}")

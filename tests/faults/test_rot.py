@@ -113,5 +113,5 @@ def test_loading_the_champion_runs_no_code_of_the_store(champion, tmp_path, monk
 @pytest.mark.parametrize("version", ["7", "nightly"])
 def test_a_version_that_is_not_there_is_one_sentence(champion, version):
     client, environment, _ = champion
-    with pytest.raises(UserError, match=f"diffusion has no version {version} in this store"):
+    with pytest.raises(UserError, match=rf"diffusion has no (version|alias) {version} in this store"):
         load_version(client, environment.registered_model, version)

@@ -55,7 +55,7 @@ def test_a_failure_is_told_with_its_reason(project, webhook, monkeypatch):
     assert first == second
     assert first["title"].startswith("pipeline ")
     assert first["title"].endswith(" failed")
-    assert "ingest: no images: add some" in first["message"]
+    assert first["message"].strip() == "ingest: no images: add some"
     assert first["type"] == "failure"
 
 
@@ -67,8 +67,8 @@ def test_the_decision_of_the_gate_is_told_where_it_is_news(project_after_a_run, 
     module.write_text(module.read_text().replace('"refused"', f'"{outcome}"'))
     pipeline(refresh_data=False)
     found = [(each["title"], each["message"], each["type"]) for _, each in messages]
-    sentence = "version 7 is refused: frechet is 2.5, 1.5 above 1"
-    assert found == ([(f"a model was {outcome}", sentence, kind)] if kind else [])
+    text = "version 7 is refused: frechet is 2.5, 1.5 above 1\nhttp://127.0.0.1:5000/#/experiments/1/runs/abc"
+    assert found == ([(f"diffusion was {outcome}", text, kind)] if kind else [])
 
 
 def test_an_address_that_does_not_answer_fails_no_run_and_is_not_shown(project_after_a_run, monkeypatch, caplog):

@@ -103,8 +103,15 @@ def decision(version, champion, **changes):
 
 def test_a_decision_says_what_becomes_of_the_champion():
     assert decision(2, 2).outcome == "unchanged"
-    assert decision(2, 1).sentence == "version 2 is the champion now; it was version 1"
-    assert decision(1, None).sentence == "version 1 is the champion now; there was none"
+    assert decision(2, 1).sentence == "version 2 is the champion now, and it was version 1"
+    assert decision(1, None).sentence == "version 1 is the champion now, and there was none"
+    lenient = PromoteSettings(
+        limits={"x": Limit(at_most=2.0, at_least=0.25)}, champion={"x": Comparison(better="lower")}
+    )
+    assert decision(2, 1, gate=lenient, champion_evaluation=evaluation(x=1.5)).sentence == (
+        "version 2 is the champion now, and it was version 1: x is 1 (at most 2, at least 0.25, the champion's was 1.5)"
+    )
+    assert decision(1, None, gate=lenient).sentence.endswith("there was none: x is 1 (at most 2, at least 0.25)")
     gate = PromoteSettings(limits={"x": Limit(at_most=0.5), "y": Limit(at_most=0.5)})
     refused = decision(2, 1, gate=gate)
     assert (refused.outcome, len(refused.reasons)) == ("refused", 2)

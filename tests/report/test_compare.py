@@ -36,7 +36,9 @@ def test_it_shows_samples_metrics_curves_and_what_differs(capsys):
         shutil.rmtree(folder)
     parsed = page("1", "champion")
     text = words(parsed)
-    assert capsys.readouterr().out.endswith("plots/compare.html shows version 1 and version 2, champion\n")
+    assert capsys.readouterr().out.endswith(
+        "plots/compare.html shows diffusion, version 1 and diffusion, version 2 (champion)\n"
+    )
     assert len(parsed.all("img")) == 2
     # Three charts over images, three over seconds, and two lines in the legend.
     assert len(parsed.all("svg")) == 3 + 3 + 2
@@ -52,15 +54,28 @@ def test_it_shows_samples_metrics_curves_and_what_differs(capsys):
 def test_a_run_is_named_by_its_id_too():
     run = client().get_model_version("diffusion", "1").run_id
     text = words(page("champion", run))
-    assert "version 2, champion and version 1" in text
+    assert "diffusion, version 2 (champion) and diffusion, version 1" in text
     assert run in text
+
+
+def test_a_run_of_another_registered_model_has_its_metrics():
+    run = client().get_model_version("diffusion", "1").run_id
+    compare.run(
+        ON_CPU.model_copy(update={"registered_model": "other"}),
+        [run, client().get_model_version("diffusion", "2").run_id],
+    )
+    text = words(Parsed(COMPARISON.read_text(encoding="utf-8")))
+    assert "diffusion, version 1 and diffusion, version 2" in text
+    frechet = recorded_evaluation(client().get_model_version("diffusion", "1")).estimates["frechet"]
+    assert f"{frechet.value:.4g} ± {frechet.half_width:.2g}" in text
+    assert f"{frechet.floor:.4g}" in text
 
 
 def test_a_run_without_a_version_is_shown_with_what_it_has():
     made = client().create_run(client().get_run(client().get_model_version("diffusion", "1").run_id).info.experiment_id)
     client().log_param(made.info.run_id, "train.learning_rate", "0.003")
     text = words(page("1", made.info.run_id))
-    assert f"version 1 and {made.info.run_name}" in text
+    assert f"diffusion, version 1 and {made.info.run_name}" in text
     assert "It has no samples." in text
     assert "train.learning_rate 0.001 0.003" in text
 
@@ -86,13 +101,13 @@ def test_names_of_others_are_text():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1"], "compare shows 2 to 6 runs, and 1 are named"),
-        ([str(number) for number in range(7)], "and 7 are named"),
-        (["1", "9"], "diffusion has no version 9 in this store"),
-        (["1", "challenger"], "diffusion has no version challenger in this store"),
+        (["1"], "compare takes 2 to 6 runs, and not 1"),
+        ([str(number) for number in range(7)], "and not 7"),
+        (["1", "9"], "diffusion has no version 9 in this store: it has 1, 2"),
+        (["1", "challenger"], "diffusion has no alias challenger in this store"),
         (["1", "0" * 32], "this store has no run 0{32}: name a version"),
-        (["2", "champion"], "version 2 and version 2, champion are the same run"),
-        (["1", "../x"], "has no version ../x"),
+        (["2", "champion"], r"version 2 and diffusion, version 2 \(champion\) are the same run"),
+        (["1", "../x"], "has no alias ../x"),
     ],
 )
 def test_what_does_not_exist_is_told_and_no_page_is_left(names, message):

@@ -148,7 +148,7 @@ def test_a_champion_of_another_reference_is_measured_against_the_new_one(environ
     write_other_model(tmp_path, frechet=figure * 1.001)
     publish_and_promote(environment, NOT_WORSE)
     assert champion(environment) == 1
-    assert f"worse than the champion's {figure:.6g}, " in decision(tmp_path)["reasons"][0]
+    assert f"worse than the champion's {figure:.4g}, " in decision(tmp_path)["reasons"][0]
     assert version(environment, 1) == before
 
     projects.write_figures(tmp_path, frechet=figure * 0.999)

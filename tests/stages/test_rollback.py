@@ -193,7 +193,7 @@ def test_a_champion_of_former_code_is_shown_and_compared_with(environment, tmp_p
     client.set_registered_model_alias(name, "champion", "1")
     capsys.readouterr()
     history.run(environment, as_json=False)
-    assert capsys.readouterr().out == "history: version 1 is the champion\n"
+    assert capsys.readouterr().out == "history: version 1 is the champion of diffusion\n"
     write_model(tmp_path, 1)
     publish_and_promote(environment, NOT_WORSE)
     assert recorded_decision(version(environment, 2)).grounds.champion_evaluation is not None
@@ -213,10 +213,10 @@ def test_the_history_says_who_was_champion_when_and_why(two, tmp_path, capsys):
     history.run(two, as_json=False)
     lines = [line.partition(" UTC  ")[2] for line in capsys.readouterr().out.splitlines()]
     assert lines[:4] == [
-        "version 1: version 1 is the champion now; there was none",
-        "version 2: version 2 is the champion now; it was version 1",
-        "version 3: version 3 is refused and version 2 stays the champion: frechet is 99, 89 above 10, its limit",
-        "version 1: version 1 is the champion by a rollback; version 2 is rejected",
+        "version 1 is the champion now, and there was none",
+        "version 2 is the champion now, and it was version 1",
+        "version 3 is refused and version 2 stays the champion: frechet is 99, 89 above 10, its limit",
+        "version 1 is the champion by a rollback; version 2 is rejected",
     ]
     history.run(two, as_json=True)
     found = json.loads(capsys.readouterr().out)
@@ -242,7 +242,7 @@ def test_a_decision_is_made_again_from_the_registry_alone(environment, tmp_path,
     empty.mkdir()
     monkeypatch.chdir(empty)
     capsys.readouterr()
-    decide.run(environment, 2)
+    decide.run(environment, 2, as_json=True)
     assert capsys.readouterr().out == recorded
     run = connect(environment).get_run(version(environment, 2).run_id)
     files = connect(environment).list_artifacts(run.info.run_id, "gate")
@@ -255,10 +255,10 @@ def test_a_decision_that_was_changed_by_hand_is_noticed(environment):
     changed = recorded_decision(version(environment, 1)).model_copy(update={"outcome": "refused"})
     client.set_model_version_tag(name, "1", DECISION, changed.model_dump_json())
     with pytest.raises(UserError, match="the decision on version 1 made again differs from the recorded"):
-        decide.run(environment, 1)
+        decide.run(environment, 1, as_json=False)
     client.delete_model_version_tag(name, "1", DECISION)
     with pytest.raises(UserError, match="version 1 has no decision with its grounds"):
-        decide.run(environment, 1)
+        decide.run(environment, 1, as_json=False)
 
 
 NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
