@@ -68,15 +68,15 @@ def draw(
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpm_solver or heun.")] = "ddim",
     steps: Annotated[int | None, typer.Option(help="Of the sampler.")] = None,
     guidance: Annotated[float, typer.Option(help="Above 1, images are more typical of their class.")] = 1.0,
-    image: Annotated[Path | None, typer.Option(help="A file to draw again, or to draw in.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A file that is noised and denoised, or filled in.")] = None,
     strength: Annotated[float, typer.Option(help="Of the noise that --image gets: 1 leaves nothing of it.")] = 0.6,
-    mask: Annotated[Path | None, typer.Option(help="A file that is white where --image is drawn.")] = None,
-    to: Annotated[int | None, typer.Option(help="Draw a strip from --seed to this seed.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A file that is white where --image is filled in.")] = None,
+    to: Annotated[int | None, typer.Option(help="Make a strip from --seed to this seed.")] = None,
     out: Annotated[Path, typer.Option(help="A new folder, or a file: .png for a grid, .npy for an array.")] = Path(
         "drawn"
     ),
 ) -> None:
-    """Draw images from a model."""
+    """Sample images from any model: PNG files, a grid or an array."""
     from diffusion_core.stages.draw import request, run
 
     wanted = request(n, class_name, seed, sampler, steps, guidance, image, strength, mask, to)

@@ -1,4 +1,4 @@
-"""Draw images from any model: new ones, of an image, inside a mask, or a strip from one seed to another."""
+"""Sample images of any model: new ones, of an image, inside a mask, or a strip from one seed to another."""
 
 import json
 import math
@@ -33,7 +33,7 @@ from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.named import load_named
 
 COLUMNS = 10
-# Of a mask, from 0 to 255: pixels that are lighter are drawn.
+# Of a mask, from 0 to 255: pixels that are lighter are sampled.
 MIDDLE = 128
 # Of RePaint, as in its paper, where the sampler has that many steps.
 JUMP_LENGTH = 10
@@ -41,7 +41,7 @@ JUMP_LENGTH = 10
 
 @dataclass(frozen=True)
 class Request:
-    """What is drawn.
+    """What is asked for.
 
     Attributes:
         count: number of images, at least 1.
@@ -49,9 +49,9 @@ class Request:
         seed: image i depends on it and on i alone.
         sampler: the sampler.
         guidance: classifier-free guidance.
-        image: a file whose image is noised and denoised again, or whose masked part is drawn; None for new images.
+        image: a file whose image is noised and denoised again, or whose masked part is sampled; None for new images.
         strength: how much of the noise the image gets, in (0, 1].
-        mask: a file that is white where the image is drawn, or None.
+        mask: a file that is white where the image is sampled, or None.
         to_seed: seed at the other end of a strip, or None.
     """
 
@@ -106,14 +106,14 @@ def request(
 
 
 def run(environment: Environment, name: str, wanted: Request, out: Path) -> None:
-    """Draw images and write them: to a folder of PNG files, or to one file `*.png` (a grid) or `*.npy` (an array).
+    """Sample images and write them: to a folder of PNG files, or to one file `*.png` (a grid) or `*.npy` (an array).
 
     The PNG files have model, seed, index, class, sampler and guidance in their metadata.
 
     Args:
         environment: the environment.
         name: see `load_named`.
-        wanted: what is drawn.
+        wanted: what is asked for.
         out: the folder or file; a folder must be new or empty.
 
     Raises:
@@ -129,7 +129,7 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
     if 2 * size > (free := free_memory()):
         raise UserError(
             f"--n is {wanted.count}, whose images have {size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of memory are"
-            " free: draw fewer at a time, each time with another --seed"
+            " free: sample fewer at a time, each time with another --seed"
         )
     labels = _labels(model, wanted)
     try:
@@ -144,9 +144,9 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
             progress=True,
         )
     except ValueError as error:
-        raise UserError(f"{name} cannot be drawn from like this: {error}") from None
+        raise UserError(f"{name} cannot be sampled like this: {error}") from None
     _write(images, out, name, wanted, labels, model.classes)
-    print(f"draw: {wanted.count} images by {wanted.sampler.kind} in {out}")
+    print(f"{out} has {wanted.count} images by {wanted.sampler.kind}")
 
 
 def _labels(model: TrainedModel, wanted: Request) -> list[int] | None:

@@ -16,8 +16,8 @@ def load_named(environment: Environment, name: str, device: torch.device) -> Tra
 
     Args:
         environment: the environment, with the store and the registered model.
-        name: a folder with model.safetensors and model.json; `NAME@ALIAS` or `NAME/NUMBER` of a registered model; or an
-            alias or a number of the environment's.
+        name: a folder with model.safetensors and model.json; `NAME@ALIAS` or `NAME/NUMBER` of a registered model;
+            or the alias or number of a version of the environment's.
         device: where it is loaded to.
 
     Raises:

@@ -157,11 +157,11 @@ def test_noises_of_a_strip_are_noise():
     ("arguments", "sentence"),
     [
         (["models", "--n", 0], "--n is 0: it must be at least 1"),
-        (["models", "--n", 10**12], "MB of memory are free: draw fewer at a time"),
+        (["models", "--n", 10**12], "MB of memory are free: sample fewer at a time"),
         (["models", "--seed", -1], "a seed is negative"),
         (["models", "--class", "cat"], "the model has no class 'cat'"),
         (["models", "--class", "10"], "did you mean 1?"),
-        (["models", "--steps", 9], "models cannot be drawn from like this: steps is 9"),
+        (["models", "--steps", 9], "models cannot be sampled like this: steps is 9"),
         (["models", "--steps", 0], "steps is 0"),
         (["models", "--sampler", "ddpn"], "--sampler is 'ddpn'; it must be one of ddim, ddpm"),
         (["models", "--guidance", -1], "guidance.scale is -1"),
