@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.events import emit_event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.logging.loggers import flow_run_logger, task_run_logger
 
 from diffusion_core.stages.paths import PROMOTION, PUBLICATION
 from flows.notices import send
@@ -33,7 +34,7 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     emit_event(FAILED, _resource(flow_run.id, flow_run.name), payload=payload)
     # Prefect writes its own words and the error's class before the sentence.
     sentence = (state.message or state.name or "").rpartition("StageFailed: ")[2]
-    send(f"{flow.name} {flow_run.name} failed", sentence, NotifyType.FAILURE)
+    send(f"{flow.name} {flow_run.name} failed", sentence, NotifyType.FAILURE, flow_run_logger(flow_run, flow))
 
 
 def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
@@ -44,7 +45,8 @@ def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> N
         event, kind = kinds[decision["outcome"]]
         emit_event(event, _resource(task_run.flow_run_id, task.name), payload=decision)
         published: dict[str, Any] = json.loads(PUBLICATION.read_text(encoding="utf-8"))
-        send(f"{published['model']} was {decision['outcome']}", f"{decision['sentence']}\n{published['page']}", kind)
+        text = f"{decision['sentence']}\n{published['page']}"
+        send(f"{published['model']} was {decision['outcome']}", text, kind, task_run_logger(task_run, task))
 
 
 def _resource(run: object, name: str) -> dict[str, str]:

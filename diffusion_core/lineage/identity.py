@@ -11,7 +11,15 @@ FILE = "identity.json"
 
 # Files and folders of this package that determine the weights: those in `deps` of the stage `train` in dvc.yaml.
 CODE = (
-    *("stages/train.py", "stages/plan.py", "randomness.py", "data/dataset.py", "data/manifest.py", "data/shards.py"),
+    *(
+        "stages/train.py",
+        "stages/plan.py",
+        "stages/validating.py",
+        "randomness.py",
+        "data/dataset.py",
+        "data/manifest.py",
+        "data/shards.py",
+    ),
     *("lineage/saved_model.py", "networks", "process", "training", "samplers/ddpm.py", "samplers/protocols.py"),
     *(f"runtime/{name}.py" for name in ("allocator", "compilation", "compile_cache", "device", "distributed")),
     *(f"runtime/{name}.py" for name in ("precision", "recording", "threads")),

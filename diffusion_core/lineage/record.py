@@ -49,6 +49,7 @@ class RunInfo(Record):
         git_commit: hash of the commit.
         git_dirty: whether the checkout differed from the commit.
         params_digest: sha256 of the section `train` of params.yaml.
+        model_images: images after which the weights were those of the model; None for models of former versions.
     """
 
     run_key: str
@@ -57,3 +58,4 @@ class RunInfo(Record):
     git_commit: str | None
     git_dirty: bool | None
     params_digest: str
+    model_images: int | None = None

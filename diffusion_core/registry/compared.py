@@ -16,7 +16,7 @@ from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
-from diffusion_core.registry.versions import find_named, recorded_evaluation, versions_of_run
+from diffusion_core.registry.versions import find_named, moved_artifacts, recorded_evaluation, versions_of_run
 
 # Of a run in MLflow.
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -123,6 +123,8 @@ def _series(client: MlflowClient, run: Run, metric: str) -> list[tuple[float, fl
 
 
 def _samples(client: MlflowClient, run: Run) -> bytes | None:
+    if (moved := moved_artifacts(run.info.artifact_uri)) is not None:
+        return (moved / SAMPLES).read_bytes() if (moved / SAMPLES).is_file() else None
     folder = SAMPLES.rpartition("/")[0]
     if SAMPLES not in [file.path for file in client.list_artifacts(run.info.run_id, folder)]:
         return None

@@ -202,18 +202,30 @@ def _lost(version: ModelVersion, what: str) -> str:
 
 
 def _moved(version: ModelVersion) -> Path | None:
-    """Return where the artifacts of a version lie now, if its local store was moved with them, or None.
+    """Return where the artifacts of a version lie now, if its local store was moved with them, or None."""
+    here = _expected(version)
+    return here if here is not None and here.is_dir() else None
+
+
+def _expected(version: ModelVersion) -> Path | None:
+    """Return where the artifacts of a version belong now, if they are not where its local store was, or None."""
+    if sqlite_file(mlflow.get_tracking_uri()) is None or not str(version.source).startswith("models:/"):
+        return None
+    model = MlflowClient().get_logged_model(str(version.source).removeprefix("models:/"))
+    return moved_artifacts(model.artifact_location)
+
+
+def moved_artifacts(location: str) -> Path | None:
+    """Return where artifacts belong now, if the local store that had them here was moved, or None.
 
     MLflow keeps the absolute path of a store's artifacts.
     """
     uri = mlflow.get_tracking_uri()
-    if sqlite_file(uri) is None or not str(version.source).startswith("models:/"):
+    if sqlite_file(uri) is None:
         return None
-    location = MlflowClient().get_logged_model(str(version.source).removeprefix("models:/")).artifact_location
     written = Path(url2pathname(urlsplit(location).path))
     _, found, rest = written.as_posix().rpartition(f"/{STORE_ARTIFACTS}/")
-    here = artifact_folder(uri) / rest
-    return here if found and not written.exists() and here.is_dir() else None
+    return artifact_folder(uri) / rest if found and not written.exists() else None
 
 
 def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
@@ -225,7 +237,7 @@ def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
             shutil.copyfile(folder / name, copy / name)
         if model_digest(copy) != version.tags.get(MODEL_DIGEST):
             return False
-        if (here := _moved(version)) is not None:
+        if (here := _expected(version)) is not None:
             place = min(
                 (each for each in (here / ARTIFACTS).glob("*") if each.is_dir()), default=here / ARTIFACTS / "models"
             )

@@ -80,11 +80,12 @@ def metric_cells(evaluations: Sequence[Evaluation | None]) -> dict[str, list[Cel
 
 
 def floors(evaluations: Sequence[Evaluation | None]) -> dict[str, str]:
-    """Return the value of real images for each metric, of the first run that has it."""
+    """Return the value of real images for each metric; "differs" where runs were measured against other images."""
     found: dict[str, str] = {}
     for evaluation in evaluations:
-        estimates = {} if evaluation is None else evaluation.estimates
-        found = {name: f"{each.floor:.4g}" for name, each in estimates.items()} | found
+        for name, each in ({} if evaluation is None else evaluation.estimates).items():
+            floor = f"{each.floor:.4g}"
+            found[name] = floor if found.get(name, floor) == floor else "differs"
     return found
 
 

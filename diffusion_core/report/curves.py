@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ class Chart:
 
     Attributes:
         name: what is shown.
-        paths: of each curve by its name, in SVG, in a box of `WIDTH` x `HEIGHT`.
+        paths: of each curve by its number, from 1, in SVG, in a box of `WIDTH` x `HEIGHT`.
         text: the curves in words.
         low: the lowest value.
         high: the highest value.
@@ -28,7 +28,7 @@ class Chart:
     """
 
     name: str
-    paths: dict[str, str]
+    paths: dict[int, str]
     text: str
     low: str
     high: str
@@ -49,16 +49,16 @@ def read_points(file: Path, names: Sequence[str]) -> dict[str, list[Point]]:
     return {name: [(float(row["images"]), float(row[name])) for row in rows if row.get(name)] for name in names}
 
 
-def chart(name: str, unit: str, curves: Mapping[str, Sequence[Point]]) -> Chart | None:
+def chart(name: str, unit: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> Chart | None:
     """Return the curves that have two finite values or more, or None without any.
 
     Args:
         name: what is shown.
         unit: of the horizontal axis, for example "images".
-        curves: the points of each curve by its name, from left to right.
+        curves: the name of each curve, and its points from left to right. One that is left out keeps its number.
     """
-    finite = {key: [point for point in points if math.isfinite(point[1])] for key, points in curves.items()}
-    shown = {key: points for key, points in finite.items() if len(points) > 1}
+    finite = [[point for point in points if math.isfinite(point[1])] for _, points in curves]
+    shown = {number: points for number, points in enumerate(finite, start=1) if len(points) > 1}
     if not shown:
         return None
     values = [value for points in shown.values() for _, value in points]
@@ -73,8 +73,8 @@ def chart(name: str, unit: str, curves: Mapping[str, Sequence[Point]]) -> Chart 
         return f"M {places}"
 
     words = [
-        f"{key}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
-        for key, points in shown.items()
+        f"{curves[number - 1][0]}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
+        for number, points in shown.items()
     ]
-    paths = {key: path(points) for key, points in shown.items()}
+    paths = {number: path(points) for number, points in shown.items()}
     return Chart(name, paths, "; ".join(words), f"{low:.3g}", f"{high:.3g}", f"{last:,.0f} {unit}")

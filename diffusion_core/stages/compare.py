@@ -56,8 +56,8 @@ def _column(each: Compared) -> Column:
 def _charts(found: list[Compared]) -> list[Chart]:
     """Return each metric over images, and over seconds."""
     charts = []
-    for place, unit in ((0, "images"), (1, "seconds")):
+    for place, unit in ((0, "images"), (1, "seconds, with pauses")):
         for metric, title in METRICS.items():
-            curves = {each.title: [(row[place], row[2]) for row in each.series.get(metric, [])] for each in found}
+            curves = [(each.title, [(row[place], row[2]) for row in each.series.get(metric, [])]) for each in found]
             charts.append(chart(f"{title} over {unit}", unit, curves))
     return [each for each in charts if each is not None]

@@ -66,7 +66,7 @@ def fitting(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
     """Say in one sentence what of a checkpoint does not fit in the block."""
     try:
         yield
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
             f"the checkpoint of step {checkpoint.step} below {folder} does not fit this network"
             f" ({' '.join(str(error).split())}): remove {folder} to train again"

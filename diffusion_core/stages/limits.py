@@ -46,7 +46,7 @@ def check_dataset(limits: DataLimits, statistics: Statistics) -> None:
         UserError: limits are crossed; its message names all of them.
     """
     if crossed := [*_too_few(limits, statistics), *_too_many(limits, statistics)]:
-        raise UserError("\n".join(crossed))
+        raise UserError("; ".join(crossed))
 
 
 def _too_few(limits: DataLimits, statistics: Statistics) -> Iterator[str]:

@@ -27,7 +27,7 @@ from diffusion_core.data.report.statistics import Statistics
 from diffusion_core.data.report.version import Pixels, Version
 from diffusion_core.data.shards import ShardWriter, map_shard
 from diffusion_core.data.workers import decode_all
-from diffusion_core.errors import UserError
+from diffusion_core.errors import UserError, is_out_of_memory
 from diffusion_core.files import replaced, replaced_files
 from diffusion_core.lineage.provenance import code_files, json_digest
 from diffusion_core.metrics.features import extract
@@ -35,6 +35,8 @@ from diffusion_core.metrics.reference import load_extractor
 from diffusion_core.stages.limits import check_dataset, check_decoded
 from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, REFERENCE, needs
 
+# Pixels of the images whose features are computed at once.
+FEATURE_PIXELS = 2**18
 # The largest sample, as a share of white, below which an image of more than 8 bits seems to hold fewer.
 DARK = 1 / 16
 # What decides the pixels of a file, beside the settings.
@@ -105,7 +107,7 @@ def run(prepare: PrepareSettings, environment: Environment | None = None) -> Non
     _tell(info, rows, dict(zip((file.path for file in files), told, strict=True)))
 
 
-def _features(image_shape: tuple[int, ...]) -> Callable[[Pixels], npt.NDArray[np.float64]] | None:
+def _features(image_shape: tuple[int, ...]) -> Callable[[Pixels], npt.NDArray[np.float64] | None] | None:
     """Return what computes features by the extractor of the last evaluation, or None where it is of other images."""
     if not REFERENCE.exists():
         return None
@@ -116,7 +118,19 @@ def _features(image_shape: tuple[int, ...]) -> Callable[[Pixels], npt.NDArray[np
         return None
     if (*extractor.image_size, extractor.channels) != image_shape:
         return None
-    return lambda pixels: extract(extractor, pixels).astype(np.float64)
+    batch_size = max(1, FEATURE_PIXELS // (image_shape[0] * image_shape[1]))
+
+    def features(pixels: Pixels) -> npt.NDArray[np.float64] | None:
+        try:
+            found = extract(extractor, pixels, batch_size).astype(np.float64)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print("prepare: drift of the features is not measured, because memory is too small")
+            return None
+        return found if np.isfinite(found).all() else None
+
+    return features
 
 
 def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:

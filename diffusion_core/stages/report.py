@@ -30,7 +30,6 @@ from diffusion_core.stages.paths import (
     REPORT,
     RUN_INFO,
     SAMPLES,
-    SAMPLES_ORIGIN,
     VALIDATION,
     needs,
 )
@@ -39,7 +38,7 @@ from diffusion_core.stages.publish import measured
 # Numbers of metrics/data.json, by what they are called on the page.
 NUMBERS = {"near-duplicates": "duplicates", "quarantined files": "quarantined"}
 CURVES = {"loss": "Loss", "grad_norm": "Gradient norm", "learning_rate": "Learning rate"}
-VALIDATED = {"validation": "Validation loss"}
+VALIDATED = {"loss": "all timesteps"} | {f"loss_quarter_{number}": f"quarter {number}" for number in range(1, 5)}
 PICTURES = {
     "both": PLOTS / "real_and_generated.png",
     "metrics": PLOTS / "distances.png",
@@ -103,8 +102,9 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
     with _reading(LOSS, "train") as file:
         points = read_points(file, tuple(CURVES))
     with _reading(VALIDATION, "train") as file:
-        points["validation"] = read_points(file, ("loss",))["loss"]
-    charts = [chart(title, "images", {title: points[name]}) for name, title in (CURVES | VALIDATED).items()]
+        validation = read_points(file, tuple(VALIDATED))
+    charts = [chart(title, "images", [(title, points[name])]) for name, title in CURVES.items()]
+    charts.append(chart("Validation loss", "images", [(title, validation[name]) for name, title in VALIDATED.items()]))
     with _reading(PREPARED / INFO, "prepare") as file:
         dataset = DatasetInfo.model_validate_json(read_small(file))
     with _reading(DATA_METRICS, "prepare") as file:
@@ -136,6 +136,7 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
             "data, DVC's md5": info.dataset_md5 or "unknown",
             "data, sha256": info.dataset_digest,
             "parameters, sha256": info.params_digest,
+            "weights after": "unknown" if info.model_images is None else f"{info.model_images:,} images",
             "metrics' key": evaluation.key,
             **known.tags,
         },
@@ -146,7 +147,7 @@ def _content(info: RunInfo, evaluation: Evaluation, known: Published) -> Content
 
 def _after_training(training: float | None) -> dict[str, str]:
     """Return what sampling and evaluation took, where this machine did them, and their share of the whole."""
-    sampling, evaluation = seconds_of("sample", SAMPLES_ORIGIN), seconds_of("evaluate", METRICS_ORIGIN)
+    sampling, evaluation = seconds_of("sample", SAMPLES / "samples.npy"), seconds_of("evaluate", METRICS_ORIGIN)
     if sampling is None or evaluation is None:
         return {}
     shown = {"sampling": f"{sampling:.1f} s", "evaluation": f"{evaluation:.1f} s"}

@@ -78,7 +78,7 @@ def run(
         )
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
-    record_seconds("sample", SAMPLES_ORIGIN, time.monotonic() - begun)
+    record_seconds("sample", SAMPLES / "samples.npy", time.monotonic() - begun)
     print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
 
 

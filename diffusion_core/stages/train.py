@@ -111,7 +111,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             log_validation(measured, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
         _steps(trainer, model, train, environment, tracked, history, validation, plan, state)
-        take_best(trainer, validation, tracked)
+        model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,
             dataset_md5=version.md5,
@@ -119,6 +119,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             params_digest=plan.params_digest,
             git_commit=commit.commit,
             git_dirty=commit.dirty,
+            model_images=model_images,
         )
         outputs = [MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS, VALIDATION]
         with replaced_files(outputs) as temporary:
@@ -194,14 +195,14 @@ def _steps(
 ) -> None:
     """Run the remaining steps, with reports, validation, previews of `model` and checkpoints.
 
-    A checkpoint is saved before its validation and preview. If one is due by its `state`, the process that saved it may
-    have died in between. A signal ends a preview, which the next start makes again from that checkpoint. All
+    A checkpoint is saved before its preview; if one is due by its `state`, the process that saved it may have died in
+    between. A signal ends a preview or a validation, which the next start makes again from that checkpoint. All
     checkpoints are on disk when this returns.
     """
     progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
 
     def save(due: Mapping[str, bool], is_milestone: bool) -> None:
-        saved: dict[str, Any] = {"history": history.state(), "validation": validation.rows, **due}
+        saved: dict[str, Any] = {"history": history.state(), "validation": validation.state(), **due}
         if trainer.threads is not None:
             saved["threads"] = trainer.threads.state()
         saver.save(Checkpoint(trainer.step, trainer.tensors() | validation.tensors(), saved, is_milestone))
@@ -221,8 +222,8 @@ def _steps(
     saver = Saver(plan.folder, environment.keep_checkpoints)
     with stop_on_signal() as request, translate_errors(), saver:
         try:
-            if state.get("validation_due"):
-                validate(validation, trainer, tracked)
+            if state.get("validation_due") and (measured := validate(validation, trainer, request.check)) is not None:
+                log_validation(measured, tracked)
             if state.get("preview_due"):
                 show_preview()
             for report in trainer.steps():
@@ -236,7 +237,13 @@ def _steps(
                 if trainer.verdicts is not reported:
                     reported = trainer.verdicts
                     _report_self_check(trainer, tracked)
-                wants_validation = last or report.reaches(train.validate_every_images)
+                measured, validation_due = None, last or report.reaches(train.validate_every_images)
+                if validation_due and not stop:
+                    try:
+                        measured = validate(validation, trainer, request.check)
+                        validation_due = False
+                    except Stopped as stopped:
+                        stop = 128 + stopped.signal
                 wants_preview = last or report.reaches(train.preview_every_images)
                 # Before the checkpoint that knows them, because a resumed training reports only what that does not.
                 _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
@@ -245,16 +252,16 @@ def _steps(
                 is_milestone = every is not None and report.reaches(every)
                 overdue = time.monotonic() - saved > environment.checkpoint_seconds
                 if wants_preview or is_milestone or overdue or stop:
-                    save({"validation_due": wants_validation, "preview_due": wants_preview}, is_milestone)
+                    save({"validation_due": validation_due, "preview_due": wants_preview}, is_milestone)
                     saved = time.monotonic()
                 saver.check()
                 if row is not None:
                     _log_row(row, tracked)
                     progress.report(row)
+                if measured is not None:
+                    log_validation(measured, tracked)
                 if stop:
                     leave(report.images, stop)
-                if wants_validation:
-                    validate(validation, trainer, tracked)
                 if wants_preview:
                     show_preview()
         except Stopped as stopped:

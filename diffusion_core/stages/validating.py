@@ -1,6 +1,7 @@
 """Validation during a training: when memory is small, in MLflow, and the weights that become the model."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diffusion_core.config.settings import TrainSettings
@@ -12,7 +13,9 @@ from diffusion_core.stages.paths import PREPARED
 from diffusion_core.stages.plan import ShardData
 from diffusion_core.training.checkpoint import Checkpoint
 from diffusion_core.training.trainer import Trainer
-from diffusion_core.training.validation import Validation
+from diffusion_core.training.validation import Row, Validation
+
+logger = logging.getLogger(__name__)
 
 
 def open_validation(trainer: Trainer, checkpoint: Checkpoint | None, train: TrainSettings, folder: Path) -> Validation:
@@ -21,8 +24,8 @@ def open_validation(trainer: Trainer, checkpoint: Checkpoint | None, train: Trai
     Raises:
         UserError: the checkpoint does not fit.
     """
-    images = ShardData(ImageDataset.open(PREPARED, "validation"))
-    validation = Validation(images, train.validate_every_images, train.validation_share, train.seed)
+    data = ShardData(ImageDataset.open(PREPARED, "validation"))
+    validation = Validation(data, train.images, train.validate_every_images, train.validation_share, train.seed)
     if checkpoint is not None:
         with fitting(checkpoint, folder):
             best, weights = checkpoint.tensors.get("best", {}), trainer.ema.module.model.state_dict()
@@ -30,22 +33,33 @@ def open_validation(trainer: Trainer, checkpoint: Checkpoint | None, train: Trai
     return validation
 
 
-def validate(validation: Validation, trainer: Trainer, tracked: Run) -> None:
-    """Measure the averaged weights; once more without the recorded step, which reserves memory, where that is small."""
+def validate(validation: Validation, trainer: Trainer, check: Callable[..., None]) -> Row | None:
+    """Measure the averaged weights; None after a warning if memory is too small.
+
+    Args:
+        validation: the validation.
+        trainer: the trainer, which frees its recorded step if memory is too small.
+        check: called before each evaluation of the network, and may raise. Not with several processes: the others wait
+            for this one in the next step.
+    """
     size = max(trainer.batch_size // trainer.gradient.accumulate // trainer.ranks.count, 1)
-    arguments = (trainer.ema.module, trainer.images, size, trainer.precision.dtype)
-    row = None
-    for is_last in (False, True):
+    problem = ""
+    while size:
+        hook = trainer.ema.module.model.register_forward_pre_hook(check) if trainer.ranks.count == 1 else None
         try:
-            row = validation.measure(*arguments)
-            break
+            return validation.measure(trainer.ema.module, trainer.images, size)
         except (MemoryError, RuntimeError) as error:
-            if is_last or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-        # Outside the handler, because the error's traceback keeps tensors alive.
+            problem = " ".join(str(error).split())
+        finally:
+            if hook is not None:
+                hook.remove()
+        # Outside the handler, because the error's traceback keeps tensors alive. A recorded step reserves memory.
         trainer.forget_recording()
-    if row is not None:
-        log_validation(row, tracked)
+        size //= 2
+    logger.warning("the validation loss after %d images is not measured (%s)", trainer.images, problem)
+    return None
 
 
 def log_validation(row: Mapping[str, float], tracked: Run) -> None:
@@ -54,14 +68,21 @@ def log_validation(row: Mapping[str, float], tracked: Run) -> None:
     tracked.metrics(values, step=int(row["images"]))
 
 
-def take_best(trainer: Trainer, validation: Validation, tracked: Run) -> None:
-    """Give the averaged weights back as they were where the validation loss was lowest."""
+def take_best(trainer: Trainer, validation: Validation, tracked: Run) -> int:
+    """Give the averaged weights back as they were where the validation loss was lowest, if the last are surely worse.
+
+    Returns:
+        After how many images they were so.
+    """
     best = validation.best_row
-    if best is not None:
-        trainer.ema.module.model.load_state_dict(validation.best)
-        tracked.tag("best_images", f"{best['images']:.0f}")
-        print(
-            f"train: the model has the weights after {best['images']:,.0f} images, where validation was best: loss"
-            f" {best['loss']:.4g}",
-            flush=True,
-        )
+    if best is None or not validation.is_last_worse:
+        return trainer.images
+    trainer.ema.module.model.load_state_dict(validation.best)
+    images, last = int(best["images"]), validation.rows[-1]
+    tracked.tag("model_images", str(images))
+    print(
+        f"train: the model has the weights after {images:,} images, because validation became worse: the loss was"
+        f" {best['loss']:.4g} there and is {last['loss']:.4g} at the end",
+        flush=True,
+    )
+    return images

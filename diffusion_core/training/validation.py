@@ -1,7 +1,7 @@
 """The validation loss of the averaged weights during a training, by noise level, and the weights where it was lowest.
 
-It is measured of the same images, timesteps and noise each time, so that its changes are those of the weights. It costs
-no more than a share of the training, counted in passes through the network, and so depends on no clock.
+It is measured of the same images, timesteps and noise each time, so that its changes are those of the weights. How many
+images are measured follows from a share of the training's passes through the network, and so from no clock.
 """
 
 import math
@@ -24,6 +24,8 @@ PASSES_TRAINED, PASSES_VALIDATED = 3.5, 1.5
 MOST_IMAGES = 2048
 # Images that share a generator; more of them at a time would give other random numbers.
 BLOCK = 256
+# Standard errors that chance hardly exceeds.
+SURE = 2.0
 # Of the timesteps; the first has the least noise.
 QUARTERS = 4
 COLUMNS = ("images", "loss", *(f"loss_quarter_{number + 1}" for number in range(QUARTERS)))
@@ -36,6 +38,7 @@ class Validation:
 
     Args:
         data: the validation images, uint8.
+        images: budget of the training, in images.
         every_images: images of the training between two measurements.
         share: of the training's computation that measurements may take, in [0, 1); 0 for none.
         seed: seed of the choice of images and of all noise.
@@ -46,13 +49,17 @@ class Validation:
         best: the weights where the loss was lowest, on the host; empty before the first measurement.
     """
 
-    def __init__(self, data: TrainingData, every_images: int, share: float, seed: int) -> None:
+    def __init__(self, data: TrainingData, images: int, every_images: int, share: float, seed: int) -> None:
         self.data = data
-        affordable = int(share * every_images * PASSES_TRAINED / PASSES_VALIDATED)
+        # The last one is at the end.
+        measurements = math.ceil(images / every_images)
+        affordable = int(share * images / measurements * PASSES_TRAINED / PASSES_VALIDATED)
         self.count = min(len(data), affordable, MOST_IMAGES)
         self.seed = derive_seed(seed, "validation")
         self.rows: list[Row] = []
         self.best: dict[str, Tensor] = {}
+        self._best_losses: list[float] = []
+        self._last_losses: list[float] = []
         self._chosen = torch.randperm(len(data), generator=generator(self.seed, "images"))[: self.count]
 
     @property
@@ -61,90 +68,106 @@ class Validation:
         finite = [row for row in self.rows if math.isfinite(row["loss"])]
         return min(finite, key=lambda row: row["loss"], default=None)
 
-    def measure(self, diffusion: GaussianDiffusion, images: int, batch_size: int, dtype: torch.dtype) -> Row | None:
+    @property
+    def is_last_worse(self) -> bool:
+        """Whether the last loss is above the lowest by more than chance: two standard errors of the images' pairs."""
+        best = self.best_row
+        if best is None or best is self.rows[-1]:
+            return False
+        more = torch.tensor(self._last_losses, dtype=torch.float64) - torch.tensor(self._best_losses)
+        return not bool(more.mean() <= SURE * more.std() / math.sqrt(len(more)))
+
+    def measure(self, diffusion: GaussianDiffusion, images: int, batch_size: int) -> Row | None:
         """Measure a process after that number of images of training, and keep its weights if it is the best so far.
 
         Args:
             diffusion: the process with the averaged weights, in eval mode.
             images: images seen so far.
             batch_size: images at a time, at most.
-            dtype: of the network's matrix products.
 
         Returns:
             The new row, or None if `count` is 0.
         """
         if self.count == 0:
             return None
-        losses = self.losses(diffusion, batch_size, dtype)
+        losses = self.losses(diffusion, batch_size)
         # Images are in the order of their timesteps.
         parts = {f"loss_quarter_{number + 1}": part for number, part in enumerate(losses.tensor_split(QUARTERS))}
         row = {"images": images, "loss": float(losses.mean())}
         row |= {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
         self.rows.append(row)
+        self._last_losses = losses.tolist()
         if self.best_row is row:
+            self._best_losses = self._last_losses
             weights = diffusion.model.state_dict()
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         return row
 
     @torch.inference_mode()
-    def losses(self, diffusion: GaussianDiffusion, batch_size: int, dtype: torch.dtype) -> Tensor:
-        """Return the loss of each chosen image, float64 (count,).
+    def losses(self, diffusion: GaussianDiffusion, batch_size: int) -> Tensor:
+        """Return the loss of each chosen image in float32, as float64 (count,).
 
-        Timesteps are spread evenly, t_i = floor((i + 1/2) T / count), so that all noise levels count alike.
+        Timesteps are spread evenly, t_i = floor((i + 1/2) T / count), so that all noise levels count alike. Noise is
+        not assigned to its nearest images, because that would depend on the batch size.
         """
         times = ((torch.arange(self.count) + 0.5) * diffusion.num_timesteps / self.count).long()
         found = []
-        for start, chosen in zip(range(0, self.count, BLOCK), self._chosen.split(BLOCK), strict=True):
-            random = StepRandomness.of(diffusion, len(chosen), self.seed, start)
-            random = replace(random, times=times[start : start + BLOCK])
-            for first in range(0, len(chosen), batch_size):
-                part = range(first, min(first + batch_size, len(chosen)))
-                images, labels = self.data.batch(chosen[first : part.stop])
-                found.append(_losses(diffusion, images, labels, random.part(part), dtype))
+        immiscible, diffusion.loss.immiscible = diffusion.loss.immiscible, False
+        try:
+            for start, chosen in zip(range(0, self.count, BLOCK), self._chosen.split(BLOCK), strict=True):
+                random = StepRandomness.of(diffusion, len(chosen), self.seed, start)
+                random = replace(random, times=times[start : start + BLOCK])
+                for first in range(0, len(chosen), batch_size):
+                    part = range(first, min(first + batch_size, len(chosen)))
+                    images, labels = self.data.batch(chosen[first : part.stop])
+                    found.append(_losses(diffusion, images, labels, random.part(part)))
+        finally:
+            diffusion.loss.immiscible = immiscible
         return torch.cat(found)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return what a checkpoint keeps of it."""
+        """Return the tensors of it that a checkpoint keeps."""
         return {"best": self.best} if self.best else {}
 
-    def restore(self, rows: list[Row], best: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
-        """Take the rows and the weights of a checkpoint.
+    def state(self) -> dict[str, Any]:
+        """Return the rest that a checkpoint keeps, as JSON values."""
+        return {"rows": self.rows, "best_losses": self._best_losses, "last_losses": self._last_losses}
+
+    def restore(self, state: Mapping[str, Any], best: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Take what a checkpoint kept.
 
         Args:
-            rows: as in `rows`.
+            state: as of `state()`.
             best: as in `best`.
             weights: the weights of the network to compare with.
 
         Raises:
-            ValueError: the weights are of another network, or missing.
+            ValueError: the weights are of another network, or something is missing.
         """
-        self.rows = [{name: float(row[name]) for name in COLUMNS} | {"images": int(row["images"])} for row in rows]
-        shapes = {name: tensor.shape for name, tensor in best.items()}
-        expected = {name: tensor.shape for name, tensor in weights.items()} if self.best_row else {}
-        if shapes != expected:
+        self.rows = [
+            {name: float(row[name]) for name in COLUMNS} | {"images": int(row["images"])} for row in state["rows"]
+        ]
+        self._best_losses = [float(loss) for loss in state["best_losses"]]
+        self._last_losses = [float(loss) for loss in state["last_losses"]]
+        kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in best.items()}
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()} if self.best_row else {}
+        if kinds != expected or not {len(self._best_losses), len(self._last_losses)} <= {self.count, 0}:
             raise ValueError("its best weights are not those of this network")
         self.best = dict(best)
 
 
-def _losses(
-    diffusion: GaussianDiffusion,
-    images: Tensor,
-    labels: Tensor | None,
-    random: StepRandomness,
-    dtype: torch.dtype,
-) -> Tensor:
+def _losses(diffusion: GaussianDiffusion, images: Tensor, labels: Tensor | None, random: StepRandomness) -> Tensor:
     device = diffusion.device
     classes = None if diffusion.num_classes is None else diffusion.checked_classes(labels, len(images))
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        losses: Tensor = diffusion(
-            to_device(images, device).float() / 255.0,
-            random.noise,
-            times=to_device(random.times, device),
-            # The noise already includes offset noise.
-            offset_noise_strength=0.0,
-            loss_reduction="none",
-            classes=classes,
-            self_cond_mask=random.self_cond_mask,
-            unlabelled=random.unlabelled,
-        )
+    losses: Tensor = diffusion(
+        to_device(images, device).float() / 255.0,
+        random.noise,
+        times=to_device(random.times, device),
+        # The noise already includes offset noise.
+        offset_noise_strength=0.0,
+        loss_reduction="none",
+        classes=classes,
+        self_cond_mask=random.self_cond_mask,
+        unlabelled=random.unlabelled,
+    )
     return losses.double().cpu()

@@ -52,7 +52,7 @@ def test_a_champion_counts_as_repaired_once_the_store_has_it(project, monkeypatc
     assert verified(project, repair=True)[0] == 0
 
 
-@pytest.mark.parametrize("lost", ["a bit", "a file", "all files"])
+@pytest.mark.parametrize("lost", ["a bit", "a file", "all files", "the whole folder"])
 def test_a_champion_of_a_store_that_was_moved_is_repaired_where_the_store_is(project, tmp_path, monkeypatch, lost):
     moved = tmp_path / "elsewhere"
     moved.mkdir()
@@ -66,8 +66,11 @@ def test_a_champion_of_a_store_that_was_moved_is_repaired_where_the_store_is(pro
         flip(weights)
     elif lost == "a file":
         weights.unlink()
-    else:
+    elif lost == "all files":
         shutil.rmtree(weights.parent)
+    else:
+        # With MLmodel and the rest, as in .../m-1234/artifacts/artifacts/models.
+        shutil.rmtree(weights.parents[2])
     assert verified(project)[0] == 1
     assert verified(project, repair=True)[0] == 0
     assert verified(project) == (0, [])

@@ -7,8 +7,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from apprise import NotifyType
 
 from flows.failure import StageFailed
+from flows.notices import send
 from flows.pipeline import pipeline
 from tests.flows.repository import ran
 
@@ -71,11 +73,20 @@ def test_the_decision_of_the_gate_is_told_where_it_is_news(project_after_a_run, 
     assert found == ([(f"diffusion was {outcome}", text, kind)] if kind else [])
 
 
+def test_a_message_holds_no_password(webhook, monkeypatch):
+    address, messages = webhook
+    monkeypatch.setenv("DIFFUSION_NOTIFY", address)
+    body = "422 for http://admin:pw@host:4200/api, of <img src=x>\n2"
+    send("a", body, NotifyType.INFO, logging.getLogger())
+    ((_, message),) = messages
+    assert message["message"] == "422 for http://host:4200/api, of <img src=x>\n2"
+
+
 def test_an_address_that_does_not_answer_fails_no_run_and_is_not_shown(project_after_a_run, monkeypatch, caplog):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     monkeypatch.setenv("DIFFUSION_NOTIFY", f"json://127.0.0.1:{port}/{SECRET}")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         state = pipeline(refresh_data=False, return_state=True)
     assert state.is_completed()
     assert "1 of 1 addresses in DIFFUSION_NOTIFY did not take a message" in caplog.text
@@ -84,8 +95,8 @@ def test_an_address_that_does_not_answer_fails_no_run_and_is_not_shown(project_a
 
 def test_an_address_that_nobody_knows_stops_the_run_before_its_first_stage(project, monkeypatch, caplog, webhook):
     address, messages = webhook
-    monkeypatch.setenv("DIFFUSION_NOTIFY", f"{address} nonsense://{SECRET}")
-    with caplog.at_level(logging.INFO), pytest.raises(StageFailed, match="does not know address 2 of 2") as caught:
+    monkeypatch.setenv("DIFFUSION_NOTIFY", f"{address} {address},nonsense://{SECRET}")
+    with caplog.at_level(logging.DEBUG), pytest.raises(StageFailed, match="does not know address 2 of 2") as caught:
         pipeline()
     assert caught.value.is_mistake
     assert SECRET not in caplog.text + str(caught.value)

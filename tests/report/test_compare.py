@@ -10,7 +10,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.metrics.estimate import Estimate, difference
 from diffusion_core.registry.versions import recorded_evaluation
-from diffusion_core.report.comparison import differing, metric_cells
+from diffusion_core.report.comparison import differing, floors, metric_cells
 from diffusion_core.stages import compare
 from diffusion_core.stages.paths import COMPARISON
 from tests.data.test_report import CHROMIUM, Parsed
@@ -80,6 +80,15 @@ def test_a_run_without_a_version_is_shown_with_what_it_has():
     assert "train.learning_rate 0.001 0.003" in text
 
 
+def test_samples_of_a_store_that_was_moved_are_shown(tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("mlflow.db", "mlartifacts"):
+        shutil.move(name, moved / name)
+    monkeypatch.chdir(moved)
+    assert len(page("1", "2").all("img")) == 2
+
+
 def test_it_needs_nothing_else():
     parsed = page("1", "2")
     content = COMPARISON.read_text(encoding="utf-8")
@@ -127,6 +136,15 @@ def test_metrics_of_other_images_or_seeds_have_no_difference():
     assert [cell.change for cell in cells] == ["", "+2 ± 0", "", ""]
     assert [cell.value.split()[0] for cell in cells] == ["1", "3", "2", "none"]
     assert metric_cells([None, evaluation(1.0)])["frechet"][1].change == ""
+
+
+def test_the_value_of_real_images_is_shown_where_it_is_one():
+    other = evaluation(3.0)
+    moved = other.estimates["frechet"].model_copy(update={"floor": 0.5})
+    assert floors([evaluation(1.0), None, other]) == {"frechet": "0"}
+    assert floors([evaluation(1.0), other.model_copy(update={"estimates": {"frechet": moved}})]) == {
+        "frechet": "differs"
+    }
 
 
 def test_options_that_differ_or_are_missing_are_listed():

@@ -18,7 +18,7 @@ from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import metric_rows
 from diffusion_core.stages import promote, report
 from diffusion_core.stages.cost import record_seconds, seconds_of
-from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT, SAMPLES_ORIGIN
+from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT, SAMPLES
 from tests.data.test_report import CHROMIUM, Parsed
 from tests.report.conftest import ON_CPU, shown
 
@@ -53,11 +53,11 @@ def test_it_says_what_the_run_cost():
     Path(".cache/seconds/sample.json").unlink()
     report.run(ON_CPU)
     assert "share of sampling" not in text(page())
-    SAMPLES_ORIGIN.write_text(SAMPLES_ORIGIN.read_text() + " ")
-    record_seconds("sample", SAMPLES_ORIGIN, 3.0)
-    assert seconds_of("sample", SAMPLES_ORIGIN) == 3.0
-    SAMPLES_ORIGIN.write_text(SAMPLES_ORIGIN.read_text() + " ")
-    assert seconds_of("sample", SAMPLES_ORIGIN) is None
+    samples = SAMPLES / "samples.npy"
+    record_seconds("sample", samples, 3.0)
+    assert seconds_of("sample", samples) == 3.0
+    samples.write_bytes(samples.read_bytes()[:-1])
+    assert seconds_of("sample", samples) is None
 
 
 def test_it_says_what_differs_from_the_champion():
@@ -180,7 +180,7 @@ def test_a_curve_ends_at_the_last_row(tmp_path):
     assert points == {"loss": [(100, 4), (200, 2), (400, 1)], "grad_norm": []}
     with pytest.raises(ValueError, match="it has no column x"):
         read_points(file, ("x",))
-    loss = chart("Loss", "images", points)
+    loss = chart("Loss", "images", list(points.items()))
     (path,) = loss.paths.values()
     assert path.startswith("M 80.0 4.0 L 160.0 ")
     assert path.endswith(" L 320.0 116.0")
@@ -188,12 +188,13 @@ def test_a_curve_ends_at_the_last_row(tmp_path):
     assert loss.text == "loss: from 4 to 1 after 400 images"
 
 
-def test_curves_of_a_chart_have_common_axes():
+def test_curves_of_a_chart_have_common_axes_and_keep_their_numbers():
     nan = float("nan")
-    found = chart("Loss", "seconds", {"a": [(1, 4), (2, nan), (4, 2)], "b": [(1, 2), (8, 0)], "c": [(1, 9)], "d": []})
-    assert found.paths == {"a": "M 40.0 4.0 L 160.0 60.0", "b": "M 40.0 60.0 L 320.0 116.0"}
+    curves = [("a", [(1, 9)]), ("b", [(1, 4), (2, nan), (4, 2)]), ("b", [(1, 2), (8, 0)]), ("d", [])]
+    found = chart("Loss", "seconds", curves)
+    assert found.paths == {2: "M 40.0 4.0 L 160.0 60.0", 3: "M 40.0 60.0 L 320.0 116.0"}
     assert (found.low, found.high, found.end) == ("0", "4", "8 seconds")
-    assert chart("Loss", "seconds", {"a": [(1, 4)], "b": [(1, nan), (2, nan)]}) is None
+    assert chart("Loss", "seconds", [("a", [(1, 4)]), ("b", [(1, nan), (2, nan)])]) is None
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

@@ -1,6 +1,9 @@
 """A project of its own for each test: params.yaml with a tiny network, and the digits prepared."""
 
+import os
 import shutil
+import signal
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.stages import ingest, prepare
+from diffusion_core.training.trainer import Trainer
 from tests.registry.projects import empty_store
 
 TINY = {
@@ -50,3 +54,21 @@ def project(digits, tmp_path, monkeypatch):
 @pytest.fixture
 def environment():
     return Environment(device="cpu", precision="float32")
+
+
+@pytest.fixture
+def stops_after(monkeypatch):
+    """Make the process get TERM during the step after so many."""
+    steps = Trainer.steps
+
+    def arrange(count):
+        def stopping(self):
+            walk = steps(self)
+            yield from islice(walk, count)
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from walk
+
+        monkeypatch.setattr(Trainer, "steps", stopping)
+
+    yield arrange
+    monkeypatch.undo()

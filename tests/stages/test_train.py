@@ -1,11 +1,9 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 
 import mlflow
@@ -26,7 +24,6 @@ from diffusion_core.stages import plan, preview, train
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.training.checkpoint import load_newest
 from diffusion_core.training.trainer import Trainer
-from diffusion_core.training.validation import Validation
 
 
 def run_info():
@@ -36,24 +33,6 @@ def run_info():
 def recorded(run_key):
     client = mlflow.MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
     return client.get_run(find_run(client, run_key))
-
-
-@pytest.fixture
-def stops_after(monkeypatch):
-    """Make the process get TERM during the step after so many."""
-    steps = Trainer.steps
-
-    def arrange(count):
-        def stopping(self):
-            walk = steps(self)
-            yield from islice(walk, count)
-            os.kill(os.getpid(), signal.SIGTERM)
-            yield from walk
-
-        monkeypatch.setattr(Trainer, "steps", stopping)
-
-    yield arrange
-    monkeypatch.undo()
 
 
 def test_training_leaves_a_model_its_history_and_its_run(project, environment):
@@ -72,8 +51,7 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     run = recorded(run_info()["run_key"])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["validation/loss"] == pytest.approx(float(validated[-1]["loss"]))
-    best = min(validated, key=lambda row: float(row["loss"]))
-    assert run.data.tags["best_images"] == f"{float(best['images']):.0f}"
+    assert run_info()["model_images"] == 320
     assert run.data.params["train.network.dim"] == "8"
     assert run.data.metrics["train/loss"] == pytest.approx(float(rows[-1]["loss"]))
     assert run.inputs.dataset_inputs[0].dataset.digest
@@ -81,80 +59,6 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     # The last checkpoint stays, until DVC has recorded the model.
     (folder,) = Path(".checkpoints").iterdir()
     assert load_newest(folder).step == 10
-
-
-def trained(project, environment, **changes):
-    train.run(project.train.model_copy(update=changes), environment)
-    return load_model(MODELS).diffusion.state_dict()
-
-
-def equal(one, other):
-    return all(torch.equal(one[name], other[name]) for name in other)
-
-
-def test_the_model_is_the_one_of_the_lowest_validation_loss(project, environment, monkeypatch):
-    """Of a training that becomes worse; the weights of 128 images are those of a training that ends there."""
-    worse = {"learning_rate": 0.06, "warmup_images": 0, "validate_every_images": 128, "validation_share": 0.5}
-    monkeypatch.setattr("diffusion_core.training.ema.EMA.decay", lambda *_: 0.0)
-    best = trained(project, environment, **worse)
-    with VALIDATION.open(encoding="utf-8") as file:
-        losses = {int(float(row["images"])): float(row["loss"]) for row in csv.DictReader(file)}
-    images = min(losses, key=losses.get)
-    assert images < 320
-    last = trained(project, environment, **worse | {"validation_share": 0.0})
-    assert VALIDATION.read_text(encoding="utf-8").count("\n") == 1
-    assert not equal(best, last)
-    early = trained(project, environment, **worse | {"validation_share": 0.0, "images": images})
-    assert equal(best, early)
-
-
-@pytest.mark.parametrize("step", [4, 5, 8, 9])
-def test_a_training_that_is_stopped_keeps_its_best(project, environment, stops_after, monkeypatch, step):
-    """Of one that becomes worse after 128 images; 4 and 8 are the steps where validation is due."""
-    worse = {"learning_rate": 0.06, "warmup_images": 0, "validation_share": 0.5}
-    undisturbed = trained(project, environment, **worse)
-    rows = VALIDATION.read_text(encoding="utf-8")
-    shutil.rmtree(".checkpoints")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "steps", Trainer.steps)
-        stops_after(step - 1)
-        with pytest.raises(SystemExit):
-            trained(project, environment, **worse)
-    (folder,) = Path(".checkpoints").iterdir()
-    checkpoint = load_newest(folder)
-    assert checkpoint.step == step
-    assert checkpoint.state["validation_due"] == (step in (4, 8))
-    assert ("best" in checkpoint.tensors) == (step > 4)
-    again = trained(project, environment, **worse)
-    assert VALIDATION.read_text(encoding="utf-8") == rows
-    assert equal(again, undisturbed)
-
-
-def test_a_checkpoint_that_has_lost_its_best_is_refused(project, environment, stops_after, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "steps", Trainer.steps)
-        patch.setattr(Validation, "tensors", lambda _: {})
-        stops_after(5)
-        with pytest.raises(SystemExit):
-            train.run(project.train, environment)
-    with pytest.raises(UserError, match=r"its best weights are not those of this network\): remove .checkpoints"):
-        train.run(project.train, environment)
-
-
-def test_a_validation_without_memory_frees_the_recorded_step_and_is_done_again(project, environment, monkeypatch):
-    measure, asked, forgotten, forget = Validation.measure, [], [], Trainer.forget_recording
-
-    def refused(*arguments):
-        asked.append(arguments[2])
-        if len(asked) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return measure(*arguments)
-
-    monkeypatch.setattr(Validation, "measure", refused)
-    monkeypatch.setattr(Trainer, "forget_recording", lambda self: (forgotten.append(self.images), forget(self)))
-    train.run(project.train, environment)
-    assert asked == [128, 128, 256, 320]
-    assert 128 in forgotten
 
 
 def test_the_self_check_is_told_and_is_a_tag_of_the_run(project, environment, capsys, needs_bfloat16):

@@ -1,8 +1,10 @@
 """The validation loss is that of the process, of the same random numbers each time, and keeps the best weights."""
 
+import json
 import math
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,8 +26,8 @@ def images(count=30, labelled=True):
 
 
 def measured(diffusion, data=None, seed=0, batch_size=7, times=1):
-    validation = Validation(data or images(), every_images=1000, share=0.5, seed=seed)
-    return [validation.measure(diffusion, 100 * time, batch_size, torch.float32) for time in range(times)]
+    validation = Validation(data or images(), images=1000, every_images=1000, share=0.5, seed=seed)
+    return [validation.measure(diffusion, 100 * time, batch_size) for time in range(times)]
 
 
 def test_it_is_the_same_again_and_another_one_of_another_seed():
@@ -40,7 +42,7 @@ def test_it_is_the_same_again_and_another_one_of_another_seed():
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_x0", "pred_v"])
 def test_it_is_the_loss_of_the_process_at_even_timesteps(objective):
     diffusion, data = build(objective), images(16)
-    validation = Validation(data, every_images=1000, share=0.5, seed=3)
+    validation = Validation(data, images=1000, every_images=1000, share=0.5, seed=3)
     assert sorted(validation._chosen.tolist()) == [*range(16)]
     random = StepRandomness.of(diffusion, 16, validation.seed, 0)
     # T = 40 and 16 images: 1.25, 3.75, ... rounded down.
@@ -56,9 +58,9 @@ def test_it_is_the_loss_of_the_process_at_even_timesteps(objective):
             self_cond_mask=random.self_cond_mask,
             unlabelled=random.unlabelled,
         )
-    found = validation.losses(diffusion, 16, torch.float32)
+    found = validation.losses(diffusion, 16)
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
-    row = validation.measure(diffusion, 0, 16, torch.float32)
+    row = validation.measure(diffusion, 0, 16)
     assert row["loss"] == pytest.approx(float(expected.mean()), rel=1e-6)
     for number in range(4):
         quarter = float(expected[4 * number : 4 * number + 4].mean())
@@ -69,6 +71,42 @@ def test_smaller_parts_change_nothing_but_rounding():
     diffusion = build()
     (whole,), (parts,) = measured(diffusion, batch_size=30), measured(diffusion, batch_size=4)
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def test_immiscible_noise_is_not_assigned_because_that_depends_on_the_parts():
+    plain = build()
+    immiscible = GaussianDiffusion(plain.model, image_size=4, timesteps=40, objective="pred_v", immiscible=True).eval()
+    (expected,) = measured(plain)
+    for batch_size in (30, 4):
+        (found,) = measured(immiscible, batch_size=batch_size)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert immiscible.loss.immiscible
+
+
+def with_losses(best, last):
+    """A validation whose second loss is above its first, of these images."""
+    validation = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
+    for number, losses in enumerate((best, last)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Validation, "losses", lambda *_, losses=losses: torch.as_tensor(losses, dtype=torch.float64))
+            validation.measure(build(), number, 8)
+    return validation
+
+
+def test_the_last_weights_are_worse_only_if_more_than_chance():
+    random = np.random.default_rng(0)
+    best = random.exponential(size=30)
+    # By pairs: the same shift of every image is sure, however much images differ.
+    assert with_losses(best, best + 1e-3).is_last_worse
+    noise = random.normal(size=30)
+    noise -= noise.mean()
+    error = noise.std(ddof=1) / np.sqrt(30)
+    assert not with_losses(best, best + noise + 1.9 * error).is_last_worse
+    assert with_losses(best, best + noise + 2.1 * error).is_last_worse
+    assert not with_losses(best, best - 1e-3).is_last_worse
+    # One image says nothing, and what is not finite is worse.
+    assert with_losses([1.0], [2.0]).is_last_worse
+    assert with_losses(best, best * np.nan).is_last_worse
 
 
 def test_labels_and_dropout_do_not_matter_where_there_are_none():
@@ -87,23 +125,29 @@ def test_no_random_state_and_no_weight_changes():
 
 
 @pytest.mark.parametrize(
-    ("available", "every", "share", "count"),
-    # 0.05 * 6400 * 3.5 / 1.5 = 746.7
+    ("available", "images", "every", "share", "count"),
     [
-        (10_000, 6400, 0.05, 746),
-        (385, 6400, 0.05, 385),
-        (10_000, 10**6, 0.05, 2048),
-        (9, 6400, 0.0, 0),
-        (9, 8, 0.05, 0),
+        # 0.05 * 6400 * 3.5 / 1.5 = 746.7
+        (10_000, 25_600, 6400, 0.05, 746),
+        (385, 25_600, 6400, 0.05, 385),
+        (10_000, 10**8, 10**6, 0.05, 2048),
+        # One at the end alone, of a training that is shorter: 0.05 * 1000 * 3.5 / 1.5 = 116.7
+        (10_000, 1000, 50_000, 0.05, 116),
+        # Two, of which the second comes soon: 0.05 * 3000 * 3.5 / 1.5 = 350
+        (10_000, 6000, 5000, 0.05, 350),
+        (9, 25_600, 6400, 0.0, 0),
+        (9, 800, 8, 0.05, 0),
     ],
 )
-def test_it_takes_its_share_of_the_computation(available, every, share, count):
+def test_it_takes_its_share_of_the_computation(available, images, every, share, count):
     data = TensorData(torch.zeros(available, 1, 4, 4, dtype=torch.uint8))
-    validation = Validation(data, every, share, seed=0)
+    validation = Validation(data, images, every, share, seed=0)
+    assert validation.count * -(-images // every) * 1.5 <= share * images * 3.5
     assert validation.count == count
     if count == 0:
-        assert validation.measure(build(), 100, 4, torch.float32) is None
+        assert validation.measure(build(), 100, 4) is None
         assert (validation.rows, validation.best_row, validation.tensors()) == ([], None, {})
+        assert not validation.is_last_worse
 
 
 def scaled(factor):
@@ -115,10 +159,10 @@ def scaled(factor):
 
 
 def test_the_weights_of_the_lowest_loss_are_kept():
-    validation = Validation(images(), every_images=1000, share=0.5, seed=0)
+    validation = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
     models = [scaled(3.0), scaled(1.0), scaled(math.nan), scaled(4.0)]
     for number, model in enumerate(models):
-        validation.measure(model, number, 8, torch.float32)
+        validation.measure(model, number, 8)
     losses = [row["loss"] for row in validation.rows]
     assert losses[1] == min(losses[0], losses[1], losses[3])
     assert math.isnan(losses[2])
@@ -133,35 +177,39 @@ def test_the_weights_of_the_lowest_loss_are_kept():
 
 
 def test_without_a_finite_loss_nothing_is_kept():
-    validation = Validation(images(), every_images=1000, share=0.5, seed=0)
-    validation.measure(scaled(math.inf), 1, 8, torch.float32)
+    validation = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
+    validation.measure(scaled(math.inf), 1, 8)
     assert validation.best_row is None
     assert validation.tensors() == {}
 
 
 def test_what_is_restored_goes_on_as_before():
-    first = Validation(images(), every_images=1000, share=0.5, seed=0)
-    first.measure(scaled(1.0), 1, 8, torch.float32)
-    second = Validation(images(), every_images=1000, share=0.5, seed=0)
-    second.restore(first.rows, first.best, build().model.state_dict())
+    first = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
+    first.measure(scaled(1.0), 1, 8)
+    second = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
+    second.restore(json.loads(json.dumps(first.state())), first.best, build().model.state_dict())
     for each in (first, second):
-        each.measure(scaled(3.0), 2, 8, torch.float32)
+        each.measure(scaled(3.0), 2, 8)
     assert first.rows == second.rows
+    assert first.is_last_worse
+    assert second.is_last_worse
     assert all(torch.equal(first.best[name], second.best[name]) for name in first.best)
 
 
-@pytest.mark.parametrize("lost", ["all", "one", "shape"])
+@pytest.mark.parametrize("lost", ["all", "one", "shape", "dtype"])
 def test_weights_of_another_network_are_refused(lost):
-    validation = Validation(images(), every_images=1000, share=0.5, seed=0)
-    validation.measure(build(), 1, 8, torch.float32)
+    validation = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
+    validation.measure(build(), 1, 8)
     best = dict(validation.best)
     name = next(iter(best))
     if lost == "shape":
         best[name] = torch.zeros(3)
+    elif lost == "dtype":
+        best[name] = best[name].double()
     elif lost == "one":
         del best[name]
     else:
         best = {}
-    again = Validation(images(), every_images=1000, share=0.5, seed=0)
+    again = Validation(images(), images=1000, every_images=1000, share=0.5, seed=0)
     with pytest.raises(ValueError, match="not those of this network"):
-        again.restore(validation.rows, best, build().model.state_dict())
+        again.restore(validation.state(), best, build().model.state_dict())

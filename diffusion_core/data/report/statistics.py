@@ -47,7 +47,7 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, version: Version, earlier: Version | None, features: Callable[[Pixels], Values] | None = None
+        cls, version: Version, earlier: Version | None, features: Callable[[Pixels], Values | None] | None = None
     ) -> "Statistics":
         """Measure a version, and compare it with the earlier one.
 
@@ -56,7 +56,7 @@ class Statistics:
         Args:
             version: the version.
             earlier: the earlier one, or None.
-            features: returns the features, (n, F), of images of the version's shape; None where there is no extractor.
+            features: returns the features, (n, F), of images of the version's shape; or None.
         """
         sample = by_hash(version.images, SAMPLE)
         now, before, shared = _measured(version, sample), {}, 0
@@ -67,8 +67,10 @@ class Statistics:
             before = now if is_same else _measured(earlier, earlier_sample)
             before = before if is_alike else {"size": before["size"]}
             if features is not None and is_alike:
-                now["features"] = features(version.pixels(sample))
-                before["features"] = now["features"] if is_same else features(earlier.pixels(earlier_sample))
+                found = features(version.pixels(sample))
+                others = found if is_same else features(earlier.pixels(earlier_sample))
+                if found is not None and others is not None:
+                    now["features"], before["features"] = found, others
             shared = len(set(map(_file, sample)) & set(map(_file, earlier_sample)))
         return cls(
             version,
