@@ -74,7 +74,8 @@ class Validation:
         best = self.best_row
         if best is None or best is self.rows[-1]:
             return False
-        more = torch.tensor(self._last_losses, dtype=torch.float64) - torch.tensor(self._best_losses)
+        last, lowest = (torch.tensor(losses, dtype=torch.float64) for losses in (self._last_losses, self._best_losses))
+        more = last - lowest
         return not bool(more.mean() <= SURE * more.std() / math.sqrt(len(more)))
 
     def measure(self, diffusion: GaussianDiffusion, images: int, batch_size: int) -> Row | None:
