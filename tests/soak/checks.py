@@ -1,5 +1,6 @@
 """What must hold after a training or a flow that was disturbed: each check returns sentences about what does not."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -18,10 +19,16 @@ def newest_checkpoint(folder):
 
 
 def differing_files(folder, undisturbed, outputs):
-    """Compare outputs, and all tensors of the last checkpoint: model, EMA and optimizer."""
+    """Compare outputs, and all tensors of the last checkpoint: model, EMA and optimizer, and the best EMA.
+
+    A signal in the last step leaves a checkpoint whose validation is due, so that it has the best EMA of before. The
+    next start makes the validation, and the outputs show it.
+    """
     pairs = [(folder / name, undisturbed / name) for name in outputs]
     last, wanted = newest_checkpoint(folder), newest_checkpoint(undisturbed)
-    pairs += [(last / file.name, file) for file in wanted.glob("*.safetensors")]
+    is_due = json.loads((last / "state.json").read_text(encoding="utf-8"))["validation_due"]
+    left_out = {"best.safetensors"} if is_due else set()
+    pairs += [(last / file.name, file) for file in wanted.glob("*.safetensors") if file.name not in left_out]
     assert len(pairs) > len(outputs)
     found = [f"{last.name} is the last checkpoint, not {wanted.name}"] if last.name != wanted.name else []
     for file, other in pairs:
