@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from diffusion_core.training.report import History
+from diffusion_core.training.report import COLUMNS, History, write_rows
 from diffusion_core.training.step import StepReport
 
 
@@ -53,7 +53,7 @@ def test_a_history_that_was_stored_goes_on_where_it_was(tmp_path):
     for history in (whole, second):
         for step in range(5, 8):
             history.add(report(step, float(step)), last=step == 7)
-    whole.write(tmp_path / "whole.csv")
-    second.write(tmp_path / "second.csv")
+    write_rows(tmp_path / "whole.csv", COLUMNS, whole.rows)
+    write_rows(tmp_path / "second.csv", COLUMNS, second.rows)
     assert (tmp_path / "whole.csv").read_text() == (tmp_path / "second.csv").read_text()
     assert [row["images"] for row in whole.rows] == [24, 48, 56]
