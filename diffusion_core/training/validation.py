@@ -70,13 +70,18 @@ class Validation:
 
     @property
     def is_last_worse(self) -> bool:
-        """Whether the last loss is above the lowest by more than chance: two standard errors of the images' pairs."""
+        """Whether the last loss is above the lowest by more than chance: two standard errors of the images' pairs.
+
+        One that is not finite is worse; a single image says nothing.
+        """
         best = self.best_row
         if best is None or best is self.rows[-1]:
             return False
         last, lowest = (torch.tensor(losses, dtype=torch.float64) for losses in (self._last_losses, self._best_losses))
         more = last - lowest
-        return not bool(more.mean() <= SURE * more.std() / math.sqrt(len(more)))
+        if not bool(more.isfinite().all()):
+            return True
+        return len(more) > 1 and bool(more.mean() > SURE * more.std() / math.sqrt(len(more)))
 
     def measure(self, diffusion: GaussianDiffusion, images: int, batch_size: int) -> Row | None:
         """Measure a process after that number of images of training, and keep its weights if it is the best so far.

@@ -105,7 +105,8 @@ def test_the_last_weights_are_worse_only_if_more_than_chance():
     assert with_losses(best, best + noise + 2.1 * error).is_last_worse
     assert not with_losses(best, best - 1e-3).is_last_worse
     # One image says nothing, and what is not finite is worse.
-    assert with_losses([1.0], [2.0]).is_last_worse
+    assert not with_losses([1.0], [2.0]).is_last_worse
+    assert with_losses([1.0], [np.nan]).is_last_worse
     assert with_losses(best, best * np.nan).is_last_worse
 
 
