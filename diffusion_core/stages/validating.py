@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import is_out_of_memory
@@ -45,6 +47,10 @@ def validate(validation: Validation, trainer: Trainer, check: Callable[..., None
     size = max(trainer.batch_size // trainer.gradient.accumulate // trainer.ranks.count, 1)
     problem = ""
     while size:
+        before = torch.get_num_threads()
+        if trainer.threads is not None:
+            # Those of the next step, also where a resumed training has not done one yet: rounding depends on them.
+            torch.set_num_threads(trainer.threads.threads)
         hook = trainer.ema.module.model.register_forward_pre_hook(check) if trainer.ranks.count == 1 else None
         try:
             return validation.measure(trainer.ema.module, trainer.images, size)
@@ -53,6 +59,7 @@ def validate(validation: Validation, trainer: Trainer, check: Callable[..., None
                 raise
             problem = " ".join(str(error).split())
         finally:
+            torch.set_num_threads(before)
             if hook is not None:
                 hook.remove()
         # Outside the handler, because the error's traceback keeps tensors alive. A recorded step reserves memory.

@@ -20,8 +20,18 @@ from diffusion_core.training.validation import Validation
 
 
 def trained(project, environment, **changes):
-    train.run(project.train.model_copy(update=changes), environment)
+    # With the number of threads that it says, a training ends with the same weights however often it was stopped.
+    train.run(project.train.model_copy(update=changes), environment.model_copy(update={"threads": 1}))
     return load_model(MODELS).diffusion.state_dict()
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    """Else a validation before the first step would have the one thread of the steps by chance."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def equal(one, other):
