@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench bench-data stack stack-down deploy remote
+.PHONY: help setup demo gallery test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench bench-data stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -120,6 +120,11 @@ bench-data: $(if $(ARCHIVE),setup .bench-data/.stamp) ## Measure ingest and prep
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m stack.serve
+
+PORT ?= 8001
+
+gallery: setup ## Look at the registered versions in a browser (make gallery PORT=8001)
+	$(BIN)/diffusion gallery --port $(PORT)
 
 stack: setup ## Start a team's servers on this machine: PostgreSQL, S3, MLflow, Prefect and a worker
 	$(BIN)/python -m stack up

@@ -33,14 +33,14 @@ SECONDS_TO_TELL = 30.0
 STAGES = {
     "ingest": "Bring the images, as they are, into data/raw.",
     "prepare": "Decode the images into data/prepared; quarantine the rest.",
-    "reference": "Make what evaluation needs of the real images: data/reference.",
+    "reference": "Make what evaluation needs of real images: data/reference.",
     "train": "Train the model, or resume an interrupted training: models/.",
     "sample": "Sample images from the trained model: samples/.",
     "evaluate": "Measure the samples: metrics/evaluate.json and plots/.",
     "publish": "Register the model as a version in MLflow.",
-    "promote": "Make the published version the champion if it passes the gate.",
+    "promote": "Make the version the champion if it passes the gate.",
     "report": "Write the page of the run: plots/report.html.",
-    "check": "Check that the gate can compare a new model with the champion.",
+    "check": "Check that the gate can compare with the champion.",
 }
 
 application = typer.Typer(

@@ -23,7 +23,7 @@ def run() -> None:
 
 @commands.command(epilog="Example: diffusion serve")
 def serve() -> None:
-    """Run the nightly schedule, with the pages of Prefect and MLflow."""
+    """Run the nightly schedule and the pages of Prefect and MLflow."""
     _run("stack.serve")
 
 

@@ -81,3 +81,26 @@ def draw(
 
     wanted = request(n, class_name, seed, sampler, steps, guidance, image, strength, mask, to)
     run(load_environment(), model, wanted, out)
+
+
+@commands.command("serve-model", epilog="Example: diffusion serve-model diffusion@champion --port 8000")
+def serve_model(
+    model: Annotated[str, typer.Argument(help="NAME@ALIAS, which is followed, NAME/NUMBER, an alias or a number.")],
+    host: Annotated[str, typer.Option(help="0.0.0.0 for other machines, which need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of the server.")] = 8000,
+) -> None:
+    """Answer POST /images with images of a registered model."""
+    from diffusion_core.stages.serve_model import run
+
+    run(load_environment(), model, host, port)
+
+
+@commands.command(epilog="Example: diffusion gallery")
+def gallery(
+    model: Annotated[str | None, typer.Argument(help="A registered model; by default the environment's.")] = None,
+    port: Annotated[int, typer.Option(help="Of the page.")] = 8001,
+) -> None:
+    """Look at the versions of a registered model in a browser."""
+    from diffusion_core.stages.gallery import run
+
+    run(load_environment(), model, port)

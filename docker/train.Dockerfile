@@ -13,7 +13,7 @@ RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
 # Gigabytes, and in a layer of their own: a change of the code leaves it as it is.
 COPY pyproject.toml requirements.lock ./
 RUN uv pip install --no-cache --compile-bytecode --python /srv/diffusion/bin/python --constraint requirements.lock \
-        --extra pipeline --extra docker --extra kubernetes -r pyproject.toml
+        --extra pipeline --extra serve --extra docker --extra kubernetes -r pyproject.toml
 
 COPY LICENSE README.md ./
 COPY diffusion_core diffusion_core

@@ -100,6 +100,16 @@ class Environment(BaseSettings):
     notify: SecretStr | None = Field(
         default=None, description="addresses that get a message of each run, as Apprise writes them; spaces between"
     )
+    serve_token: SecretStr | None = Field(
+        default=None,
+        description="that clients of `diffusion serve-model` send; without it, only this machine's may ask",
+    )
+    serve_batch: PositiveInt = Field(default=16, description="images that are sampled together for clients")
+    serve_queue: PositiveInt = Field(default=32, description="images that clients wait for, at most: more get 429")
+    serve_images: PositiveInt = Field(default=64, description="of one client's request, at most")
+    serve_steps: PositiveInt = Field(default=250, description="of a client's sampler, at most")
+    serve_seconds: PositiveFloat = Field(default=120.0, description="until a client's request is answered")
+    serve_follow_seconds: PositiveFloat = Field(default=10.0, description="between two looks at the served alias")
     dvc_remote: str | None = Field(default=None, description="s3://bucket/prefix of the outputs that machines share")
     dvc_cache: Path | None = Field(default=None, description="a folder that several checkouts keep outputs in")
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ FORMAT = 1
 # Limits of what is loaded, because a description can name any number.
 MOST_TIMESTEPS = 10**6
 LONGEST_SIDE = 2**14
+# Classes that a message names.
+MOST_SHOWN = 20
 # What values of a wrong type or size raise where they are used.
 WRONG_VALUES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 CHOICES = {"beta_schedule": ScheduleChoice, "weighting": WeightingChoice, "loss": LossChoice}
@@ -55,6 +58,25 @@ class TrainedModel:
     def labels(self, count: int) -> list[int] | None:
         """Return labels for `count` images in the training data's proportions, or None for a model without classes."""
         return None if self.diffusion.num_classes is None else proportional_labels(self.class_counts, count)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each label; its number where labels have no names."""
+        return self.classes or tuple(map(str, range(self.diffusion.num_classes or 0)))
+
+    def label(self, class_name: str) -> int:
+        """Return the label of a class.
+
+        Raises:
+            UserError: the model has no such class.
+        """
+        names = self.class_names
+        if class_name in names:
+            return names.index(class_name)
+        nearest = get_close_matches(class_name, names, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        shown = f"it has {', '.join(names[:MOST_SHOWN])}" if names else "it has no classes"
+        raise UserError(f"the model has no class {class_name!r}: {hint}{shown}")
 
 
 def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:

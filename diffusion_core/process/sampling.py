@@ -48,13 +48,37 @@ def sample(
         ValueError: the sampler does not fit the process, the noise has another shape, a label is out of range, or
             there is guidance without classes.
     """
+    steps = sample_steps(
+        self, batch_size, sampler=sampler, noise=noise, randn=randn, classes=classes, guidance=guidance
+    )
+    return _finish(next(steps), steps, return_all_timesteps)
+
+
+def sample_steps(
+    self: "GaussianDiffusion",
+    batch_size: int,
+    *,
+    sampler: Sampler | None = None,
+    noise: Tensor | None = None,
+    randn: Randn = torch.randn_like,
+    classes: Tensor | None = None,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+) -> Iterator[Tensor]:
+    """Yield the starting noise of `sample` and then the images after each step, the clean ones last.
+
+    All are (B, C, H, W), in the range of `sample`. Call it within `torch.inference_mode()`.
+
+    Raises:
+        ValueError: as for `sample`.
+    """
     if isinstance(sampler, str | type):
         raise ValueError(f"sampler is {sampler!r}; it must be an object, for example DDIM(steps=50)")
     denoiser = GuidedDenoiser(self.denoiser, guidance)
     classes = self.checked_classes(classes, batch_size)
     x_t = _starting_noise((batch_size, *self._image_shape), noise, randn, self.betas)
-    steps = sample_loop(denoiser, sampler or self.sampler, x_t, classes=classes, randn=randn)
-    return self.unnormalize(_finish(x_t, steps, return_all_timesteps))
+    yield self.unnormalize(x_t)
+    for x in sample_loop(denoiser, sampler or self.sampler, x_t, classes=classes, randn=randn):
+        yield self.unnormalize(x)
 
 
 @torch.inference_mode()

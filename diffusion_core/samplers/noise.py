@@ -21,6 +21,13 @@ class ImageNoise:
     def __init__(self, seed: int, indices: Iterable[int]) -> None:
         self._generators = [generator(seed, index, "sample") for index in indices]
 
+    @classmethod
+    def of(cls, keys: Iterable[tuple[int, int]]) -> "ImageNoise":
+        """Return the source of a batch whose images have seeds of their own: the seed and the index of each."""
+        noise = cls(0, ())
+        noise._generators = [generator(seed, index, "sample") for seed, index in keys]
+        return noise
+
     def __call__(self, like: Tensor) -> Tensor:
         """Return the next noise of each image, with the shape, (B, ...), dtype and device of `like`.
 

@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,21 +144,14 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
         )
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled like this: {error}") from None
-    _write(images, out, name, wanted, labels, model.classes)
+    _write(images, out, name, wanted, labels, model.class_names)
     print(f"{out} has {wanted.count} images by {wanted.sampler.kind}")
 
 
 def _labels(model: TrainedModel, wanted: Request) -> list[int] | None:
     if wanted.class_name is None:
         return model.labels(wanted.count)
-    known = model.diffusion.num_classes or 0
-    names = model.classes or tuple(map(str, range(known)))
-    if wanted.class_name not in names:
-        nearest = get_close_matches(wanted.class_name, names, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        shown = f"it has {', '.join(names[:20])}" if names else "it has no classes"
-        raise UserError(f"the model has no class {wanted.class_name!r}: {hint}{shown}")
-    return [names.index(wanted.class_name)] * wanted.count
+    return [model.label(wanted.class_name)] * wanted.count
 
 
 def _make(model: TrainedModel, wanted: Request) -> Make:
@@ -246,7 +238,7 @@ def _write(
             for index, image in enumerate(images):
                 about = made | {"index": index}
                 if labels is not None:
-                    about["class"] = classes[labels[index]] if classes else str(labels[index])
+                    about["class"] = classes[labels[index]]
                 text = PngInfo()
                 text.add_text("diffusion", json.dumps(about))
                 picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from diffusion_core.__main__ import application
+from diffusion_core.config.environment import Environment
 from tests.docker.stack import BIN, COMPOSE, EXAMPLE, FILLED_IN, FOLDER, LASTING, PASSWORDS, SERVICES
 
-TEXT = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
+# Beside compose.yaml, on demand.
+MORE = ("compose.gpu.yaml", "compose.serve.yaml")
+TEXT = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("compose.yaml", *MORE))
 CONTENT = "\n".join(line for line in TEXT.splitlines() if not line.lstrip().startswith("#"))
 # Read by Compose itself.
 OF_COMPOSE = {"COMPOSE_FILE"}
@@ -22,7 +27,7 @@ def has_compose():
 
 def test_the_files_follow_the_compose_specification():
     command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    files = [FOLDER / "compose.yaml", FOLDER / "compose.gpu.yaml"]
+    files = [FOLDER / name for name in ("compose.yaml", *MORE)]
     done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -35,7 +40,7 @@ def test_compose_itself_reads_the_files(tmp_path):
     if not available:
         pytest.skip("docker compose is not installed")
     (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in FILLED_IN.items()))
-    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+    for files in (["compose.yaml"], *(["compose.yaml", name] for name in MORE)):
         named = [word for file in files for word in ("--file", FOLDER / file)]
         command = ["docker", "compose", "--env-file", tmp_path / "env", *named, "config", "--quiet"]
         subprocess.run(command, check=True)
@@ -187,3 +192,35 @@ def test_the_override_adds_gpus_to_a_worker_that_exists_and_nothing_else():
     override = yaml.safe_load((FOLDER / "compose.gpu.yaml").read_text())
     assert set(override["services"]) == {"worker"} <= set(SERVICES)
     assert set(override["services"]["worker"]) == {"deploy"}
+
+
+def test_the_served_champion_is_confined_and_watched_as_the_worker_is():
+    (name, served), *others = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"].items()
+    assert (name, others) == ("model", [])
+    worker = SERVICES["worker"]
+    for key in ("restart", "image", "cap_drop", "security_opt", "logging", "networks", "stop_grace_period"):
+        assert served[key] == worker[key], key
+    assert served["read_only"]
+    assert "mem_limit" in served
+    assert set(worker["healthcheck"]) == set(served["healthcheck"])
+    assert set(served["depends_on"]) <= set(SERVICES)
+    assert re.fullmatch(r"127\.0\.0\.1:\$\{SERVE_PORT:-8000\}:8000", *served["ports"])
+    assert {each.removeprefix("DIFFUSION_").lower() for each in served["environment"] if "DIFFUSION" in each} <= set(
+        Environment.model_fields
+    )
+
+
+def test_the_served_champion_listens_where_compose_and_kubernetes_ask_it():
+    (served,) = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"].values()
+    deployment, service = yaml.safe_load_all((FOLDER / "kubernetes-serve.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == served["command"]
+    assert served["command"][-1] == "8000"
+    assert served["healthcheck"]["test"][-1] == "http://127.0.0.1:8000/health"
+    assert container["ports"] == [{"name": "http", "containerPort": 8000}]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    program, command, *options = container["args"]
+    assert program == "diffusion"
+    parameters = get_command(application).commands[command].params
+    known = {word for each in parameters for word in each.opts}
+    assert {word for word in options if word.startswith("--")} <= known

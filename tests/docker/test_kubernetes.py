@@ -16,7 +16,8 @@ from tests.docker.stack import FOLDER, SERVICES, image_environment, instructions
 DEPLOYMENT = the("Deployment")
 JOB = TEMPLATE["job_configuration"]["job_manifest"]
 WORKLOADS = {"worker": DEPLOYMENT, "run": JOB}
-TEXT = (FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")
+SERVED = list(yaml.safe_load_all((FOLDER / "kubernetes-serve.yaml").read_text(encoding="utf-8")))
+TEXT = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("kubernetes.yaml", "kubernetes-serve.yaml"))
 # Who runs in the image, and the only folders that it has to write into.
 (USER,) = (int(rest) for word, rest in instructions("train.Dockerfile") if word == "USER")
 *_, HOME = (rest for word, rest in instructions("train.Dockerfile") if word == "WORKDIR")
@@ -30,6 +31,22 @@ def placeholders(value):
 @pytest.mark.parametrize("number", range(len(OBJECTS)))
 def test_kubernetes_knows_every_key(number):
     assert problems(OBJECTS[number], f"V1{OBJECTS[number]['kind']}") == []
+
+
+@pytest.mark.parametrize("number", range(len(SERVED)))
+def test_kubernetes_knows_every_key_of_the_served_champion(number):
+    assert problems(SERVED[number], f"V1{SERVED[number]['kind']}") == []
+
+
+def test_the_served_champion_is_confined_as_the_worker_is():
+    served = SERVED[0]
+    assert pod(served)["securityContext"] == pod(DEPLOYMENT)["securityContext"]
+    assert container(served)["securityContext"] == container(DEPLOYMENT)["securityContext"]
+    assert container(served)["image"] == container(DEPLOYMENT)["image"]
+    assert container(served)["envFrom"] == container(DEPLOYMENT)["envFrom"]
+    mounted = {each["name"] for each in container(served)["volumeMounts"]}
+    assert mounted == {each["name"] for each in pod(served)["volumes"]}
+    assert pod(served)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize(

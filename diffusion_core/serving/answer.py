@@ -1,0 +1,87 @@
+"""Images as a client gets them: PNG files in JSON, one PNG, or a zip file."""
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from diffusion_core.pictures import grid
+from diffusion_core.registry.served import Served
+from diffusion_core.serving.request import ImageRequest, Job
+
+COLUMNS = 8
+
+
+def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.uint8]) -> Response:
+    """Return the response to a request, with the version in the headers `X-Model` and `X-Model-Version`.
+
+    Args:
+        request: the request.
+        job: what it means for the model.
+        served: the model.
+        images: its images, uint8 (n, H, W, C).
+    """
+    headers = {"X-Model": served.name, "X-Model-Version": served.version}
+    if request.format == "png":
+        if len(images) == 1:
+            content = png(images[0], _about(job, served, 0))
+        else:
+            content = picture_bytes(grid(images, columns=min(COLUMNS, len(images))))
+        return Response(content, media_type="image/png", headers=headers)
+    abouts = [_about(job, served, place) for place in range(len(images))]
+    files = [png(image, about) for image, about in zip(images, abouts, strict=True)]
+    if request.format == "zip":
+        folder = io.BytesIO()
+        # PNG files are compressed already.
+        with zipfile.ZipFile(folder, "w", zipfile.ZIP_STORED) as archive:
+            for about, file in zip(abouts, files, strict=True):
+                archive.writestr(f"{about['seed']}-{about['index']:05d}.png", file)
+        return Response(folder.getvalue(), media_type="application/zip", headers=headers)
+    made = [about | {"png": base64.b64encode(file).decode()} for about, file in zip(abouts, files, strict=True)]
+    content = json.dumps({"model": served.name, "version": served.version, "images": made}).encode()
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def refusal(status: int, sentence: str) -> Response:
+    """Return an answer without images: a sentence, as FastAPI writes its own."""
+    return Response(json.dumps({"detail": sentence}).encode(), status, media_type="application/json")
+
+
+async def invalid_request(_: Request, error: Exception) -> Response:
+    """Return the answer to a body that is not of the request's type: its first fault, in a sentence."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+    return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{field}: {first['msg']}")
+
+
+def png(image: NDArray[np.uint8], about: Mapping[str, Any]) -> bytes:
+    """Return a PNG file of an image, uint8 (H, W, C), with what is known of it in its metadata."""
+    text = PngInfo()
+    text.add_text("diffusion", json.dumps(about))
+    return picture_bytes(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), text)
+
+
+def picture_bytes(picture: Image.Image, text: PngInfo | None = None) -> bytes:
+    """Return a picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def _about(job: Job, served: Served, place: int) -> dict[str, Any]:
+    seed, index = job.keys[place]
+    about: dict[str, Any] = {"model": served.name, "version": served.version, "seed": seed, "index": index}
+    if job.labels is not None:
+        about["class"] = served.model.class_names[job.labels[place]]
+    return about

@@ -1,0 +1,148 @@
+"""The model as LitServe runs it: a process of its own samples the requests that wait, together."""
+
+import json
+import logging
+import os
+import signal
+import time
+from http import HTTPStatus
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import psutil
+from fastapi import Response
+from litserve import LitAPI
+from litserve.loops.simple_loops import BatchedLoop
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.errors import UserError
+from diffusion_core.files import write_whole
+from diffusion_core.registry.served import Served
+from diffusion_core.runtime.device import choose_device, choose_dtype
+from diffusion_core.serving import measures
+from diffusion_core.serving.answer import answer, refusal
+from diffusion_core.serving.batch import sample_jobs
+from diffusion_core.serving.following import Following
+from diffusion_core.serving.request import ImageRequest, Job, card, job
+
+PATH = "/images"
+# Files that the processes of a server share: what is served, and the id of the process that samples.
+CARD, SAMPLER = "model.json", "sampler"
+# How long a batch waits for more requests, in seconds: little beside the time of sampling it.
+PATIENCE = 0.005
+# Less than the start of another process takes, in seconds.
+LONGEST_WAIT = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+class ImageAPI(LitAPI):  # type: ignore[misc]
+    """Samples images of the version that a name means.
+
+    Args:
+        environment: the environment, with the store, the device and the limits.
+        name: the registered model.
+        version: an alias, which is followed, or a number.
+        folder: what the processes of the server share.
+    """
+
+    def __init__(self, environment: Environment, name: str, version: str, folder: Path) -> None:
+        # Waiting is counted in images, by the loop; the number of requests has no limit of its own.
+        super().__init__(max_batch_size=environment.serve_queue + 1, api_path=PATH)
+        self.loop = Gathering(environment.serve_batch)
+        self._environment = environment
+        self._name, self._version = name, version
+        self._folder = folder
+        self._described: Served | None = None
+
+    def setup(self, device: str) -> None:  # noqa: ARG002 - the environment says which
+        """Load the version, in the process that samples."""
+        # A terminal sends INT to all processes; the server ends this one when its last request is answered.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        chosen = choose_device(self._environment.device)
+        self._dtype = choose_dtype(self._environment.precision, chosen).dtype
+        self._following = Following(
+            self._environment, self._name, self._version, chosen, self._environment.serve_follow_seconds
+        )
+        served = self._following.served
+        # The first pass through the network takes longer than later ones, and no client should wait for it.
+        first = job(ImageRequest(), served.model, served.judged_by, self._environment.serve_steps)
+        sample_jobs(served.model, [first], self._environment.serve_batch, self._dtype)
+        self._describe(served)
+        write_whole(self._folder / SAMPLER, str(os.getpid()))
+
+    def decode_request(self, request: ImageRequest) -> ImageRequest:
+        """Return the request as it is; its annotation is the type of the body."""
+        return request
+
+    def predict(self, requests: list[ImageRequest]) -> list[Response]:
+        """Return the response to each request; what one cannot have does not concern the others."""
+        served = self._following.served
+        if served is not self._described:
+            self._describe(served)
+        outcomes: list[Job | Response] = []
+        for request in requests:
+            try:
+                outcomes.append(job(request, served.model, served.judged_by, self._environment.serve_steps))
+            except UserError as error:
+                outcomes.append(refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
+        jobs = [each for each in outcomes if isinstance(each, Job)]
+        begun = time.perf_counter()
+        sampled = iter(sample_jobs(served.model, jobs, self._environment.serve_batch, self._dtype))
+        count = sum(len(each.keys) for each in jobs)
+        measures.images.inc(count)
+        measures.batch_images.observe(count)
+        measures.batch_seconds.observe(time.perf_counter() - begun)
+        return [
+            answer(request, outcome, served, next(sampled)) if isinstance(outcome, Job) else outcome
+            for request, outcome in zip(requests, outcomes, strict=True)
+        ]
+
+    def encode_response(self, output: Response) -> Response:
+        """Return the response as it is; its annotation is the type of the answer."""
+        return output
+
+    def _describe(self, served: Served) -> None:
+        """Write what clients may ask of the version where the server's processes find it."""
+        about = card(served, self._environment.serve_images, self._environment.serve_steps)
+        write_whole(self._folder / CARD, json.dumps(about))
+        measures.version.set(int(served.version))
+        self._described = served
+
+
+class Gathering(BatchedLoop):  # type: ignore[misc]
+    """LitServe's loop, with batches of images: waits without polling, and takes requests until a batch is full.
+
+    Args:
+        images: of a batch.
+    """
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self._images = images
+
+    def get_batch_requests(
+        self,
+        lit_api: LitAPI,  # noqa: ARG002 - of LitServe's signature
+        request_queue: "Queue[Any]",
+        transport: Any,  # noqa: ARG002 - of LitServe's signature
+    ) -> tuple[list[tuple[int, str, ImageRequest]], list[tuple[int, str]]]:
+        """Return the requests of the next batch; none that waited too long, because the server sees to that."""
+        try:
+            # Not longer: of a process that was killed here, the queue would give away a request at any later time.
+            found = [request_queue.get(timeout=LONGEST_WAIT)]
+        except Empty:
+            return [], []
+        deadline = time.monotonic() + PATIENCE
+        while sum(payload.n for *_, payload in found) < self._images:
+            try:
+                found.append(request_queue.get(timeout=max(0.0, deadline - time.monotonic())))
+            except Empty:
+                break
+        return [(consumer, uid, payload) for consumer, uid, _, payload in found], []
+
+
+def samples(folder: Path) -> bool:
+    """Return whether the process that samples is there."""
+    return psutil.pid_exists(int((folder / SAMPLER).read_text()))

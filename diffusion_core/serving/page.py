@@ -1,0 +1,72 @@
+"""Serve the gallery's page to a browser on this machine."""
+
+import json
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.serving.answer import invalid_request, refusal
+from diffusion_core.serving.gallery import Frame, Gallery, Look
+from diffusion_core.serving.server import LOOPBACK, check_port
+
+PAGE = Path(__file__).parent / "templates" / "gallery.html"
+
+
+def show(environment: Environment, name: str, port: int) -> None:
+    """Serve the page until INT or TERM.
+
+    Args:
+        environment: the environment, with the store and the device.
+        name: the registered model.
+        port: of 1024 to 65535.
+
+    Raises:
+        UserError: the port cannot be used.
+    """
+    check_port(LOOPBACK, port)
+    address = f"http://{LOOPBACK}:{port}"
+    print(f"the gallery of {name} is at {address}: Ctrl-C ends it", flush=True)
+    server = uvicorn.Server(uvicorn.Config(application(environment, name), LOOPBACK, port, log_level="warning"))
+    server.run()
+
+
+def application(environment: Environment, name: str) -> FastAPI:
+    """Return the page and what it asks for."""
+    app = FastAPI(title=f"Gallery of {name}")
+    gallery = Gallery(environment, name)
+
+    @app.get("/")
+    def page() -> Response:
+        return FileResponse(PAGE, media_type="text/html")
+
+    @app.get("/versions")
+    def versions() -> Response:
+        return JSONResponse({"model": name, "versions": gallery.versions()})
+
+    @app.get("/versions/{number}")
+    def version(number: str) -> Response:
+        return JSONResponse(gallery.card(number))
+
+    @app.post("/frames")
+    def frames(look: Look) -> Response:
+        return StreamingResponse(_lines(gallery.frames(look)), media_type="application/x-ndjson")
+
+    @app.exception_handler(UserError)
+    async def refused(_: Request, error: Exception) -> Response:
+        is_down = isinstance(error, Unavailable)
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE if is_down else HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    return app
+
+
+def _lines(frames: Iterator[Frame]) -> Iterator[str]:
+    for frame in frames:
+        yield json.dumps(frame) + "\n"
