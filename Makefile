@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 
-.PHONY: help setup demo gallery test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench bench-data stack stack-down deploy remote
+.PHONY: help setup demo gallery test test-fast coverage gpu-check soak lint prose docs lock audit licences serve bench bench-data bench-serve stack stack-down deploy remote
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -117,6 +117,9 @@ bench-data: $(if $(ARCHIVE),setup .bench-data/.stamp) ## Measure ingest and prep
 	test -x .bench-data/bin/python || $(PYTHON) -m venv .bench-data
 	.bench-data/bin/python -m pip install --quiet --disable-pip-version-check datasets==$(DATASETS) Pillow==$(PILLOW)
 	touch $@
+
+bench-serve: setup ## Measure the served champion beside the bare sampler, and under fifty clients
+	$(BIN)/python -m benchmarks.serving
 
 serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
 	$(BIN)/python -m stack.serve

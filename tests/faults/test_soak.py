@@ -1,6 +1,5 @@
-"""The soak in short, and that it finds a fault: a checkpoint whose averaged weights are not restored."""
+"""The soak finds faults: among others a checkpoint whose averaged weights are not restored."""
 
-import json
 import os
 import random
 import shutil
@@ -34,21 +33,7 @@ def soak(folder, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_what_is_disturbed_at_random_ends_as_if_it_had_not_been(tmp_path):
-    code, output = soak(
-        tmp_path, "--minutes", "1", "--seed", "11", "--rounds", "flow,training", "--json", str(tmp_path / "soak.json")
-    )
-    print(output)
-    assert code == 0, output
-    summary = json.loads((tmp_path / "soak.json").read_text(encoding="utf-8"))
-    assert summary["violations"] == []
-    assert summary["completed"]["flow"] >= 1
-    assert sum(summary["disturbances"].values()) >= 3
-    assert summary["starts"] > sum(summary["completed"].values())
-
-
 def test_a_checkpoint_that_restores_no_average_is_found(tmp_path):
-    """The control."""
     for name in COPIED:
         copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
         copy(CHECKOUT / name, tmp_path / name)
