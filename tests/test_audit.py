@@ -40,7 +40,7 @@ def test_no_licence_reaches_who_serves_a_model_over_a_network(copyleft):
     assert [name for name, licence in rows(PAGE).items() if copyleft in licence] == []
 
 
-def test_the_workflow_audits_every_push_and_every_week():
+def test_the_workflow_audits_every_push_and_every_week_and_soaks_every_week():
     content = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
     # YAML 1.1 reads the key `on` as true.
     begins = content[True]
@@ -50,8 +50,9 @@ def test_the_workflow_audits_every_push_and_every_week():
     steps = content["jobs"]["audit"]["steps"]
     assert {"run": "make audit"} in steps
     assert [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")] == ["sbom.json"]
-    others = {name: job["if"] for name, job in content["jobs"].items() if name not in ("audit", "gpu")}
+    others = {name: job["if"] for name, job in content["jobs"].items() if name not in ("audit", "gpu", "soak")}
     assert all("github.event_name != 'schedule'" in condition for condition in others.values())
+    assert content["jobs"]["soak"]["if"] == "github.event_name == 'schedule'"
 
 
 def test_what_the_service_does_not_know_fails_the_audit():
