@@ -67,8 +67,7 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         )
         served = self._following.served
         # The first pass through the network takes longer than later ones, and no client should wait for it.
-        first = job(ImageRequest(), served.model, served.judged_by, self._environment.serve_steps)
-        sample_jobs(served.model, [first], self._environment.serve_batch, self._dtype)
+        sample_jobs(served.model, [self._job(ImageRequest(), served)], self._environment.serve_batch, self._dtype)
         self._describe(served)
         write_whole(self._folder / SAMPLER, str(os.getpid()))
 
@@ -84,7 +83,7 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         outcomes: list[Job | Response] = []
         for request in requests:
             try:
-                outcomes.append(job(request, served.model, served.judged_by, self._environment.serve_steps))
+                outcomes.append(self._job(request, served))
             except UserError as error:
                 outcomes.append(refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
         jobs = [each for each in outcomes if isinstance(each, Job)]
@@ -102,6 +101,10 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
     def encode_response(self, output: Response) -> Response:
         """Return the response as it is; its annotation is the type of the answer."""
         return output
+
+    def _job(self, request: ImageRequest, served: Served) -> Job:
+        most_images, most_steps = self._environment.serve_images, self._environment.serve_steps
+        return job(request, served.model, served.judged_by, most_images=most_images, most_steps=most_steps)
 
     def _describe(self, served: Served) -> None:
         """Write what clients may ask of the version where the server's processes find it."""

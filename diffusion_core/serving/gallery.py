@@ -11,7 +11,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import UserError
 from diffusion_core.generation import to_uint8
 from diffusion_core.pictures import grid
 from diffusion_core.process.sampling import sample_steps
@@ -80,10 +79,9 @@ class Gallery:
         Raises:
             UserError: a version cannot be sampled like this, or there are too many images.
         """
-        if look.images.n > MOST_IMAGES:
-            raise UserError(f"n is {look.images.n}: it must be at most {MOST_IMAGES}")
         served = [self._version(number) for number in look.versions]
-        jobs = [job(look.images, each.model, each.judged_by, self._environment.serve_steps) for each in served]
+        limits = {"most_images": MOST_IMAGES, "most_steps": self._environment.serve_steps}
+        jobs = [job(look.images, each.model, each.judged_by, **limits) for each in served]
         denoisings = [self._denoising(each, one) for each, one in zip(served, jobs, strict=True)]
         return self._alone(frame for frame in chain.from_iterable(zip_longest(*denoisings)) if frame is not None)
 

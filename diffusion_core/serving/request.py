@@ -20,7 +20,8 @@ MOST_START = 100_000
 class ImageRequest(BaseModel):
     """The body of a request for images."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+    # Strict, or the number 1e9 and the text "1000000000" would pass for whole numbers, behind whoever counts images.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, validate_by_alias=True)
 
     n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
     class_name: Annotated[
@@ -63,18 +64,21 @@ class Job:
     labels: tuple[int, ...] | None
 
 
-def job(request: ImageRequest, model: TrainedModel, judged_by: Sampling, most_steps: int) -> Job:
+def job(request: ImageRequest, model: TrainedModel, judged_by: Sampling, *, most_images: int, most_steps: int) -> Job:
     """Return what a request means for a model.
 
     Args:
         request: the request.
         model: the model.
         judged_by: sampler and guidance where the request names none.
+        most_images: the most images of a request.
         most_steps: the most steps of a sampler.
 
     Raises:
-        UserError: the model has no such class, the sampler does not fit it, or there are too many steps.
+        UserError: there are too many images or steps, the model has no such class, or the sampler does not fit it.
     """
+    if request.n > most_images:
+        raise UserError(f"n is {request.n}: it must be at most {most_images}")
     sampling = _sampling(request, judged_by)
     # DDPM without a number takes one step a timestep.
     steps = sampling.sampler.steps or model.diffusion.num_timesteps

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
-from diffusion_core.lineage.sampling import usual_sampling
+from diffusion_core.lineage.sampling import Sampling, usual_sampling
 from diffusion_core.lineage.saved_model import TrainedModel, build_model
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
@@ -16,7 +16,7 @@ from diffusion_core.samplers.heun import Heun
 from diffusion_core.serving.batch import sample_jobs
 from diffusion_core.serving.request import ImageRequest, job
 
-MOST_STEPS = 250
+MOST_IMAGES, MOST_STEPS = 64, 250
 
 
 def a_model(num_classes=3, timesteps=8):
@@ -30,19 +30,21 @@ def a_model(num_classes=3, timesteps=8):
 def meaning(model=None, most_steps=MOST_STEPS, **body):
     model = model or a_model()
     judged_by = usual_sampling(model.diffusion.num_timesteps)
-    return job(ImageRequest.model_validate(body), model, judged_by, most_steps)
+    return job(ImageRequest.model_validate(body), model, judged_by, most_images=MOST_IMAGES, most_steps=most_steps)
 
 
 def test_defaults_are_those_by_which_the_model_was_judged():
     assert meaning().sampling == usual_sampling(8)
     model = a_model()
-    judged_by = usual_sampling(8).__class__(Heun(steps=5), Guidance(2.0, 0.5))
-    assert job(ImageRequest(), model, judged_by, MOST_STEPS).sampling == judged_by
+    judged_by = Sampling(Heun(steps=5), Guidance(2.0, 0.5))
+
+    def sampling(**body):
+        return job(ImageRequest(**body), model, judged_by, most_images=MOST_IMAGES, most_steps=MOST_STEPS).sampling
+
+    assert sampling() == judged_by
     # Another number of steps keeps the sampler's other options, and another scale is guidance of its own.
-    changed = job(ImageRequest(steps=4, guidance=1.5), model, judged_by, MOST_STEPS).sampling
-    assert changed.sampler == Heun(steps=4)
-    assert changed.guidance == Guidance(1.5)
-    assert job(ImageRequest(sampler="ddpm"), model, judged_by, MOST_STEPS).sampling.sampler == DDPM()
+    assert sampling(steps=4, guidance=1.5) == Sampling(Heun(steps=4), Guidance(1.5))
+    assert sampling(sampler="ddpm").sampler == DDPM()
 
 
 def test_classes_are_as_frequent_as_in_the_training_images_wherever_a_request_starts():
@@ -56,6 +58,7 @@ def test_classes_are_as_frequent_as_in_the_training_images_wherever_a_request_st
 @pytest.mark.parametrize(
     ("body", "words"),
     [
+        ({"n": 10**9}, "n is 1000000000: it must be at most 64"),
         ({"class": "cow"}, "no class 'cow': did you mean owl|no class 'cow'"),
         ({"class": "cats"}, "did you mean cat"),
         ({"steps": 9}, "at most the process's 8 timesteps"),
@@ -86,6 +89,7 @@ def test_a_model_without_classes_has_no_guidance():
     "body",
     [
         *({"n": 0}, {"n": 1.5}, {"seed": -1}, {"seed": 2**63}, {"start": 10**9}, {"sampler": "euler"}, {"lable": 3}),
+        *({"n": 1e9}, {"n": "1000000000"}, {"n": True}, {"steps": 4.0}),
         *({"guidance": float("nan")}, {"format": "gif"}, {"steps": 0}),
     ],
 )
