@@ -1,14 +1,15 @@
 """Samples a set of images; image i depends only on (seed, i)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
+from diffusion_core.progress import Progress
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
@@ -29,7 +30,7 @@ def generate(
     batch_size: int = 100,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-    progress: bool = False,
+    task: str | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return new images, uint8 (count, H, W, C), and their labels, int64 (count,), or None without classes.
 
@@ -43,7 +44,7 @@ def generate(
         batch_size: see `make_all`.
         dtype: see `make_all`.
         ranks: see `make_all`.
-        progress: see `make_all`.
+        task: see `make_all`.
 
     Raises:
         ValueError: the labels do not fit the network or the count, or the sampler does not fit the process.
@@ -61,7 +62,8 @@ def generate(
         batch_size=batch_size,
         dtype=dtype,
         ranks=ranks,
-        progress=progress,
+        task=task,
+        times=[t for t, _ in sampler.transitions(diffusion.schedule)],
     )
 
 
@@ -75,7 +77,8 @@ def make_all(
     batch_size: int = 100,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
-    progress: bool = False,
+    task: str | None = None,
+    times: Sequence[float] = (),
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
     """Return images, uint8 (count, H, W, C), that are made in batches, and their labels, int64 (count,), or None.
 
@@ -90,7 +93,8 @@ def make_all(
         batch_size: images per batch; affects only memory and speed.
         dtype: dtype of the network's matrix products.
         ranks: the processes that share the work.
-        progress: show a progress bar on a terminal.
+        task: name of the work, whose progress is shown; None shows none.
+        times: the timesteps of a batch in order, for progress within it.
 
     Raises:
         ValueError: the labels do not fit the network or the count.
@@ -99,24 +103,55 @@ def make_all(
     share = ranks.share(count)
     size = even_size(len(share), batch_size)
     images = [np.empty((0, *diffusion.image_size, diffusion.channels), np.uint8)]
-    with tqdm(
-        total=len(share), unit="image", desc="sample", disable=None if progress and ranks.is_main else True
-    ) as bar:
+    is_shown = task is not None and ranks.is_main
+    with (
+        Progress(task or "", count, "images", is_shown) as progress,
+        _within_batches(diffusion.model, progress, times, ranks.count) as begin,
+    ):
         for start in range(0, len(share), size or 1):
             # All batches have the same size, because each size would be compiled separately. The last batch samples
             # some images again, with the same result.
             indices = share[-size:] if start + size > len(share) else share[start : start + size]
             here = None if classes is None else classes[indices.start : indices.stop]
+            new = share[start : start + size]
+            begin(start, len(new))
             with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
                 made = make(ImageNoise(seed, indices), here, indices)
-            new = share[start : start + size]
             images.append(to_uint8(made[-len(new) :]))
-            bar.update(len(new))
+            progress.update(min((start + len(new)) * ranks.count, count))
     own = np.concatenate(images)
     gathered = ranks.gather(torch.from_numpy(own), count)
     if gathered is None:
         return own, None if classes is None else classes[share.start : share.stop].numpy()
     return gathered.numpy(), None if classes is None else classes.numpy()
+
+
+@contextmanager
+def _within_batches(
+    network: nn.Module, progress: Progress, times: Sequence[float], processes: int
+) -> Iterator[Callable[[int, int], None]]:
+    """Show progress in the block also within batches, which take minutes on some devices.
+
+    Yields what to call before each batch, with the number of images before it and in it.
+    """
+    before = in_batch = 0
+
+    def begin(start: int, size: int) -> None:
+        nonlocal before, in_batch
+        before, in_batch = start, size
+
+    def show(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        # To read a timestep waits for the device.
+        if progress.is_due:
+            t = float(inputs[1][0])
+            passed = sum(time > t for time in times) / max(len(times), 1)
+            progress.update((before + passed * in_batch) * processes)
+
+    hook = network.register_forward_pre_hook(show)
+    try:
+        yield begin
+    finally:
+        hook.remove()
 
 
 def even_size(count: int, most: int) -> int:

@@ -81,6 +81,7 @@ class TrainSettings(Section):
 
     seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")
+    minutes: PositiveFloat | None = Field(None, description="the training ends after these, if it was not done before")
     batch_size: PositiveInt = 64
     accumulate: PositiveInt = Field(1, description="micro-batches a step; divides batch_size")
     learning_rate: PositiveFloat = 3e-4

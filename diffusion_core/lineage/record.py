@@ -50,6 +50,7 @@ class RunInfo(Record):
         git_dirty: whether the checkout differed from the commit.
         params_digest: sha256 of the section `train` of params.yaml.
         model_images: images after which the weights were those of the model; None for models of former versions.
+        trained_images: images after which the training ended, in its time; None for models of former versions.
     """
 
     run_key: str
@@ -59,3 +60,4 @@ class RunInfo(Record):
     git_dirty: bool | None
     params_digest: str
     model_images: int | None = None
+    trained_images: int | None = None

@@ -18,6 +18,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.metrics.estimate import GROUPS, Estimate
 from diffusion_core.metrics.features import Extractor, Features, Images, extract
 from diffusion_core.metrics.figures.metric import COUNTS, Metric, Pictures, Real, prefixed
+from diffusion_core.progress import Progress
 from diffusion_core.runtime.distributed import Ranks
 
 # Two images are left without each group of one.
@@ -111,8 +112,8 @@ class Evaluator:
             )
         noise = self._noise(images)
         if len(noise) not in self._of_noise:
-            self._of_noise[len(noise)] = [extract(view.extractor, noise, ranks=ranks) for view in self.views]
-        found = [extract(view.extractor, images, ranks=ranks) for view in self.views]
+            self._of_noise[len(noise)] = self._features(noise, "features of noise", ranks)
+        found = self._features(images, "features of samples", ranks)
         return [np.concatenate(both) for both in zip(found, self._of_noise[len(noise)], strict=True)]
 
     def measure(self, images: Images, features: Sequence[Features]) -> Evaluated:
@@ -123,6 +124,8 @@ class Evaluator:
         """
         noise = self._noise(images)
         estimates: dict[str, Estimate] = {}
+        count = sum(len(self.settings.metrics) + len(view.more) for view in self.views)
+        progress = Progress("evaluate", count, "metrics")
         for view, found in zip(self.views, features, strict=True):
             if not np.isfinite(found).all():
                 raise UserError(
@@ -144,9 +147,12 @@ class Evaluator:
             own: dict[str, Estimate] = {}
             for metric in self.settings.metrics:
                 own |= estimated(metric, chosen, real, ceiling)
+                progress.add(1)
             for whole in view.more:
                 own |= estimated(whole, samples, real, ceiling)
+                progress.add(1)
             estimates |= {prefixed(view.name, name): each for name, each in own.items()}
+        progress.close()
         if broken := [name for name, each in estimates.items() if not _is_finite(each)]:
             raise UserError(
                 f"{', '.join(broken)} of the samples is not finite, as their features are too large: make"
@@ -154,6 +160,10 @@ class Evaluator:
             )
         counts = dict(zip(COUNTS, (float(len(images)), float(len(noise))), strict=True))
         return Evaluated(estimates, counts)
+
+    def _features(self, images: Images, title: str, ranks: Ranks) -> list[Features]:
+        with Progress(title, len(images) * len(self.views), "images", is_shown=ranks.is_main) as progress:
+            return [extract(view.extractor, images, ranks=ranks, progress=progress) for view in self.views]
 
     def _noise(self, images: Images) -> Images:
         count = min(len(images), len(self.train) // 2, self.settings.half_size)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusion_core.progress import Progress
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.runtime.precision import exact_float32
 
@@ -92,11 +93,13 @@ def extract(
     images: Images,
     batch_size: int = 256,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
+    progress: Progress | None = None,
 ) -> Features:
     """Return the features of uint8 images, (n, H, W, C), as float32, (n, features).
 
     The network runs in eval mode and in full float32, so the features of an image do not depend on other images. Each
-    of several processes computes its share; the main rank returns all features, the others those of their share.
+    of several processes computes its share; the main rank returns all features, the others those of their share. The
+    images that are done are added to `progress`.
     """
     # A frozen network has buffers alone.
     device = next(chain(network.parameters(), network.buffers())).device
@@ -105,8 +108,12 @@ def extract(
     try:
         with torch.inference_mode(), exact_float32():
             share = ranks.share(len(images))
-            own = images[share.start : share.stop]
-            batches = [network(to_tensor(own[span], device)).cpu() for span in spans(len(own), batch_size)]
+            own, batches = images[share.start : share.stop], []
+            for span in spans(len(own), batch_size):
+                batches.append(network(to_tensor(own[span], device)).cpu())
+                if progress is not None:
+                    # As much as all processes have done.
+                    progress.add(len(batches[-1]) * ranks.count)
     finally:
         network.train(was_training)
     features = torch.cat([torch.empty(0, network.features), *batches])

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diffusion_core.config.settings import ReferenceSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.metrics.features import FeatureNetwork, extract, to_tensor
+from diffusion_core.progress import Progress
 
 
 def shifted(images: Tensor, share: float = 0.125) -> Tensor:
@@ -119,7 +119,7 @@ def fit(
         loss_of: returns the loss of the images at `indices`.
         count: images of the dataset.
         settings: training budget, batch size and learning rate.
-        title: text of the progress bar.
+        title: what is trained, for the progress.
 
     Returns:
         The mean loss of the last tenth of the training.
@@ -132,14 +132,15 @@ def fit(
     losses = []
     module.train()
     batches = _batches(count, batch_size)
-    # disable=None shows the progress bar only on a terminal.
-    for _ in tqdm(range(steps), desc=title, unit="step", disable=None):
-        loss = loss_of(next(batches))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
+    with Progress(title, steps * batch_size, "images") as progress:
+        for _ in range(steps):
+            loss = loss_of(next(batches))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            progress.add(batch_size)
     module.eval()
     return float(torch.stack(losses[-max(1, steps // 10) :]).mean())
 

@@ -25,6 +25,7 @@ from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.metrics.features import SMALLEST_IMAGE, FeatureNetwork, Features, Images, extract, spans
 from diffusion_core.metrics.fitting import learn_classes, learn_contrast
+from diffusion_core.progress import Progress
 from diffusion_core.runtime.distributed import Ranks
 
 # Two halves of three images: two are left without each, the minimum for a covariance.
@@ -208,5 +209,9 @@ def fit_reference(
 
 def _features(extractor: FeatureNetwork, dataset: ImageDataset, ranks: Ranks) -> Features:
     # In parts, because a dataset may be larger than memory.
-    parts = [extract(extractor, dataset.images(span), ranks=ranks) for span in spans(len(dataset), 4096)]
+    with Progress("features", len(dataset), "images", is_shown=ranks.is_main) as progress:
+        parts = [
+            extract(extractor, dataset.images(span), ranks=ranks, progress=progress)
+            for span in spans(len(dataset), 4096)
+        ]
     return np.concatenate(parts)

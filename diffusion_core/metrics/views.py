@@ -18,6 +18,7 @@ from diffusion_core.metrics.extractors import ExtractorChoice
 from diffusion_core.metrics.features import Extractor, Features, extract, spans
 from diffusion_core.metrics.figures.frechet import Fid
 from diffusion_core.metrics.reference import Reference
+from diffusion_core.progress import Progress
 from diffusion_core.runtime.distributed import Ranks
 
 # Features of real images, each in a file whose name says of what.
@@ -67,7 +68,10 @@ def _features(network: Extractor, dataset: ImageDataset, name: str, ranks: Ranks
     found = _read(file, (len(dataset), network.features))
     # All processes compute them if one of them has found none.
     if ranks.all_reduce_max(int(found is None)) or found is None:
-        parts = [extract(network, dataset.images(span), BATCH, ranks) for span in spans(len(dataset), BLOCK)]
+        with Progress("features", len(dataset), "images", is_shown=ranks.is_main) as progress:
+            parts = [
+                extract(network, dataset.images(span), BATCH, ranks, progress) for span in spans(len(dataset), BLOCK)
+            ]
         found = np.concatenate(parts)
         if ranks.is_main:
             CACHE.mkdir(parents=True, exist_ok=True)

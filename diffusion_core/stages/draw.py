@@ -140,7 +140,8 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
             labels=labels,
             batch_size=environment.sample_batch_size,
             dtype=choose_dtype(environment.precision, device).dtype,
-            progress=True,
+            task="draw",
+            times=[t for t, _ in wanted.sampler.transitions(diffusion.schedule)],
         )
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled like this: {error}") from None

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from tqdm import tqdm
-
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import IngestSettings
 from diffusion_core.data.raw import PackWriter, RawFile, packs_to_keep, read_index, whole_packs, write_index
@@ -15,6 +13,7 @@ from diffusion_core.data.sources import Source
 from diffusion_core.data.sources.item import Item
 from diffusion_core.errors import UserError
 from diffusion_core.files import link, replaced
+from diffusion_core.progress import Progress
 from diffusion_core.stages.paths import RAW
 
 
@@ -46,11 +45,13 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
         for pack in packs:
             link(RAW / pack, folder / pack)
         with PackWriter(folder, (file for file in known.values() if file.pack in packs)) as writer:
-            for item in tqdm(items, desc="ingest", unit="image", disable=None):
-                if (file := same.get(item.path)) is None:
-                    writer.add(_of(origin, item), next(contents))
-                elif file.pack not in packs:
-                    writer.add(_of(origin, item), file.read(RAW))
+            with Progress("ingest", len(items), "images") as progress:
+                for item in items:
+                    if (file := same.get(item.path)) is None:
+                        writer.add(_of(origin, item), next(contents))
+                    elif file.pack not in packs:
+                        writer.add(_of(origin, item), file.read(RAW))
+                    progress.add(1)
             # What the source does after its last image.
             next(contents, None)
             write_index(folder, [*kept, *writer.close()])

@@ -9,7 +9,6 @@ from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings
@@ -32,6 +31,7 @@ from diffusion_core.files import replaced, replaced_files
 from diffusion_core.lineage.provenance import code_files, json_digest
 from diffusion_core.metrics.features import extract
 from diffusion_core.metrics.reference import load_extractor
+from diffusion_core.progress import Progress
 from diffusion_core.stages.limits import check_dataset, check_decoded
 from diffusion_core.stages.paths import DATA_METRICS, DATA_PAGE, PREPARED, RAW, REFERENCE, needs
 
@@ -167,10 +167,10 @@ def _decode(
     """Write the pixels that no shard has to the shards, and return the rows of each file by its sha256."""
     found = dict(earlier.kept)
     first = {file.sha256: file for file in files if file.sha256 not in found}
-    with tqdm(total=len(first), desc="prepare", unit="image", disable=None) as progress:
+    with Progress("prepare", len(first), "files") as progress:
         for sha256, images in _new(first, earlier, prepare, cluster):
             found[sha256] = [_placed(row, pixels, shards) for row, pixels in images]
-            progress.update()
+            progress.add(1)
     return found
 
 

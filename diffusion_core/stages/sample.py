@@ -132,7 +132,7 @@ def sample_model(
         batch_size=environment.sample_batch_size,
         dtype=choose_dtype(environment.precision, model.diffusion.device).dtype,
         ranks=ranks,
-        progress=True,
+        task="sample",
     )
 
 

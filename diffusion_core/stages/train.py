@@ -12,7 +12,6 @@ import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
-from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.lineage.checkpoints import mark_finished
@@ -20,6 +19,7 @@ from diffusion_core.lineage.outbox import OUTBOX
 from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
+from diffusion_core.progress import Progress
 from diffusion_core.randomness import derive_seed
 from diffusion_core.registry.tracking import Run, training_run
 from diffusion_core.runtime.allocator import keep_freed_memory
@@ -31,9 +31,11 @@ from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
+from diffusion_core.stages.reporting import log_row, report_end, report_self_check, report_skipped
 from diffusion_core.stages.validating import log_validation, open_validation, take_best, validate
+from diffusion_core.training.budget import TimeBudget
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
-from diffusion_core.training.report import COLUMNS, History, Progress, Row, write_rows
+from diffusion_core.training.report import COLUMNS, History, write_rows
 from diffusion_core.training.saving import Saver
 from diffusion_core.training.stopping import Stopped, asked_to_stop, run_worker, stop_on_signal, translate_errors
 from diffusion_core.training.trainer import Trainer
@@ -46,13 +48,12 @@ logger = logging.getLogger(__name__)
 NOT_THE_TRAINERS = {
     "network",
     "process",
+    "minutes",
     "report_every_images",
     "preview_every_images",
     "validate_every_images",
     "validation_share",
 }
-# Images of a skipped step that a warning names.
-SHOWN = 5
 
 
 def run(
@@ -85,10 +86,13 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             print(f"train: resumes after {trainer.images:,} images", flush=True)
     elif ranks.is_main:
         report_unused(plan)
+    state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
+    budget = TimeBudget(train.minutes, state.get("seconds", 0.0))
+    if ranks.all_reduce_max(int(budget.is_used_up)):
+        trainer.total_steps = trainer.step
     if not ranks.is_main:
         run_worker(trainer, ranks)
         return
-    state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
     validation = open_validation(trainer, checkpoint, train, plan.folder)
 
     version = dataset_version(PREPARED, plan.dataset.info.digest)
@@ -106,11 +110,12 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
-            _log_row(row, tracked)
+            log_row(row, tracked)
         for measured in validation.rows:
             log_validation(measured, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
-        _steps(trainer, model, train, environment, tracked, history, validation, plan, state)
+        _steps(trainer, model, train, environment, tracked, history, validation, plan, state, budget)
+        report_end(trainer, train, tracked)
         model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,
@@ -120,6 +125,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             git_commit=commit.commit,
             git_dirty=commit.dirty,
             model_images=model_images,
+            trained_images=trainer.images,
         )
         outputs = [MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS, VALIDATION]
         with replaced_files(outputs) as temporary:
@@ -192,6 +198,7 @@ def _steps(
     validation: Validation,
     plan: Plan,
     state: Mapping[str, Any],
+    budget: TimeBudget,
 ) -> None:
     """Run the remaining steps, with reports, validation, previews of `model` and checkpoints.
 
@@ -199,10 +206,11 @@ def _steps(
     between. A signal ends a preview or a validation, which the next start makes again from that checkpoint. All
     checkpoints are on disk when this returns.
     """
-    progress = Progress(trainer.total_steps * trainer.batch_size, trainer.images)
+    progress = Progress("train", trainer.total_steps * trainer.batch_size, "images")
 
     def save(due: Mapping[str, bool], is_milestone: bool) -> None:
         saved: dict[str, Any] = {"history": history.state(), "validation": validation.state(), **due}
+        saved["seconds"] = budget.spent
         if trainer.threads is not None:
             saved["threads"] = trainer.threads.state()
         saver.save(Checkpoint(trainer.step, trainer.tensors() | validation.tensors(), saved, is_milestone))
@@ -229,14 +237,15 @@ def _steps(
             for report in trainer.steps():
                 # Read once: a later signal waits for the next step and its checkpoint. Read before any synchronisation
                 # with the device, which could wait forever if another process has ended.
-                stop = asked_to_stop(request, trainer.ranks)
-                last = report.step == trainer.total_steps
-                progress.step(trainer.batch_size)
+                is_time_up = budget.is_used_up
+                stop = asked_to_stop(request, trainer.ranks, is_time_up)
+                last = report.step == trainer.total_steps or is_time_up
+                progress.update(report.images, history.note, budget.left)
                 known = len(history.skipped)
                 row = history.add(report, last)
                 if trainer.verdicts is not reported:
                     reported = trainer.verdicts
-                    _report_self_check(trainer, tracked)
+                    report_self_check(trainer, tracked)
                 measured, validation_due = None, last or report.reaches(train.validate_every_images)
                 if validation_due and not stop:
                     try:
@@ -246,7 +255,7 @@ def _steps(
                         stop = 128 + stopped.signal
                 wants_preview = last or report.reaches(train.preview_every_images)
                 # Before the checkpoint that knows them, because a resumed training reports only what that does not.
-                _report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
+                report_skipped(history.skipped[known:], plan.dataset, trainer, tracked)
                 # The checkpoint is next: an error in what follows must not lose the training.
                 every = environment.keep_every_images
                 is_milestone = every is not None and report.reaches(every)
@@ -256,14 +265,15 @@ def _steps(
                     saved = time.monotonic()
                 saver.check()
                 if row is not None:
-                    _log_row(row, tracked)
-                    progress.report(row)
+                    log_row(row, tracked)
                 if measured is not None:
                     log_validation(measured, tracked)
                 if stop:
                     leave(report.images, stop)
                 if wants_preview:
                     show_preview()
+                if last:
+                    break
         except Stopped as stopped:
             images = trainer.images
             # Other processes wait in the next step. It is not kept, because the last checkpoint has the preview due.
@@ -272,24 +282,3 @@ def _steps(
             leave(images, 128 + stopped.signal)
         finally:
             progress.close()
-
-
-def _log_row(row: Row, tracked: Run) -> None:
-    """Log a row of the history; MLflow's step is the number of images."""
-    values = {f"train/{name}": value for name, value in row.items() if name != "images" and value is not None}
-    tracked.metrics(values, step=int(row["images"] or 0))
-
-
-def _report_skipped(steps: list[int], dataset: ImageDataset, trainer: Trainer, tracked: Run) -> None:
-    """Warn about skipped steps, with the images of each, and log them to the run."""
-    for step in steps:
-        images = dataset.sources(trainer.batch(step).numpy())
-        shown = ", ".join(images[:SHOWN]) + (f" and {len(images) - SHOWN} more" if len(images) > SHOWN else "")
-        logger.warning("step %d was skipped, because its loss or gradient is not finite; its images: %s", step, shown)
-        tracked.text("\n".join(images) + "\n", f"skipped/step-{step:09d}.txt")
-
-
-def _report_self_check(trainer: Trainer, tracked: Run) -> None:
-    verdicts = "; ".join(map(str, trainer.verdicts)) or "float32, eager: nothing to compare"
-    print(f"train: self-check: {verdicts}", flush=True)
-    tracked.tag("self_check", verdicts)

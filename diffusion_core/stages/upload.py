@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from diffusion_core.address import parse_s3
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.folder import image_files
 from diffusion_core.errors import UserError
+from diffusion_core.progress import Progress
 from diffusion_core.storage import open_store, upload_all
 
 
@@ -39,10 +38,10 @@ def run(folder: Path, url: str, environment: Environment) -> None:
     files = [(image, key, listed.get(key)) for image, key in zip(images, keys, strict=True)]
     total = sum(image.stat().st_size for image in images)
     sent = 0
-    with tqdm(desc="upload", total=total, unit="B", unit_scale=True, disable=None) as progress:
+    with Progress("upload", total, "B") as progress:
         for image, is_sent in zip(images, upload_all(store, address.bucket, files), strict=True):
             sent += is_sent
-            progress.update(image.stat().st_size)
+            progress.add(image.stat().st_size)
     if others or found.links:
         print(f"upload: left out {others} files that are not images and {found.links} links that lead elsewhere")
     print(f"upload: sent {sent} files to {address}; {len(images) - sent} were there already")

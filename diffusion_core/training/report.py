@@ -1,7 +1,6 @@
-"""Reports of a training run: rows of means for the plot, and a progress bar."""
+"""Reports of a training run: rows of means for the plot."""
 
 import csv
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from diffusion_core.training.step import StepReport
 
@@ -67,6 +65,14 @@ class History:
         self.skipped += skipped
         return {**row, "images_per_second": speed}
 
+    @property
+    def note(self) -> str:
+        """The loss of the last row in words, or nothing before the first."""
+        if not self.rows:
+            return ""
+        loss = self.rows[-1]["loss"]
+        return "no finite loss" if loss is None else f"loss {loss:.4f}"
+
     def state(self) -> dict[str, Any]:
         """Return the rows and the steps that are in no row yet, as JSON values."""
         pending = [
@@ -90,40 +96,3 @@ def write_rows(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, f
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-class Progress:
-    """Shows the images trained on, the rate and the remaining time.
-
-    Args:
-        total: images of the whole run.
-        done: images trained on before this process started.
-    """
-
-    def __init__(self, total: int, done: int) -> None:
-        self._bar = tqdm(total=total, initial=done, unit="image", unit_scale=True, desc="train", disable=None)
-        self._total = total
-        self._start, self._done_at_start = time.monotonic(), done
-
-    def step(self, images: int) -> None:
-        """Add `images` to the images trained on."""
-        self._bar.update(images)
-
-    def report(self, row: Row) -> None:
-        """Show the loss of a row of the history; without a terminal, print a line to stderr."""
-        loss = "no finite loss" if row["loss"] is None else f"loss {row['loss']:.4f}"
-        if not self._bar.disable:
-            self._bar.set_postfix_str(loss)
-            return
-        done = int(row["images"] or 0)
-        rate = (done - self._done_at_start) / (time.monotonic() - self._start)
-        left = max(0, self._total - done) / rate
-        print(
-            f"train: {done:,} of {self._total:,} images, {loss}, {rate:,.0f} images/s, {left:,.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def close(self) -> None:
-        """Close the progress bar."""
-        self._bar.close()

@@ -65,14 +65,18 @@ def translate_errors() -> Iterator[None]:
         raise UserError(str(error)) from None
 
 
-def asked_to_stop(request: StopRequest, ranks: Ranks) -> int | None:
-    """Return the exit code, 128 + signal, if any process got a signal, else None; all processes call it together."""
-    signal = ranks.all_reduce_max(request.signal or 0)
-    return 128 + signal if signal else None
+def asked_to_stop(request: StopRequest, ranks: Ranks, is_time_up: bool = False) -> int | None:
+    """Return the exit code if the processes end after this step, else None; all processes call it together.
+
+    It is 128 + signal if any process got one, and 0 if the time of one is up.
+    """
+    # No signal that is recorded has the number 1.
+    agreed = ranks.all_reduce_max(request.signal or int(is_time_up))
+    return 128 + agreed if agreed > 1 else 0 if agreed else None
 
 
 def run_worker(trainer: Trainer, ranks: Ranks) -> None:
-    """Run the remaining steps of a worker rank.
+    """Run the remaining steps of a worker rank, until the main rank's time is up.
 
     Raises:
         SystemExit: one of the processes got TERM or INT.
@@ -81,5 +85,7 @@ def run_worker(trainer: Trainer, ranks: Ranks) -> None:
     with stop_on_signal() as request, translate_errors():
         for _ in trainer.steps():
             code = asked_to_stop(request, ranks)
+            if code == 0:
+                return
             if code is not None:
                 raise SystemExit(code)

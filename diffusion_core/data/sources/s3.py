@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
-from tqdm import tqdm
 
 from diffusion_core.address import S3Address, parse_s3
 from diffusion_core.choices import Choice
@@ -20,6 +19,7 @@ from diffusion_core.data.sources.archive import check_size
 from diffusion_core.data.sources.item import Item
 from diffusion_core.data.sources.metadata import labelled, table_names
 from diffusion_core.errors import UserError
+from diffusion_core.progress import Progress
 
 if TYPE_CHECKING:
     from diffusion_core.storage import Object, Store
@@ -150,12 +150,12 @@ def _download(
 
     hashes = {}
     total = sum(objects[path].size for path in files)
-    with tqdm(desc="fetch", total=total, unit="B", unit_scale=True, disable=None) as progress:
+    with Progress("fetch", total, "B") as progress:
         wanted = [(objects[path], file) for path, file in files.items()]
         for image, file, sha256 in download_all(open_store(environment), bucket, wanted):
             file.rename(file.with_suffix(f".{sha256}"))
             hashes[file.name] = sha256
-            progress.update(image.size)
+            progress.add(image.size)
     return hashes
 
 

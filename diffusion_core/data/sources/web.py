@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import httpx
-from tqdm import tqdm
 
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.downloads import only_download
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import sha256_of
+from diffusion_core.progress import Progress
 
 # Where the environment names no folder for downloads.
 FOLDER = Path(".cache/downloads")
@@ -110,7 +110,7 @@ class WebFile:
         # A proxy is for other machines.
         with (
             httpx.Client(timeout=SECONDS_TO_ANSWER, trust_env=not is_local) as client,
-            _Bar(desc="fetch", unit="B", unit_scale=True, disable=None) as progress,
+            Progress("fetch", None, "B") as progress,
         ):
             while True:
                 before = _size(part)
@@ -129,7 +129,7 @@ class WebFile:
                 attempts += 1
                 time.sleep(random.uniform(0.0, min(2.0**failures, LONGEST_PAUSE)))
 
-    def _receive_rest(self, client: httpx.Client, part: Path, progress: "_Bar") -> None:
+    def _receive_rest(self, client: httpx.Client, part: Path, progress: Progress) -> None:
         start = _size(part)
         headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
         url = httpx.URL(self.url)
@@ -143,7 +143,7 @@ class WebFile:
                 return
         raise UserError(f"{self.key}, whose server redirects more than {MOST_REDIRECTS} times: correct the address")
 
-    def _write(self, answer: httpx.Response, part: Path, start: int, progress: "_Bar") -> None:
+    def _write(self, answer: httpx.Response, part: Path, start: int, progress: Progress) -> None:
         status = answer.status_code
         if status in BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise _Busy(f"it answers {status}")
@@ -160,14 +160,14 @@ class WebFile:
             raise _Busy("it sends another part than it was asked for")
         with suppress(KeyError, ValueError):
             progress.total = start + int(answer.headers["Content-Length"])
-        progress.n = start
+        progress.update(start)
         since, count = time.monotonic(), 0
         with part.open("ab") as stream:
             stream.truncate(start)
             # As it was sent: the hash is that of the file.
             for chunk in answer.iter_raw():
                 stream.write(chunk)
-                progress.update(len(chunk))
+                progress.add(len(chunk))
                 count += len(chunk)
                 if time.monotonic() - since > SLOW_SECONDS:
                     if count < SLOW_BYTES:
@@ -216,10 +216,6 @@ def check_sha256(text: str) -> str:
     if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text.lower()):
         raise ValueError(f"{text!r} is not a sha256: write its {digits} hexadecimal digits, as sha256sum prints them")
     return text.lower()
-
-
-class _Bar(tqdm):  # type: ignore[type-arg]
-    """A bar of bytes."""
 
 
 class _Busy(Exception):
