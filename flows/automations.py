@@ -37,6 +37,12 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     send(f"{flow.name} {flow_run.name} failed", sentence, NotifyType.FAILURE, flow_run_logger(flow_run, flow))
 
 
+def notify_crash(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Send a message that the run was stopped before its end; a killed one sends its message when it starts again."""
+    sentence = state.message or state.name or ""
+    send(f"{flow.name} {flow_run.name} crashed", sentence, NotifyType.WARNING, flow_run_logger(flow_run, flow))
+
+
 def notify_decision(task: Task[..., Any], task_run: TaskRun, _: State[Any]) -> None:
     """Report the gate's decision if a model was promoted or refused: an event and a message."""
     decision: dict[str, Any] = json.loads(PROMOTION.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 
 import httpx
 import psutil
-from prefect import flow
+from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_ENABLED, PREFECT_UI_URL, temporary_settings
@@ -19,25 +19,33 @@ from diffusion_core.stages.paths import REPORT
 from diffusion_core.supervision.child import leave
 from diffusion_core.supervision.tied import tie
 from flows import tasks
-from flows.artifacts import show_data, show_decision, show_metrics, show_report, show_run, show_samples
-from flows.automations import notify_failure
+from flows.automations import notify_crash, notify_failure
 from flows.checkout import LockPolicy, Override, only_run, params_kept
 from flows.failure import StageFailed
 from flows.lock_file import keep_lock
+from flows.missed import take_over
 from flows.notices import check_addresses
+from flows.page import RunPage
 from flows.user_server import NoServer, reason, user_server
+from flows.verdict import decided, published, run_name
 
 # Free bytes that a temporary server needs: a new database has about 2 MB, and grows with each run.
 SERVER_BYTES = 16 * 2**20
 
 
-@flow(name="pipeline", persist_result=False, on_failure=[notify_failure])
+@flow(
+    name="pipeline",
+    flow_run_name=run_name,
+    persist_result=False,
+    on_failure=[notify_failure],
+    on_crashed=[notify_crash],
+)
 def pipeline(
     overrides: list[Override] | None = None,
     refresh_data: bool = True,
     promote: bool = True,
     lock: LockPolicy = "none",
-) -> None:
+) -> State[None]:
     """Run every stage with changed inputs, then publish the model and promote it if it passes the gate.
 
     Args:
@@ -47,31 +55,34 @@ def pipeline(
         lock: how to store the run's dvc.lock: none, artifact or branch.
     """
     check_addresses()
+    take_over()
+    page = RunPage()
     with only_run(), params_kept(overrides or []):
         tasks.pull()
         tasks.ingest(refresh_data, overrides or [])
         tasks.prepare()
-        show_data()
+        page.data()
         tasks.reference()
         if promote:
             # Before the longest stage, because a champion that cannot be compared with stops the gate after it.
             tasks.check()
         tasks.train()
+        page.training()
         # Save the result of the longest stage before later stages can fail.
         tasks.push()
         tasks.sample()
-        show_samples()
+        page.samples()
         tasks.evaluate()
-        show_metrics()
+        page.metrics()
         tasks.push()
         keep_lock(lock)
         tasks.publish()
-        show_run()
         if promote:
             tasks.promote()
-            show_decision()
+            page.decision()
         tasks.report()
-        show_report()
+        page.links()
+    return decided() if promote else published()
 
 
 def main() -> None:

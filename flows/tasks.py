@@ -2,11 +2,12 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ from dotenv import dotenv_values
 from prefect import State, Task, get_run_logger, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
+from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 
-from diffusion_core.errors import Unavailable
-from diffusion_core.supervision.child import killed, run_child
+from diffusion_core.config.environment import load_environment
+from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.supervision.child import TimeIsUp, killed, run_child
 from flows.automations import notify_decision
 from flows.checkout import Override
 from flows.failure import StageFailed
+from flows.progress import ProgressBar
 from flows.transcript import Transcript, without_userinfo
 
 RETRY_SECONDS = [10.0, 60.0]
 # Timeout of tasks that mostly use the network; the budget in params.yaml limits stages that compute.
 NETWORK_SECONDS = timedelta(hours=12).total_seconds()
 
-REMOTE = "DIFFUSION_DVC_REMOTE"
+REMOTE, HOURS = "DIFFUSION_DVC_REMOTE", "DIFFUSION_MAX_HOURS"
 # How the system says in DVC's messages that a disk is full or read-only.
 DISK_ERRORS = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS)))
 # Written by `python -m diffusion_core remote` for a store that is not Amazon's.
@@ -138,14 +142,28 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     """Run a Python module with its arguments in a child process, and log its output.
 
     Raises:
-        StageFailed: the exit code of the module is not 0.
+        StageFailed: the exit code of the module is not 0, or the hours of the run are used up.
     """
-    transcript = Transcript(get_run_logger().info)
+    logger, progress = get_run_logger(), ProgressBar()
+
+    def tell(line: str) -> None:
+        logger.info(line)
+        progress.take(line)
+
+    transcript = Transcript(tell)
     # `ingest` uses the user's bucket with the user's AWS configuration, and DVC does not use the remote meanwhile.
     shares = module[0] == "dvc" and stage != "ingest"
-    code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed)
+    hours, seconds = _hours_left()
+    try:
+        code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed, seconds)
+    except TimeIsUp:
+        raise StageFailed(
+            f"{stage}: the run has used the {hours:g} hours of {HOURS}: set more, or start it again, which resumes",
+            is_mistake=True,
+        ) from None
     transcript.close()
     if code == 0:
+        progress.finish()
         return
     dvc_error = transcript.dvc_error or ""
     if transcript.error is not None:
@@ -163,6 +181,21 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     if (killed_by := killed(_stage_code(code, dvc_error))) is not None:
         raise StageFailed(f"{stage} {killed_by}", is_mistake=True)
     raise StageFailed(f"{stage} ended with exit code {code}; its log says why. {dvc_error}".rstrip())
+
+
+def _hours_left() -> tuple[float, float]:
+    """Return the hours that a run may take, and the seconds that this one has left.
+
+    Raises:
+        StageFailed: a variable of the environment is wrong.
+    """
+    try:
+        hours = load_environment().max_hours or math.inf
+    except UserError as error:
+        raise StageFailed(str(error), is_mistake=True) from None
+    context = FlowRunContext.get()
+    passed = datetime.now(UTC) - context.start_time if context is not None else timedelta()
+    return hours, 3600.0 * hours - passed.total_seconds()
 
 
 def _stage_code(code: int, dvc_error: str) -> int:

@@ -3,11 +3,12 @@
 from prefect import flow
 
 from flows import tasks
-from flows.automations import notify_failure
+from flows.automations import notify_crash, notify_failure
 from flows.checkout import only_run
+from flows.missed import take_over
 
 
-@flow(name="upkeep", persist_result=False, on_failure=[notify_failure])
+@flow(name="upkeep", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_crash])
 def upkeep(repair: bool = True) -> None:
     """Verify data, DVC's cache, models, checkpoints and the champion; the run fails if something stays rotten.
 
@@ -16,5 +17,6 @@ def upkeep(repair: bool = True) -> None:
     Args:
         repair: repair what can be had elsewhere.
     """
+    take_over()
     with only_run(tasks.NETWORK_SECONDS):
         tasks.verify(repair)

@@ -110,6 +110,9 @@ class Environment(BaseSettings):
     serve_steps: PositiveInt = Field(default=250, description="of a client's sampler, at most")
     serve_seconds: PositiveFloat = Field(default=120.0, description="until a client's request is answered")
     serve_follow_seconds: PositiveFloat = Field(default=10.0, description="between two looks at the served alias")
+    max_hours: PositiveFloat | None = Field(
+        default=None, description="of a run: the flow then ends, and its training resumes in the next run"
+    )
     dvc_remote: str | None = Field(default=None, description="s3://bucket/prefix of the outputs that machines share")
     dvc_cache: Path | None = Field(default=None, description="a folder that several checkouts keep outputs in")
 

@@ -20,7 +20,16 @@ from diffusion_core.supervision.tied import tied
 GRACE_SECONDS = 20.0
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], take: Callable[[bytes], None]) -> int:
+class TimeIsUp(Exception):
+    """A command did not end in its time, and was stopped."""
+
+
+def run_child(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    take: Callable[[bytes], None],
+    seconds: float = float("inf"),
+) -> int:
     """Run `command` until it ends, and return its exit code, negative for a signal.
 
     If this process is killed, Linux lets all that the command has started end with it.
@@ -32,7 +41,12 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
         command: program and arguments.
         environment: all environment variables of the child.
         take: called with each piece of standard output and standard error, in order.
+        seconds: the time that the command may take.
+
+    Raises:
+        TimeIsUp: it has not ended by then.
     """
+    deadline = time.monotonic() + seconds
     process: subprocess.Popen[bytes] | None = None
     try:
         with signals_held():
@@ -44,8 +58,10 @@ def run_child(command: Sequence[str], environment: Mapping[str, str], take: Call
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        for output in _output(process):
+        for output in _output(process, deadline):
             take(output)
+        if process.poll() is None and time.monotonic() >= deadline:
+            raise TimeIsUp
         return process.wait()
     except BaseException:
         if process is not None:

@@ -37,7 +37,8 @@ for name in outputs:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         figures = '{"frechet": 2.5, "frechet_low": 2.4, "frechet_high": 2.6, "frechet_floor": 1.0, "precision": 0.75}'
-        path.write_text(figures if path.suffix == ".json" and path.parent.name == "metrics" else digest.hexdigest())
+        known = {"metrics": figures, "models": '{"trained_images": 25600, "git_commit": null}'}
+        path.write_text(known[path.parent.name] if path.suffix == ".json" else digest.hexdigest())
 print(f"{stage} is done")
 """
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from flows import tasks
 from flows.automations import FAILED, PROMOTED, REFUSED
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
-from tests.flows.repository import commit, graph, ran
+from flows.verdict import run_name
+from tests.flows.repository import commit, git, graph, ran
 from tests.flows.runs import SLOW_STAGE, artifacts
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -67,17 +69,46 @@ def test_every_stage_knows_the_flow_run(finished_project):
     assert {run for _, run in stages} == {str(flow_run_id)}
 
 
-def test_the_pages_show_figures_samples_run_and_decision(finished_project):
+def test_one_page_shows_data_training_samples_metrics_decision_and_links(finished_project):
     shown = artifacts(finished_project[1])
-    assert set(shown) == {"data", "metrics", "samples", "mlflow-run", "promotion", "report"}
-    row = '{"metric": "frechet", "value": 2.5, "low": 2.4, "high": 2.6, "floor": 1.0, "ceiling": ""}'
-    assert row in shown["metrics"]["data"]
-    assert '{"number": "frechet", "value": 2.5}' in shown["data"]["data"]
-    assert "http://127.0.0.1:5000/#/experiments/1/runs/abc" in shown["mlflow-run"]["data"]
-    assert "1.5 above 1" in shown["promotion"]["data"]
-    text = shown["samples"]["data"].partition("data:image/png;base64,")[2].rstrip(")")
+    assert set(shown) == {"run"}
+    page = shown["run"]["data"]
+    titles = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert titles == ["Decision", "Data", "Training", "Samples", "Metrics", "Links"]
+    assert "|frechet|2.5|2.4|2.6|1||" in page
+    assert "|trained_images|25600|" in page
+    assert "git_commit" not in page
+    assert "**refused**: version 7 is refused: frechet is 2.5, 1.5 above 1" in page
+    assert "[diffusion, version 7 in MLflow](http://127.0.0.1:5000/#/experiments/1/runs/abc)" in page
+    text = page.partition("data:image/png;base64,")[2].partition(")")[0]
     with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
         assert (picture.format, picture.size) == ("PNG", (1000, 200))
+
+
+def flow_run(state):
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(state.state_details.flow_run_id)
+
+
+def test_a_run_is_called_and_tagged_by_what_it_runs_and_what_became_of_it(project_after_a_run):
+    (project_after_a_run / "params.yaml").write_text("ingest: {source: {kind: zip, path: ~/cats.zip}}\ntrain: 0\n")
+    commit(project_after_a_run)
+    before = git(project_after_a_run, "rev-parse", "HEAD")[:7]
+    run = flow_run(pipeline(refresh_data=False, return_state=True))
+    assert run.name == f"cats.zip @ {before}: refused version 7"
+    assert run.tags == ["refused"]
+    assert run.state.message == "refused: version 7 is refused: frechet is 2.5, 1.5 above 1"
+    assert run.state.name == "Completed"
+    run = flow_run(pipeline(refresh_data=False, promote=False, overrides=["train=1"], return_state=True))
+    assert run.name == f"cats.zip @ {before}, train=1: published version 7"
+    assert (run.tags, run.state.message) == (["published"], "published: version 7")
+
+
+@pytest.mark.parametrize("params", [None, "a: [", "ingest: 3", "ingest: {source: {url: ''}}"])
+def test_a_run_without_a_source_that_can_be_read_has_a_name_too(project, params):
+    if params is not None:
+        (project / "params.yaml").write_text(params)
+    assert re.fullmatch(r"pipeline( @ [0-9a-f]{7}\+?)?", run_name())
 
 
 def test_a_second_run_looks_for_new_data_and_does_nothing_else(project_after_a_run):
