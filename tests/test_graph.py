@@ -64,6 +64,7 @@ EVERYWHERE = {
     "locks": "lets one process work at a time",
     "lineage.tensors": "writes tensors to files",
     "stages.cost": "records how long stages took",
+    "runtime.energy": "reads counters of energy",
     "stages.paths": "holds names of files",
 }
 WHERE_IT_RUNS = {

@@ -1,7 +1,6 @@
 """Compute the metrics of the samples against the real images: metrics/evaluate.json and plots/."""
 
 import json
-import time
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from diffusion_core.pictures import save
 from diffusion_core.plots import distances, nearest_images, real_and_generated
 from diffusion_core.runtime.device import choose_device
 from diffusion_core.runtime.distributed import Ranks
-from diffusion_core.stages.cost import record_seconds
+from diffusion_core.stages.cost import Cost, record_cost
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,
@@ -49,7 +48,7 @@ def run(
     Raises:
         UserError: an input is missing or damaged, or samples, reference and dataset do not fit each other.
     """
-    begun = time.monotonic()
+    cost = Cost(choose_device(environment.device), ranks.count)
     reference, evaluator = open_evaluator(evaluate, environment, ranks)
     dataset = evaluator.train
     samples = _read_samples((*dataset.info.image_size, dataset.info.channels))
@@ -78,7 +77,7 @@ def run(
         FiguresOrigin(model_digest=origin.model_digest, sampling_key=origin.sampling_key, evaluation=evaluation).write(
             folder / METRICS_ORIGIN.name
         )
-    record_seconds("evaluate", METRICS_ORIGIN, time.monotonic() - begun)
+    record_cost("evaluate", METRICS_ORIGIN, cost)
     for line in evaluated.lines:
         print(f"evaluate: {line}")
 

@@ -16,6 +16,7 @@ from diffusion_core.registry.publication import log_evaluation, original_run, re
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import find_version, record_evaluation
+from diffusion_core.stages.cost import cost_metrics
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,
@@ -65,7 +66,8 @@ def run(environment: Environment) -> None:
             version = register(client, training, name, MODELS, tags)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}
-        log_evaluation(client, training, evaluation.counts | values, pictures)
+        costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
+        log_evaluation(client, training, evaluation.counts | values | costs, pictures)
         record_evaluation(client, version, evaluation)
 
     page = run_page(environment, training.info.experiment_id, training.info.run_id)

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import time
 from copy import deepcopy
 from dataclasses import replace
 
@@ -26,7 +25,7 @@ from diffusion_core.runtime.device import choose_compiled, choose_device, choose
 from diffusion_core.runtime.distributed import Ranks
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.self_check.sampling import check_sampling
-from diffusion_core.stages.cost import record_seconds
+from diffusion_core.stages.cost import Cost, record_cost
 from diffusion_core.stages.paths import MODELS, SAMPLES, SAMPLES_ORIGIN
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,8 @@ def run(
     Raises:
         UserError: the model is missing or damaged, or cannot be sampled with the section `sample`.
     """
-    begun = time.monotonic()
     device = choose_device(environment.device)
+    cost = Cost(device, ranks.count)
     dtype = choose_dtype(environment.precision, device).dtype
     keep_freed_memory()
     model = load_model(MODELS, device)
@@ -78,7 +77,7 @@ def run(
         )
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
         origin.write(folder / SAMPLES_ORIGIN.name)
-    record_seconds("sample", SAMPLES / "samples.npy", time.monotonic() - begun)
+    record_cost("sample", SAMPLES / "samples.npy", cost)
     print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
 
 

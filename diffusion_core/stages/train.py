@@ -26,6 +26,7 @@ from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
+from diffusion_core.stages.cost import Cost, as_metrics
 from diffusion_core.stages.keeping import fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
@@ -33,7 +34,6 @@ from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
 from diffusion_core.stages.reporting import log_row, report_end, report_self_check, report_skipped
 from diffusion_core.stages.validating import log_validation, open_validation, take_best, validate
-from diffusion_core.training.budget import TimeBudget
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
 from diffusion_core.training.report import COLUMNS, History, write_rows
 from diffusion_core.training.saving import Saver
@@ -87,8 +87,8 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
     elif ranks.is_main:
         report_unused(plan)
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
-    budget = TimeBudget(train.minutes, state.get("seconds", 0.0))
-    if ranks.all_reduce_max(int(budget.is_used_up)):
+    cost = Cost(trainer.diffusion.device, ranks.count, state)
+    if ranks.all_reduce_max(int(cost.left(train.minutes) == 0.0)):
         trainer.total_steps = trainer.step
     if not ranks.is_main:
         run_worker(trainer, ranks)
@@ -114,8 +114,9 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         for measured in validation.rows:
             log_validation(measured, tracked)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
-        _steps(trainer, model, train, environment, tracked, history, validation, plan, state, budget)
+        _steps(trainer, model, train, environment, tracked, history, validation, plan, state, cost)
         report_end(trainer, train, tracked)
+        tracked.metrics(as_metrics("train", cost.spent), step=trainer.images)
         model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,
@@ -198,7 +199,7 @@ def _steps(
     validation: Validation,
     plan: Plan,
     state: Mapping[str, Any],
-    budget: TimeBudget,
+    cost: Cost,
 ) -> None:
     """Run the remaining steps, with reports, validation, previews of `model` and checkpoints.
 
@@ -210,7 +211,7 @@ def _steps(
 
     def save(due: Mapping[str, bool], is_milestone: bool) -> None:
         saved: dict[str, Any] = {"history": history.state(), "validation": validation.state(), **due}
-        saved["seconds"] = budget.spent
+        saved |= cost.spent
         if trainer.threads is not None:
             saved["threads"] = trainer.threads.state()
         saver.save(Checkpoint(trainer.step, trainer.tensors() | validation.tensors(), saved, is_milestone))
@@ -237,10 +238,10 @@ def _steps(
             for report in trainer.steps():
                 # Read once: a later signal waits for the next step and its checkpoint. Read before any synchronisation
                 # with the device, which could wait forever if another process has ended.
-                is_time_up = budget.is_used_up
-                stop = asked_to_stop(request, trainer.ranks, is_time_up)
-                last = report.step == trainer.total_steps or is_time_up
-                progress.update(report.images, history.note, budget.left)
+                left = cost.left(train.minutes)
+                stop = asked_to_stop(request, trainer.ranks, is_time_up=left == 0.0)
+                last = report.step == trainer.total_steps or left == 0.0
+                progress.update(report.images, history.note, left)
                 known = len(history.skipped)
                 row = history.add(report, last)
                 if trainer.verdicts is not reported:

@@ -8,17 +8,16 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterExpectedStartTime
-from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
 
+from diffusion_core.supervision.worker import runs_still
 from flows.automations import AUTOMATIONS
 from tests.flows.repository import CHECKOUT
-from tests.flows.runs import SLOW_STAGE, with_our_server
+from tests.flows.runs import SLOW_STAGE, make_scheduled_runs, with_our_server
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.servers]
 
@@ -74,9 +73,7 @@ def test_one_run_stands_for_all_that_were_missed(serving):
         parameters={"promote": False, "refresh_data": False},
         state=Scheduled(scheduled_time=now - timedelta(days=1)),
     )
-    url = f"{PREFECT_API_URL.value()}/deployments/{deployment}/schedule"
-    nights = {"start_time": (now - timedelta(days=4)).isoformat(), "end_time": now.isoformat()}
-    httpx.post(url, json=nights, timeout=30).raise_for_status()
+    make_scheduled_runs(deployment, start_time=now - timedelta(days=4), end_time=now)
     runs = due(client, deployment)
     assert sum(run.auto_scheduled for run in runs) == 3
     wait(lambda: all(run.state.is_final() for run in due(client, deployment)))
@@ -101,4 +98,4 @@ def test_a_run_that_is_stopped_is_crashed_at_once_and_the_server_knows_how_to_no
     os.kill(flow.pid, signal.SIGTERM)
     wait(lambda: "Crashed" in [state.name for state in client.read_flow_run_states(run.id)])
     assert time.monotonic() - began < 120
-    assert not stage.is_running()
+    assert not runs_still(stage)

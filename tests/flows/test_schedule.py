@@ -1,16 +1,15 @@
 import os
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
 from flows.schedule import deployments
 from tests.flows.repository import CHECKOUT
+from tests.flows.runs import make_scheduled_runs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -69,14 +68,7 @@ def test_the_schedule_makes_runs(client, monkeypatch):
     monkeypatch.chdir(CHECKOUT)
     deployment = deployments()[0].apply()
     tomorrow = datetime.now(UTC) + timedelta(days=1)
-    # The server answers 503 while another of its writers holds the SQLite file; its client would try for minutes.
-    url = f"{PREFECT_API_URL.value()}/deployments/{deployment}/schedule"
-    for _ in range(20):
-        answer = httpx.post(url, json={"end_time": tomorrow.isoformat()}, timeout=30)
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            break
-        time.sleep(1)
-    answer.raise_for_status()
+    make_scheduled_runs(deployment, end_time=tomorrow)
     runs = client.read_flow_runs()
     starts = {run.expected_start_time for run in runs if run.deployment_id == deployment}
     assert {(start.hour, start.minute) for start in starts} == {(2, 0)}

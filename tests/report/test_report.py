@@ -7,6 +7,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffusion_core.config.params import load_settings
@@ -17,7 +18,7 @@ from diffusion_core.registry.champions import CHAMPION_BEFORE, DECISION
 from diffusion_core.report.curves import chart, read_points
 from diffusion_core.report.page import metric_rows
 from diffusion_core.stages import promote, report
-from diffusion_core.stages.cost import record_seconds, seconds_of
+from diffusion_core.stages.cost import Cost, record_cost, seconds_of
 from diffusion_core.stages.paths import METRICS_ORIGIN, PROMOTION, REPORT, SAMPLES
 from tests.data.test_report import CHROMIUM, Parsed
 from tests.report.conftest import ON_CPU, shown
@@ -54,8 +55,8 @@ def test_it_says_what_the_run_cost():
     report.run(ON_CPU)
     assert "share of sampling" not in text(page())
     samples = SAMPLES / "samples.npy"
-    record_seconds("sample", samples, 3.0)
-    assert seconds_of("sample", samples) == 3.0
+    record_cost("sample", samples, Cost(torch.device("cpu"), earlier={"seconds": 3.0}))
+    assert seconds_of("sample", samples) == pytest.approx(3.0, abs=1.0)
     samples.write_bytes(samples.read_bytes()[:-1])
     assert seconds_of("sample", samples) is None
 

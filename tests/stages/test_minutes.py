@@ -13,9 +13,8 @@ import yaml
 
 from diffusion_core.lineage.checkpoints import is_finished
 from diffusion_core.registry.sending import find_run
-from diffusion_core.stages import train
+from diffusion_core.stages import cost, train
 from diffusion_core.stages.paths import LOSS, MODELS, RUN_INFO, VALIDATION
-from diffusion_core.training import budget
 from diffusion_core.training.checkpoint import load_newest
 from diffusion_core.training.trainer import Trainer
 
@@ -42,7 +41,7 @@ def clock(monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield report
 
-    monkeypatch.setattr(budget, "time", clock)
+    monkeypatch.setattr(cost, "time", clock)
     monkeypatch.setattr(Trainer, "steps", timed)
     return clock
 
@@ -62,6 +61,7 @@ def test_a_training_ends_after_its_minutes_as_one_of_so_many_images(project, env
     run = client.get_run(find_run(client, run_info()["run_key"]))
     assert (run.info.status, run.data.tags["trained_images"]) == ("FINISHED", "96")
     assert run_info()["trained_images"] == 96
+    assert run.data.metrics["cost/train_device_hours"] == pytest.approx(3 / 60)
     assert VALIDATION.read_text(encoding="utf-8").splitlines()[-1].startswith("96,")
     assert LOSS.read_text(encoding="utf-8").splitlines()[-1].startswith("96,")
     (folder,) = Path(".checkpoints").iterdir()
@@ -93,7 +93,7 @@ def test_a_resumed_training_has_the_minutes_that_are_left(project, environment, 
         # The control: without the time in the checkpoint, it has five minutes again.
         (state,) = Path(".checkpoints").glob("*/step-*/state.json")
         assert json.loads(state.read_text(encoding="utf-8"))["seconds"] == 180.0
-        monkeypatch.setattr(train, "TimeBudget", lambda minutes, _: budget.TimeBudget(minutes))
+        monkeypatch.setattr(train, "Cost", lambda device, count, _: cost.Cost(device, count))
     train.run(settings, environment)
     assert run_info()["trained_images"] == images
 

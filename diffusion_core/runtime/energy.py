@@ -1,0 +1,105 @@
+"""Energy by the counters of the hardware: RAPL of a processor (Linux's powercap) and NVML of NVIDIA's GPUs.
+
+They count all that runs on the hardware. Many systems let only root read RAPL, and NVML needs the package
+nvidia-ml-py.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A counter of joules.
+
+    Attributes:
+        read: returns its value.
+        wraps_at: the value at which it begins at 0 again.
+    """
+
+    read: Callable[[], float]
+    wraps_at: float = math.inf
+
+
+class EnergyMeter:
+    """Adds up energy from now on; read it more often than a counter wraps, which takes many minutes.
+
+    Args:
+        counters: the counters.
+        spent: joules before.
+    """
+
+    def __init__(self, counters: Sequence[Counter], spent: float = 0.0) -> None:
+        self._counters = counters
+        self._spent = spent
+        self._last = [each.read() for each in counters]
+
+    @property
+    def joules(self) -> float | None:
+        """Joules so far, or None without counters."""
+        values = [each.read() for each in self._counters]
+        for counter, before, now in zip(self._counters, self._last, values, strict=True):
+            self._spent += now - before if now >= before else now - before + counter.wraps_at
+        self._last = values
+        return self._spent if self._counters else None
+
+
+def counters(device: torch.device, count: int = 1) -> list[Counter]:
+    """Return the counters that this process may read.
+
+    Args:
+        device: what computes; a GPU's counter joins that of the processor.
+        count: number of GPUs of this machine that compute.
+    """
+    return [*_packages(), *(_gpus(device, count) if device.type == "cuda" else [])]
+
+
+def _packages() -> list[Counter]:
+    """Return a counter for each processor package."""
+    found = []
+    for package in sorted(POWERCAP.glob("intel-rapl:[0-9]*")):
+        # Those with a second colon are parts of a package.
+        if package.name.count(":") == 1:
+            try:
+                read, wraps_at = _microjoules(package / "energy_uj"), _microjoules(package / "max_energy_range_uj")()
+                read()
+            except (OSError, ValueError):
+                continue
+            found.append(Counter(read, wraps_at))
+    return found
+
+
+def _microjoules(file: Path) -> Callable[[], float]:
+    return lambda: int(file.read_text(encoding="ascii")) / 1e6
+
+
+def _gpus(device: torch.device, count: int) -> list[Counter]:
+    if find_spec("pynvml") is None:
+        return []
+    import pynvml
+
+    first = device.index or 0
+    try:
+        pynvml.nvmlInit()
+        handles = [
+            pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}".encode())
+            for index in (range(count) if count > 1 else range(first, first + 1))
+        ]
+        found = [Counter(_millijoules(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)) for handle in handles]
+        for each in found:
+            each.read()
+    except (pynvml.NVMLError, AssertionError):
+        # Older GPUs count none, and several machines share the processes.
+        return []
+    return found
+
+
+def _millijoules(read: Callable[[object], int], handle: object) -> Callable[[], float]:
+    return lambda: read(handle) / 1000.0
