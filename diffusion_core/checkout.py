@@ -1,5 +1,6 @@
 """The commands that need a checkout of the project: flows and servers, which are not in the installed package."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,6 +52,22 @@ def down() -> None:
 def renew_passwords() -> None:
     """Give all servers new passwords."""
     _run("stack", "renew-passwords")
+
+
+def flow_runs() -> list[dict[str, str]] | None:
+    """Return the runs that the user's Prefect server knows, or None if there is no checkout or no server.
+
+    Raises:
+        UserError: the server cannot be used.
+    """
+    if not Path("flows").is_dir():
+        return None
+    child = subprocess.run([sys.executable, "-m", "flows.nights"], capture_output=True, text=True, check=False)
+    if child.returncode:
+        lines = child.stderr.strip().splitlines() or ["error: Prefect cannot read its settings"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    found: list[dict[str, str]] | None = json.loads(child.stdout)
+    return found
 
 
 def _run(module: str, *arguments: str) -> None:

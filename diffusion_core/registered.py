@@ -27,11 +27,17 @@ def rollback(
 @commands.command(epilog="Example: diffusion history")
 def history(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Write a calendar of all runs: plots/history.html.")] = False,
 ) -> None:
     """Show who was the champion when, by which metrics and why."""
-    from diffusion_core.stages.history import run
+    from diffusion_core.stages.history import run, write_page
 
-    run(load_environment(), as_json)
+    if page:
+        from diffusion_core.checkout import flow_runs
+
+        write_page(load_environment(), flow_runs())
+    else:
+        run(load_environment(), as_json)
 
 
 @commands.command(epilog="Example: diffusion decide 3")

@@ -10,9 +10,9 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.registry.champions import recorded_decision
-from diffusion_core.registry.connection import run_page
+from diffusion_core.registry.connection import experiment_id, run_page
 from diffusion_core.registry.publication import STANDS_IN_FOR
-from diffusion_core.registry.versions import find_named, find_version
+from diffusion_core.registry.versions import find_named, find_version, recorded_evaluation, versions_named
 
 # Tags of a version that say where it comes from, by what they are called on a page.
 TAGS = {"prefect_flow_run": "flow run in Prefect"}
@@ -109,3 +109,33 @@ def _changes(before: Run, now: Run) -> list[tuple[str, str, str]]:
         for name in each
         if one.get(name) != other.get(name)
     ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A version with its metrics.
+
+    Attributes:
+        flow_run: id of the flow run that published it, or None.
+        metrics: those of its samples by name, as text.
+        page: address of the run that trained it.
+    """
+
+    flow_run: str | None
+    metrics: dict[str, str]
+    page: str
+
+
+def measured_versions(client: MlflowClient, environment: Environment) -> dict[int, Measured]:
+    """Return all versions of the registered model by number."""
+    experiment = experiment_id(client, environment)
+    found = {}
+    for version in versions_named(client, environment.registered_model):
+        evaluation = recorded_evaluation(version)
+        estimates = {} if evaluation is None else evaluation.estimates
+        found[int(version.version)] = Measured(
+            version.tags.get("prefect_flow_run"),
+            {name: f"{each.value:.4g}" for name, each in estimates.items()},
+            run_page(environment, experiment, str(version.run_id)),
+        )
+    return found

@@ -22,6 +22,7 @@ LOSS = PLOTS / "loss.csv"
 VALIDATION = PLOTS / "validation.csv"
 DATA_PAGE = PLOTS / "data.html"
 COMPARISON = PLOTS / "compare.html"
+HISTORY = PLOTS / "history.html"
 REPORT = PLOTS / "report.html"
 
 # Held by the process that trains in this checkout.
