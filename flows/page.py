@@ -70,7 +70,7 @@ class RunPage:
         self._add("Metrics", _table(("metric", "value", *BESIDE), rows), about)
 
     def decision(self) -> None:
-        """Add the gate's decision, first of all."""
+        """Add the gate's decision as the first section."""
         decision = read(PROMOTION)
         self._sections.insert(0, _section("Decision", f"**{decision['outcome']}**: {decision['sentence']}"))
 

@@ -30,7 +30,7 @@ class ProgressBar:
         self._is_given_up = False
 
     def take(self, line: str) -> None:
-        """Show what a line says, if it is one of progress and the last was not just before."""
+        """Show what a line says, if it is one of progress and the last is 10 seconds ago."""
         found = percent(line)
         if found is not None and time.monotonic() - self._sent >= SECONDS_BETWEEN:
             self._send(found[1], line)

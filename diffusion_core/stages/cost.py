@@ -48,7 +48,7 @@ class Cost:
         return found if joules is None else found | {"joules": joules}
 
     def left(self, minutes: float | None) -> float:
-        """Return the seconds that are left of so many minutes, at least 0; infinite without a limit."""
+        """Return the seconds that are left of these minutes, at least 0; infinite without a limit."""
         passed = self._earlier["seconds"] + time.monotonic() - self._began
         return math.inf if minutes is None else max(0.0, 60.0 * minutes - passed)
 
