@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -27,6 +27,7 @@ from diffusion_core.stages.paths import (
 
 # What stands beside each metric: its 95% interval, and its value for real images and for noise.
 BESIDE = ("low", "high", "floor", "ceiling")
+OF_TRAINING = ("trained_images", "model_images", "git_commit", "git_dirty", "dataset_md5")
 # The image is stored in Prefect's database.
 LARGEST_PICTURE = (1000, 1000)
 
@@ -39,15 +40,18 @@ class RunPage:
         self._artifact: UUID | None = None
 
     def data(self) -> None:
-        """Add the numbers of the images."""
-        numbers = _flat(read(DATA_METRICS))
+        """Add the numbers of the images, without those of each class."""
+        found = read(DATA_METRICS)
+        numbers = {name: value for name, value in found.items() if not isinstance(value, dict)}
+        numbers |= {f"to {name}": value for name, value in found.get("split", {}).items()}
         about = f"Their page is `{DATA_PAGE}`; MLflow has it as `{DATA_PAGE.name}` of the training run."
         self._add("Data", _table(("number", "value"), numbers.items()), about)
 
     def training(self) -> None:
-        """Add how far the model was trained, and on what."""
-        known = {name: value for name, value in read(RUN_INFO).items() if value is not None}
-        self._sections.append(_section("Training", _table(("what", "value"), known.items())))
+        """Add how far the model was trained, and by which code and data."""
+        info = read(RUN_INFO)
+        known = [(name, info[name]) for name in OF_TRAINING if info.get(name) is not None]
+        self._sections.append(_section("Training", _table(("what", "value"), known)))
 
     def samples(self) -> None:
         """Add the grid of samples, embedded because Prefect's pages cannot show files."""
@@ -95,13 +99,6 @@ def read(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
-
-
-def _flat(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in numbers.items():
-        found |= _flat(value, f"{prefix}{name}: ") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
 
 
 def _section(title: str, *paragraphs: str) -> str:
