@@ -128,8 +128,8 @@ def test_a_second_run_from_a_new_clone_computes_nothing(stack, finished, monkeyp
     assert "ingest: 0 of 1797 images are new" in log
     assert "Running stage 'train'" not in log
     shown = server.post("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    keys = {"data", "dvc-lock", "metrics", "samples", "mlflow-run", "promotion", "report"}
-    assert {each["key"] for each in shown} == keys
+    # On a slow machine a stage has a bar too.
+    assert {each["key"] for each in shown if each["type"] != "progress"} == {"dvc-lock", "run"}
     (version,) = tracking(stack, monkeypatch).search_model_versions("name = 'diffusion'")
     assert version.version == "1"
 
