@@ -99,8 +99,8 @@ def test_runs_and_registry_are_in_postgresql_and_artifacts_in_s3(stack, finished
 
 
 def branch_of(stack, run):
-    name = Server(stack).get(f"/flow_runs/{run}")["name"]
-    return f"runs/{name}-{run[:8]}"
+    command = ["git", "for-each-ref", "--format=%(refname:short)", f"refs/heads/runs/*-{run[:8]}"]
+    return subprocess.run(command, cwd=stack, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_a_clone_of_the_runs_branch_has_everything_and_nothing_is_left_to_do(stack, finished, place):
