@@ -218,8 +218,10 @@ def clean(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Check that each device computes correctly; exit code 1 if not."""
-    from diffusion_core.stages.doctor import run
+    """Check machine, devices, project and servers; exit code 1 if one has a problem.
+
+    Changes nothing, and says what to do."""
+    from diffusion_core.doctor.examination import run
 
     run(load_environment(), as_json)
 

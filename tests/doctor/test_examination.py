@@ -1,0 +1,117 @@
+"""The command as a whole."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from diffusion_core.config.environment import Environment
+from diffusion_core.doctor import examination
+from diffusion_core.doctor.diagnosis import ok, problem, warning
+from diffusion_core.runtime.device import why_no_cuda
+
+COMMAND = [sys.executable, "-m", "diffusion_core", "doctor"]
+
+
+def test_servers_that_never_answer_cost_little_time_and_hide_nothing_else(folder, silent_port):
+    address = f"http://127.0.0.1:{silent_port}"
+    variables = {
+        "DIFFUSION_TRACKING_URI": address.replace("//", "//admin:canary@"),
+        "DIFFUSION_S3_ENDPOINT": address,
+        "DIFFUSION_S3_ACCESS_KEY": "canary",
+        "DIFFUSION_S3_SECRET_KEY": "canary",
+        "DIFFUSION_DVC_REMOTE": "s3://outputs/dvc",
+        "PREFECT_API_URL": f"{address}/api",
+        "PREFECT_API_AUTH_STRING": "admin:canary",
+    }
+    before = sorted(folder.rglob("*"))
+    began = time.monotonic()
+    done = subprocess.run([*COMMAND, "--json"], env=os.environ | variables, capture_output=True, text=True, check=False)
+    assert time.monotonic() - began < 30.0, "20 s, on a machine that others use"
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    failed = {each["check"] for each in found["checks"] if each["verdict"] == "problem"}
+    assert failed == {"tracking_store", "object_store", "prefect_api"}
+    assert found["problems"] == 3
+    assert {"packages", "prefect_import", "computation", "disks"} <= {each["check"] for each in found["checks"]}
+    assert "canary" not in done.stdout + done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_misspelled_variable_is_refused_at_once(folder):
+    (folder / ".env").write_text("DIFFUSION_REGISTRED_MODEL=pictures\n")
+    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "DIFFUSION_REGISTRED_MODEL is not known: did you mean DIFFUSION_REGISTERED_MODEL?" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused():
+    done = subprocess.run(
+        COMMAND, env=os.environ | {"DIFFUSION_DEVICE": "cuda"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"error: DIFFUSION_DEVICE is cuda, and {why_no_cuda()}: set it to auto" in done.stderr
+
+
+def lends(_):
+    yield ok("it is well")
+    yield warning("it is slow", "wait")
+
+
+def fails(_):
+    yield problem("it is broken", "fix it")
+
+
+def refuses(_):
+    raise PermissionError(13, "Permission denied", "file")
+    yield
+
+
+def hangs(_):
+    time.sleep(60)
+    yield
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    def arrange(*checks):
+        monkeypatch.setattr(examination, "CHECKS", {"first": checks[:1], "second": checks[1:]})
+        monkeypatch.setattr(examination, "ALONE", checks[0])
+
+    return arrange
+
+
+def test_warnings_alone_are_no_failure(checks, capsys):
+    checks(lends, lends)
+    examination.run(Environment())
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[:4] == ["first", "  ok       it is well", "  warning  it is slow", "           -> wait"]
+    assert printed.endswith("problems: 0, warnings: 2, fine: 2\n")
+
+
+def test_problems_are_exit_code_1_and_what_hangs_or_cannot_be_looked_at_is_one(checks, capsys, monkeypatch):
+    monkeypatch.setattr(examination, "SECONDS", 0.5)
+    checks(lends, fails, refuses, hangs)
+    with pytest.raises(SystemExit) as left:
+        examination.run(Environment())
+    assert left.value.code == 1
+    printed = capsys.readouterr().out
+    assert "problem  it is broken\n           -> fix it" in printed
+    assert "Permission denied" in printed
+    assert "the check hangs had no answer" in printed
+    assert "problems: 3, warnings: 1, fine: 1" in printed
+
+
+def test_a_mistake_in_a_check_is_not_hidden(checks):
+    def broken(_):
+        raise ZeroDivisionError
+        yield
+
+    checks(lends, broken)
+    with pytest.raises(ZeroDivisionError):
+        examination.run(Environment())
