@@ -221,9 +221,10 @@ def doctor(
     """Check machine, devices, project and servers; exit code 1 if one has a problem.
 
     Changes nothing, and says what to do."""
+    environment = load_environment()
     from diffusion_core.doctor.examination import run
 
-    run(load_environment(), as_json)
+    run(environment, as_json)
 
 
 application.add_typer(registered.commands)

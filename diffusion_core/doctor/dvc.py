@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -89,23 +87,22 @@ def cache_folder(environment: Environment) -> Path:
 def _repository_lock() -> Iterator[Diagnosis]:
     """Look at the lock of the whole repository.
 
-    By default the system releases it with its process. With `core.hardlink_lock` it is a file that stays, whose content
-    is the name of a claim: path|host|process|number.
+    By default the system releases it with its process. With `core.hardlink_lock` it is a link that stays, to a file
+    whose name it has as its content, and it does not name its process.
     """
     try:
         content = LOCK.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return
-    claim = re.fullmatch(r".*\|([^|]+)\|(\d+)\|\d+", content)
-    if claim is not None:
-        host, process = claim[1], int(claim[2])
-        if host == socket.gethostname() and not psutil.pid_exists(process):
+    if content.endswith(".lock"):
+        process = next(_commands(), None)
+        if process is None:
             yield problem(
-                f"{LOCK} is the lock of a DVC command that died (process {process}): DVC waits for it for a year",
-                f"see that no dvc works here, and `rm {LOCK}`",
+                f"{LOCK} is the lock of a DVC command that died, or of one on another machine",
+                f"if no dvc works here on another machine either, `rm {LOCK}`",
             )
         else:
-            yield ok(f"a DVC command works here (process {process} on {host})")
+            yield ok(f"a DVC command works here (process {process})")
     elif is_held(LOCK):
         yield ok(f"a DVC command works here (process {content})")
 
@@ -137,10 +134,18 @@ def _paths_lock() -> Iterator[Diagnosis]:
             )
 
 
+def _commands() -> Iterator[int]:
+    """Return the processes of DVC that work in this folder."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if not _is_other(process.pid) and Path(process.cwd()) == Path.cwd():
+                yield process.pid
+
+
 def _is_other(process: int) -> bool:
     """Return whether a process is not one of DVC."""
     try:
         words = psutil.Process(process).cmdline()
     except psutil.Error:
         return False
-    return not any("dvc" in word for word in words)
+    return not any(Path(word).name == "dvc" for word in words)

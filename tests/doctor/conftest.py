@@ -43,7 +43,7 @@ def locked_server(tmp_path_factory):
     command = [RCLONE, "serve", "http", "--addr", f"127.0.0.1:{port}", pages]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            assert any("Serving" in line or "serving" in line or "server on" in line for line in process.stderr)
+            assert any("Server started" in line for line in process.stderr)
             yield port
         finally:
             process.terminate()

@@ -49,9 +49,9 @@ def test_threads_beyond_the_containers_share_are_found(monkeypatch, tmp_path, li
 def test_a_variable_that_leaves_cores_idle_is_found(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2 * torch.get_num_threads())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert any(each.remedy == "unset it, or raise it" for each in processors(Environment()))
+    assert any(each.remedy == "unset it, or raise it" for each in processors(Environment(threads="auto")))
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert not any("OMP_NUM_THREADS" in each.sentence for each in processors(Environment()))
+    assert not any("OMP_NUM_THREADS" in each.sentence for each in processors(Environment(threads="auto")))
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [("LEAST_MEMORY", "problem"), ("LITTLE_MEMORY", "warning")])

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -21,7 +22,8 @@ ENVIRONMENT = Environment()
 
 @pytest.fixture
 def environment(server, admin):
-    admin.create_bucket(Bucket="outputs")
+    with suppress(admin.exceptions.BucketAlreadyExists):
+        admin.create_bucket(Bucket="outputs")
     return Environment(s3_endpoint=server, s3_access_key=ACCESS, s3_secret_key=SECRET, dvc_remote="s3://outputs/dvc")
 
 
