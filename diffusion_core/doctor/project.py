@@ -2,7 +2,6 @@
 
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import PARAMS_FILE, load_settings
@@ -10,6 +9,7 @@ from diffusion_core.doctor.diagnosis import Diagnosis, of_error, ok, problem, wa
 from diffusion_core.errors import UserError
 from diffusion_core.locks import is_held
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK, TRAINING_LOCK
+from diffusion_core.stages.preflight import check_repository
 
 
 def params(_: Environment) -> Iterator[Diagnosis]:
@@ -33,20 +33,7 @@ def git(_: Environment) -> Iterator[Diagnosis]:
     """Check for a repository, a commit and an identity, which DVC and scheduled runs need."""
     if not PARAMS_FILE.exists():
         return
-    try:
-        top = _git("rev-parse", "--show-toplevel")
-    except FileNotFoundError:
-        yield problem("git is not installed, and DVC needs it", "install git")
-        return
-    if top.returncode:
-        if "dubious ownership" in top.stderr:
-            yield problem(
-                "git does not trust this folder, whose owner is another user",
-                f"`git config --global --add safe.directory {Path.cwd()}`",
-            )
-        else:
-            yield problem("this folder is not in a git repository, and DVC needs one", "`git init`, and commit")
-        return
+    check_repository()
     if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
         yield warning("the repository has no commit, and scheduled runs clone one", "commit")
         return

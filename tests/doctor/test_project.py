@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.doctor import project
+from diffusion_core.errors import UserError
 from diffusion_core.locks import exclusive_lock
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
 from tests.doctor.findings import is_silent, worst
@@ -42,7 +43,8 @@ def git(*arguments):
 
 
 def test_what_git_lacks_is_found(monkeypatch):
-    assert worst(project.git, ENVIRONMENT).remedy == "`git init`, and commit"
+    with pytest.raises(UserError, match=r"not in a git repository, which DVC needs: say `git init`, and commit$"):
+        [*project.git(ENVIRONMENT)]
     git("init")
     assert "no commit" in worst(project.git, ENVIRONMENT).sentence
     git("commit", "--allow-empty", "--message", "first")
@@ -52,4 +54,5 @@ def test_what_git_lacks_is_found(monkeypatch):
     git("config", "user.email", "a@b.c")
     assert is_silent(project.git, ENVIRONMENT)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert worst(project.git, ENVIRONMENT).remedy == "install git"
+    with pytest.raises(UserError, match="git is not installed"):
+        [*project.git(ENVIRONMENT)]
