@@ -218,9 +218,9 @@ def clean(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Check machine, devices, project and servers; exit code 1 if one has a problem.
+    """Check machine, project and servers, and say what to do.
 
-    Changes nothing, and says what to do."""
+    Exit code 1 if there is a problem. It changes nothing."""
     environment = load_environment()
     from diffusion_core.doctor.examination import run
 
