@@ -22,19 +22,25 @@ def environment(folder):
     return new_environment(folder)
 
 
+def contents(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
 def start_run(environment, key, hours=0.0):
     client = connect(environment)
     began = int((time.time() - hours * 3600) * 1000)
     return client, client.create_run(experiment_id(client, environment), began, tags={RUN_KEY: key}).info.run_id
 
 
-def test_a_run_whose_process_died_here_is_found_and_stays_as_it_is(environment):
+def test_a_run_whose_process_died_here_is_found_and_stays_as_it_is(environment, folder):
     outbox = Outbox(environment.checkpoints / "abc" / "outbox")
     client, run = start_run(environment, outbox.key)
     with exclusive_lock(outbox.folder.parent / LOCK):
         assert is_silent(tracking_store, environment)
+    before = contents(folder)
     found = worst(tracking_store, environment)
     assert (run in found.sentence, "diffusion replay" in found.remedy) == (True, True)
+    assert contents(folder) == before
     assert client.get_run(run).info.status == "RUNNING"
     client.set_terminated(run)
     assert is_silent(tracking_store, environment)
