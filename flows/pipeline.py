@@ -86,9 +86,11 @@ def main() -> None:
         with only_run():
             pass
         # Beside the next line, because it takes a second or two.
-        with subprocess.Popen(PREFLIGHT) as preflight:
+        with subprocess.Popen(PREFLIGHT, stderr=subprocess.PIPE, text=True) as preflight:
             page = user_server()
+            _, refusal = preflight.communicate()
         if preflight.returncode:
+            print(refusal, end="", file=sys.stderr)
             sys.exit(preflight.returncode)
         # By default, Prefect derives logged links from the API's address with its password. The default for temporary
         # servers is in Prefect's default profile, which a user's profile replaces.

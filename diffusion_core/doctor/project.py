@@ -34,6 +34,9 @@ def git(_: Environment) -> Iterator[Diagnosis]:
     if not PARAMS_FILE.exists():
         return
     check_repository()
+    if _git("rev-parse", "--git-dir").returncode:
+        yield warning("DVC works without git here, and scheduled runs clone a repository", "`git init`, and commit")
+        return
     if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
         yield warning("the repository has no commit, and scheduled runs clone one", "commit")
         return

@@ -4,17 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from configobj import ConfigObj, ConfigObjError
+
 from diffusion_core.config.environment import load_environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.errors import UserError
+from diffusion_core.stages.remote import DVC
 
 
 def check_repository() -> None:
-    """Check that git is installed and this folder in a repository, which DVC needs.
+    """Check that git is installed and this folder in a repository, which DVC needs unless `core.no_scm` is set.
 
     Raises:
         UserError: it is not.
     """
+    if _is_without_git():
+        return
     command = ["git", "rev-parse", "--git-dir"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -27,6 +32,16 @@ def check_repository() -> None:
         )
     if done.returncode:
         raise UserError(f"{Path.cwd()} is not in a git repository, which DVC needs: say `git init`, and commit")
+
+
+def _is_without_git() -> bool:
+    """Return whether the project is one of `dvc init --no-scm`."""
+    try:
+        config = ConfigObj(str(DVC / "config"), encoding="utf-8", interpolation=False)
+    except (ConfigObjError, UnicodeDecodeError):
+        # DVC reports it with the line.
+        return False
+    return str(config.get("core", {}).get("no_scm", "")).lower() == "true"
 
 
 def main() -> None:

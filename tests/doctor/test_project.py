@@ -42,9 +42,13 @@ def git(*arguments):
     subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b.c", *arguments], check=True, capture_output=True)
 
 
-def test_what_git_lacks_is_found(monkeypatch):
+def test_what_git_lacks_is_found(folder, monkeypatch):
     with pytest.raises(UserError, match=r"not in a git repository, which DVC needs: say `git init`, and commit$"):
         [*project.git(ENVIRONMENT)]
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    assert "without git" in worst(project.git, ENVIRONMENT).sentence
+    shutil.rmtree(folder / ".dvc")
     git("init")
     assert "no commit" in worst(project.git, ENVIRONMENT).sentence
     git("commit", "--allow-empty", "--message", "first")
