@@ -218,10 +218,13 @@ def clean(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Check that each device computes correctly; exit code 1 if not."""
-    from diffusion_core.stages.doctor import run
+    """Check machine, project and servers, and say what to do.
 
-    run(load_environment(), as_json)
+    Exit code 1 if there is a problem. It changes nothing."""
+    environment = load_environment()
+    from diffusion_core.doctor.examination import run
+
+    run(environment, as_json)
 
 
 application.add_typer(registered.commands)

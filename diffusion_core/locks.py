@@ -4,6 +4,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,22 @@ def exclusive_lock(file: Path, *, seconds: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(file: Path) -> bool:
+    """Return whether a process has the lock, without changing the file; false on Windows, where that is not known."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _acquired(file: Path, deadline: float) -> BaseFileLock:

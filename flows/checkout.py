@@ -83,6 +83,11 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
     finally:
         with _disk_refusals():
             _restore_params()
+        _logger.warning(
+            "%s is restored, and dvc.lock and the outputs here are those of the overrides (%s): `git checkout dvc.lock"
+            " && dvc checkout` restores what was committed, and the next run what %s says",
+            *(PARAMS, ", ".join(overrides), PARAMS),
+        )
 
 
 def _restore_unless_edited() -> None:

@@ -5,6 +5,7 @@
 
 import shutil
 import signal
+import subprocess
 import sys
 from argparse import ArgumentParser
 
@@ -31,6 +32,8 @@ from flows.verdict import decided, published, run_name
 
 # Free bytes that a temporary server needs: a new database has about 2 MB, and grows with each run.
 SERVER_BYTES = 16 * 2**20
+# A process of its own, because the checks of params.yaml load PyTorch.
+PREFLIGHT = (sys.executable, "-m", "diffusion_core.stages.preflight")
 
 
 @flow(
@@ -93,7 +96,13 @@ def main() -> None:
         # Before a server starts, because a temporary one has its database in this folder.
         with only_run():
             pass
-        page = user_server()
+        # Beside the next line, because it takes a second or two.
+        with subprocess.Popen(PREFLIGHT, stderr=subprocess.PIPE, text=True) as preflight:
+            page = user_server()
+            _, refusal = preflight.communicate()
+        if preflight.returncode:
+            print(refusal, end="", file=sys.stderr)
+            sys.exit(preflight.returncode)
         # By default, Prefect derives logged links from the API's address with its password. The default for temporary
         # servers is in Prefect's default profile, which a user's profile replaces.
         with temporary_settings({PREFECT_UI_URL: page}, set_defaults={PREFECT_SERVER_EPHEMERAL_ENABLED: True}):

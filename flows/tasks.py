@@ -174,6 +174,8 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         )
     if "is busy" in dvc_error or "Unable to acquire lock" in dvc_error:
         raise StageFailed(f"{stage}: another DVC command works in this folder; wait until it ends", is_mistake=True)
+    if "is not a git repository" in dvc_error:
+        raise StageFailed(f"{stage}: {dvc_error}, which DVC needs: say `git init`, and commit", is_mistake=True)
     if any(words in dvc_error for words in DISK_ERRORS):
         raise StageFailed(
             f"{stage}: the disk refuses DVC ({dvc_error}): make room or correct its rights", is_mistake=True

@@ -41,7 +41,7 @@ LONGEST_SECONDS = 900
 TIERS = {
     "stack": ("stack",),
     "servers": (
-        *("flows", "registry", "storage", "docker/test_compose_servers.py"),
+        *("doctor", "flows", "registry", "storage", "docker/test_compose_servers.py"),
         *(
             "stages/test_promote.py",
             "stages/test_publish.py",

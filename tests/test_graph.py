@@ -1,6 +1,7 @@
 """dvc.yaml, params.yaml, the stages' functions and the command line say the same."""
 
 import inspect
+import re
 import subprocess
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,8 @@ from diffusion_core.__main__ import STAGES as COMMANDS
 from diffusion_core.choices import Choice
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import Settings
+from diffusion_core.metrics.figures import every_metric
+from diffusion_core.metrics.figures.metric import COUNTS
 from diffusion_core.stages import paths
 from diffusion_core.stages.prepare import DECODER
 
@@ -174,3 +177,16 @@ def test_git_ignores_what_stages_write():
     names += [str(paths.REPORT), str(paths.COMPARISON)]
     done = subprocess.run(["git", "check-ignore", *names], capture_output=True, text=True, check=False)
     assert done.stdout.split() == names
+
+
+def test_no_metric_has_the_name_of_an_output_or_of_a_dependency():
+    """Else `dvc exp show` has hashes in the metric's column, as it once had for `samples`."""
+    names = {name for metric in every_metric() for name in metric.figures} | set(COUNTS)
+    assert names & {path for stage in STAGES.values() for path in stage["deps"]} == set()
+    assert {"frechet", "sample_count"} <= names
+
+
+def test_dvc_shows_the_pictures_that_the_samples_have():
+    content = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
+    code = Path("diffusion_core/stages/sample.py").read_text(encoding="utf-8")
+    assert content["plots"] == [f"samples/{name}" for name in re.findall(r'folder / "(\w+\.png)"', code)]

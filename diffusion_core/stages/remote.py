@@ -53,9 +53,9 @@ def run(environment: Environment) -> None:
     store.check(address.bucket)
     if not store.may_write(address.bucket, address.prefix):
         print(f"remote: these credentials can read {address} and not write to it, so that nothing can be pushed")
-    config = _read()
+    config = read_config()
     config.setdefault("core", {})["remote"] = "store"
-    config['remote "store"'] = _remote(str(address), environment)
+    config['remote "store"'] = remote_options(str(address), environment)
     if environment.dvc_cache:
         config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.expanduser().absolute())
     if environment.s3_endpoint:
@@ -89,7 +89,12 @@ def _tell_of_another_file() -> None:
         )
 
 
-def _read() -> ConfigObj:
+def read_config() -> ConfigObj:
+    """Return DVC's local configuration; empty if there is none.
+
+    Raises:
+        UserError: it is not a configuration of DVC.
+    """
     try:
         config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
     except (ConfigObjError, UnicodeDecodeError):
@@ -100,7 +105,8 @@ def _read() -> ConfigObj:
     return config
 
 
-def _remote(url: str, environment: Environment) -> dict[str, str]:
+def remote_options(url: str, environment: Environment) -> dict[str, str]:
+    """Return what DVC is to know of the store, with the keys."""
     keys = (environment.s3_access_key, environment.s3_secret_key)
     access, secret = (key.get_secret_value() if key else None for key in keys)
     options = {

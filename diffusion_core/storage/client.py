@@ -27,6 +27,21 @@ READ_SECONDS = 60
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How long a request waits.
+
+    Attributes:
+        connect_seconds: for a connection.
+        read_seconds: for each part of the answer.
+        attempts: of a request.
+    """
+
+    connect_seconds: float
+    read_seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
 class Object:
     """An object in a listing.
 
@@ -98,8 +113,12 @@ def delete(store: Store, bucket: str, key: str) -> None:
         store.client.delete_object(Bucket=bucket, Key=key)
 
 
-def open_store(environment: Environment) -> Store:
+def open_store(environment: Environment, patience: Patience | None = None) -> Store:
     """Return the store of this environment, without sending a request.
+
+    Args:
+        environment: the environment, with address and keys.
+        patience: how long a request waits; by default long enough for a busy store.
 
     Raises:
         UserError: one of the two keys is missing, or the endpoint is not a valid address or includes a password.
@@ -109,7 +128,8 @@ def open_store(environment: Environment) -> Store:
     name = shown_endpoint(endpoint)
     with _telling(name, "a client"):
         session = boto3.session.Session(access, secret, region_name=environment.s3_region or None)
-        return Store(session.client("s3", endpoint_url=endpoint, config=_config(own=endpoint is not None)), name)
+        config = _config(endpoint is not None, patience or Patience(CONNECT_SECONDS, READ_SECONDS, ATTEMPTS))
+        return Store(session.client("s3", endpoint_url=endpoint, config=config), name)
 
 
 @contextmanager
@@ -124,7 +144,7 @@ def _telling(store: str, place: str) -> Iterator[None]:
         raise interruption(error, place, store) from None
 
 
-def _config(own: bool) -> Config:
+def _config(own: bool, patience: Patience) -> Config:
     """Return boto3's settings; `own` is for a store that is not Amazon's and may lack its newer features."""
     options: dict[str, Any] = {}
     if own:
@@ -134,9 +154,9 @@ def _config(own: bool) -> Config:
             "s3": {"addressing_style": "path"},
         }
     return Config(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
         max_pool_connections=PARALLEL,
         **options,
     )

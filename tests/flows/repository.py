@@ -1,6 +1,7 @@
 """A DVC project with the graph of ours, whose stages write a line or two and need no training."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,7 @@ def write_repository(folder):
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (folder / "stage.py").write_text(STAGE)
     (folder / "source.txt").write_text("the images")
+    shutil.copy(CHECKOUT / "params.yaml", folder)
     (folder / "diffusion_core").mkdir()
     # The command is the stand-in's, and all other modules are those of the checkout.
     (folder / "diffusion_core/__init__.py").write_text(f"__path__.append({str(CHECKOUT / 'diffusion_core')!r})\n")

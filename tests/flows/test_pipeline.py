@@ -170,7 +170,7 @@ def test_what_waits_for_the_network_may_hang_and_what_computes_is_bounded_by_its
     assert limited == {"pull", "ingest", "push", "check", "publish", "promote", "report", "verify"}
 
 
-def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatch):
+def test_overrides_change_params_yaml_and_what_depends_on_it(project, caplog):
     (project / "params.yaml").write_text("train: {seed: 0}\n")
     graph = yaml.safe_load((project / "dvc.yaml").read_text())
     graph["stages"]["train"]["params"] = ["train"]
@@ -180,6 +180,9 @@ def test_overrides_change_params_yaml_and_what_depends_on_it(project, monkeypatc
     ran(project)
     pipeline(overrides=["train.seed=7"], refresh_data=False)
     assert [stage for stage, _ in ran(project)][:2] == ["check", "train"]
+    assert "the outputs here are those of the overrides (train.seed=7): `git checkout dvc.lock && dvc checkout`" in (
+        caplog.text
+    )
     # They are of that run alone: the next one has nothing to do but to bring back what was.
     assert (project / "params.yaml").read_text() == "train: {seed: 0}\n"
     pipeline(refresh_data=False)

@@ -1,0 +1,1 @@
+"""The checks of `diffusion doctor`: one subject a file. A check changes nothing, and no message shows a password."""
