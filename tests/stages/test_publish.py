@@ -9,7 +9,8 @@ from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
-from diffusion_core.registry.connection import connect, experiment_id, store_name
+from diffusion_core.registry.connection import connect, store_name
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY, find_run
 from diffusion_core.registry.tracking import replay
 from diffusion_core.registry.versions import recorded_evaluation
@@ -81,7 +82,7 @@ def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, 
     (version,) = published_versions(environment)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"publish: version 1 of {NAME}, trained by {page or 'http://127.0.0.1:5000'}/#/experiments/")
-    assert line.endswith(f"/runs/{version.run_id}{ending}")
+    assert line.endswith(f"/runs/{version.run_id}?workflowType=machine_learning{ending}")
 
 
 def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):
