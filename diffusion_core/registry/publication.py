@@ -49,7 +49,7 @@ def register(
         name: the registered model; created if needed.
         folder: the folder of `model.safetensors` and `model.json`.
         tags: tags of the version, set at its creation.
-        sample: the section `sample` of params.yaml by which the gate judges it, if it is known.
+        sample: the section `sample` of params.yaml by which the gate judges it; None for a usual one.
 
     Raises:
         UserError: the model cannot be loaded.

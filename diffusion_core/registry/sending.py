@@ -158,7 +158,7 @@ class Sender:
     def _log_image(self, entry: Entry) -> None:
         run, key, step = self._run_id(), entry["key"], entry["step"]
         # MLflow's names of such files begin with key and step; the rest is random.
-        begins = tuple(f"images/{key.replace('/', '#')}{mark}step{mark}{step}{mark}" for mark in "%+")
+        begins = tuple(f"images/{key.replace('/', '~')}{mark}step{mark}{step}{mark}" for mark in "%+")
         files = [each.path for each in self._client.list_artifacts(run, "images") if each.path.startswith(begins)]
         if not files:
             self._client.log_image(run, self._outbox.image(entry), key=key, step=step, timestamp=entry["time"])

@@ -145,7 +145,7 @@ def _table(model_input: Any) -> pd.DataFrame:
     """Return the input as a table.
 
     Raises:
-        ValueError: it is none, or has another column than `label` or `class`.
+        ValueError: it cannot be a table, or has another column than `label` or `class`.
     """
     try:
         table = pd.DataFrame(model_input)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from diffusion_core.registry.delivery import Delivery
 from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.tracking import replay, training_run
-from tests.registry.trainings import DATASET, FOLDER, PARAMS, history, pictures, stored, track, waiting
+from tests.registry.trainings import DATASET, FOLDER, PARAMS, deliver, history, pictures, stored, track, waiting
 
 
 def leave_by(error):
