@@ -56,6 +56,7 @@ EVERYWHERE = {
     "documents": "reads JSON and YAML",
     "errors": "holds classes of errors",
     "lineage.checkpoints": "names folders, and says which are whole",
+    "lineage.dataset_version": "names and counts the images, for people",
     "lineage.identity": "names what a training is made of",
     "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",

@@ -11,7 +11,8 @@ from typer.main import get_command
 from diffusion_core import Unet
 from diffusion_core.__main__ import application
 from diffusion_core.config.environment import DEPLOYMENT, Environment
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import register
 from tests.registry.projects import new_environment, write_model
 

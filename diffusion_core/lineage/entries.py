@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 class _Start(TypedDict):
     kind: Literal["start"]
     params: dict[str, str]
-    dataset: dict[str, str | None]
+    dataset: dict[str, str | dict[str, int | str] | None]
     tags: dict[str, str]
     time: int
 

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -16,23 +17,6 @@ from diffusion_core.files import sha256_of
 
 DVC_LOCK = Path("dvc.lock")
 PACKAGE = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class DatasetVersion:
-    """The version of a dataset.
-
-    Attributes:
-        name: name for display.
-        digest: sha256 of its content.
-        md5: DVC's hash, or None if DVC did not make it.
-        source: path of its folder.
-    """
-
-    name: str
-    digest: str
-    md5: str | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -46,12 +30,6 @@ class GitState:
 
     commit: str | None
     dirty: bool | None
-
-
-def dataset_version(folder: Path, digest: str) -> DatasetVersion:
-    """Return the version of the dataset in `folder`, a DVC output of this project with the digest `digest`."""
-    path = folder.as_posix()
-    return DatasetVersion(name=path, digest=digest, md5=dvc_hashes().get(path), source=path)
 
 
 def git_state() -> GitState:
@@ -74,7 +52,7 @@ def dvc_hashes(lock: Path = DVC_LOCK) -> dict[str, str]:
     Raises:
         UserError: dvc.lock cannot be read.
     """
-    outs = [entry for stage in _locked_stages(lock).values() for entry in stage.outs]
+    outs = [entry for stage in locked_stages(lock).values() for entry in stage.outs]
     return {entry.path.as_posix(): entry.md5 for entry in outs if entry.md5 is not None and _lies_there(entry)}
 
 
@@ -151,16 +129,24 @@ def _lies_there(entry: _Entry) -> bool:
         return hashlib.file_digest(content, "md5").hexdigest() == entry.md5
 
 
-class _LockedStage(BaseModel):
+class LockedStage(BaseModel):
+    """A stage in dvc.lock.
+
+    Attributes:
+        outs: its outputs.
+        params: the parameters with which it ran, by file.
+    """
+
     outs: list[_Entry] = []
+    params: dict[str, Any] = {}
 
 
-def _locked_stages(lock: Path) -> dict[str, _LockedStage]:
+def locked_stages(lock: Path) -> dict[str, LockedStage]:
     """Return the stages in dvc.lock by name; empty if there is no dvc.lock."""
     if not lock.exists():
         return {}
     try:
         stages = read_yaml(lock)["stages"]
-        return TypeAdapter(dict[str, _LockedStage]).validate_python(stages)
+        return TypeAdapter(dict[str, LockedStage]).validate_python(stages)
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{lock} cannot be read: restore it from git, or remove it and run `dvc repro`") from None

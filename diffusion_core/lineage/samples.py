@@ -6,6 +6,7 @@ if a stage is run by hand or an output is restored without the others.
 
 from pydantic import BaseModel
 
+from diffusion_core.config.settings import SampleSettings
 from diffusion_core.lineage.provenance import code_digest, json_digest
 from diffusion_core.lineage.record import Record
 
@@ -19,10 +20,12 @@ class SamplesOrigin(Record):
     Attributes:
         model_digest: digest of the sampled model.
         sampling_key: see `sampling_key`.
+        sample: the section `sample` of params.yaml by which they were made; None for samples of former versions.
     """
 
     model_digest: str
     sampling_key: str
+    sample: SampleSettings | None = None
 
 
 def sampling_key(sample: BaseModel) -> str:

@@ -19,7 +19,6 @@ from urllib.request import urlopen
 import mlflow
 import sqlalchemy
 from mlflow import MlflowClient
-from mlflow.entities import Experiment
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 
@@ -184,38 +183,6 @@ def is_server(uri: str) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
-def experiment_id(client: MlflowClient, environment: Environment) -> str:
-    """Return the id of the environment's experiment; create it if needed.
-
-    Raises:
-        UserError: the experiment was deleted, or its artifacts are in the folder of another database.
-    """
-    experiment = client.get_experiment_by_name(environment.experiment)
-    if experiment is None:
-        uri = tracking_uri(environment)
-        location = None if is_server(uri) else artifact_folder(uri).as_uri()
-        with sent_once():
-            return client.create_experiment(environment.experiment, artifact_location=location)
-    _check_artifacts(experiment, tracking_uri(environment))
-    if experiment.lifecycle_stage != "active":
-        raise UserError(
-            f"the experiment {environment.experiment} was deleted in MLflow: restore it with"
-            f" `mlflow experiments restore -x {experiment.experiment_id}`, or set DIFFUSION_EXPERIMENT to another name"
-        )
-    return experiment.experiment_id
-
-
-def _check_artifacts(experiment: Experiment, uri: str) -> None:
-    """Raise an error for a moved or copied database, because MLflow stores the absolute path of its artifacts."""
-    if is_server(uri) or not experiment.artifact_location.endswith(f"/{ARTIFACTS}"):
-        return
-    if experiment.artifact_location != artifact_folder(uri).as_uri():
-        raise UserError(
-            f"the experiment {experiment.name} keeps its artifacts in {experiment.artifact_location}, and its database"
-            f" lies elsewhere now ({without_userinfo(uri)}): move it back, or set DIFFUSION_EXPERIMENT to another name"
-        )
-
-
 def artifact_folder(uri: str) -> Path:
     """Return the folder of a database's artifacts: `mlartifacts` next to an SQLite file, else in this folder."""
     file = sqlite_file(uri)
@@ -246,7 +213,8 @@ def run_page(environment: Environment, experiment: str, run: str) -> str:
     uri = tracking_uri(environment)
     # The page is printed, and kept in Prefect's database.
     pages = without_userinfo(environment.tracking_page or (uri if is_server(uri) else LOCAL_PAGES))
-    return f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    # MLflow's pages would open in their mode for language models.
+    return f"{pages.rstrip('/')}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
 
 def _use_credentials(uri: str) -> None:

@@ -7,29 +7,38 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import mlflow
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Metric, Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 import diffusion_core
 from diffusion_core.config.environment import Environment
+from diffusion_core.config.settings import SampleSettings
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.lineage.saved_model import load_model, model_digest
-from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
-from diffusion_core.registry.connection import experiment_id, sent_once
+from diffusion_core.registry.connection import sent_once
+from diffusion_core.registry.evaluation_table import log_table
+from diffusion_core.registry.experiments import experiment_id
+from diffusion_core.registry.pages import describe_model, describe_run, describe_version
 from diffusion_core.registry.sending import find_run
-from diffusion_core.registry.versions import MODEL_DIGEST
+from diffusion_core.registry.signature import has_same_names, signature
+from diffusion_core.registry.versions import MODEL_DIGEST, SAMPLE
 
 STANDS_IN_FOR = "stands_in_for_run"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch", "tqdm")
 
 
-def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapping[str, str]) -> ModelVersion:
+def register(
+    client: MlflowClient,
+    run: Run,
+    name: str,
+    folder: Path,
+    tags: Mapping[str, str],
+    sample: SampleSettings | None = None,
+) -> ModelVersion:
     """Store the model in `folder` as an output of `run`, and make it a version of the registered model `name`.
 
     Completes an earlier call that was interrupted.
@@ -40,14 +49,31 @@ def register(client: MlflowClient, run: Run, name: str, folder: Path, tags: Mapp
         name: the registered model; created if needed.
         folder: the folder of `model.safetensors` and `model.json`.
         tags: tags of the version, set at its creation.
+        sample: the section `sample` of params.yaml by which the gate judges it; None for a usual one.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     digest = model_digest(folder)
-    model = _stored_model(client, run, digest) or _store_model(client, run, name, folder, digest)
+    model = _stored_model(client, run, digest) or _store_model(client, run, name, folder, digest, sample)
     with sent_once():
         return mlflow.register_model(f"models:/{model}", name, tags={**tags, MODEL_DIGEST: digest})
+
+
+def record_sample(client: MlflowClient, version: ModelVersion, folder: Path, sample: SampleSettings) -> None:
+    """Write how the samples were made to a tag of the version, and make that the defaults of its stored model.
+
+    A model that a former version of this code has stored keeps its parameters, which are others.
+    """
+    wanted = sample.model_dump_json()
+    if version.tags.get(SAMPLE) == wanted:
+        return
+    stored = mlflow.models.get_model_info(str(version.source)).signature
+    new = signature(load_model(folder), sample)
+    if stored is not None and stored != new and has_same_names(stored, new):
+        mlflow.models.set_signature(str(version.source), new)
+    # Last, because it says that the signature is there.
+    client.set_model_version_tag(version.name, version.version, SAMPLE, wanted)
 
 
 def original_run(client: MlflowClient, environment: Environment, run_key: str) -> Run:
@@ -68,26 +94,46 @@ def original_run(client: MlflowClient, environment: Environment, run_key: str) -
 
 
 def log_evaluation(
-    client: MlflowClient, run: Run, figures: Mapping[str, float], artifacts: Mapping[str, Iterable[Path]]
+    client: MlflowClient,
+    run: Run,
+    figures: Mapping[str, float],
+    artifacts: Mapping[str, Iterable[Path]],
+    model: str | None = None,
 ) -> None:
-    """Log the metrics that the run does not have yet, and the files by artifact folder."""
+    """Log the metrics that the run does not have yet, and the files by artifact folder.
+
+    Args:
+        client: client of the current store.
+        run: the run.
+        figures: the metrics by name.
+        artifacts: the files.
+        model: id of the stored model whose metrics these are, on the run's dataset; its page then shows them.
+    """
     now = time.time_ns() // 1_000_000
-    logged = client.get_run(run.info.run_id).data.metrics
+    known = client.get_run(run.info.run_id)
     # Compared as text, because NaN != NaN.
-    changed = {name: value for name, value in figures.items() if str(logged.get(name)) != str(value)}
-    client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0) for name, value in changed.items()])
+    changed = {name: value for name, value in figures.items() if str(known.data.metrics.get(name)) != str(value)}
+    used = known.inputs.dataset_inputs if known.inputs is not None else []
+    of = (model, used[0].dataset.name, used[0].dataset.digest) if used else (model, None, None)
+    client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0, *of) for name, value in changed.items()])
     for folder, files in artifacts.items():
         for file in files:
             client.log_artifact(run.info.run_id, str(file), folder)
 
 
 def log_decision(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:
-    """Log the gate's decision as JSON to the run that trained the version, and describe the version by its sentence."""
-    if version.description == decision.sentence:
-        return
-    client.log_dict(str(version.run_id), decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
-    # Last, because it says that the file is there.
-    client.update_model_version(version.name, version.version, description=decision.sentence)
+    """Log the gate's decision to the run that trained the version, and describe run, version and registered model.
+
+    The run gets it as JSON, and in the table of its evaluation.
+    """
+    run_id = str(version.run_id)
+    if (version.description or "").partition("\n")[0] != decision.sentence:
+        client.log_dict(run_id, decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
+        log_table(client, run_id, decision.grounds.evaluation, decision)
+    # After the file, because it says that the file is there.
+    describe_version(client, version, decision.sentence)
+    describe_run(client, client.get_model_version(version.name, version.version))
+    describe_model(client, version.name)
 
 
 def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
@@ -103,8 +149,10 @@ def _stored_model(client: MlflowClient, run: Run, digest: str) -> str | None:
     return stored
 
 
-def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest: str) -> str:
-    diffusion = load_model(folder).diffusion
+def _store_model(
+    client: MlflowClient, run: Run, name: str, folder: Path, digest: str, sample: SampleSettings | None
+) -> str:
+    trained = load_model(folder)
     with sent_once():
         model = client.create_logged_model(
             run.info.experiment_id, name, source_run_id=run.info.run_id, tags={MODEL_DIGEST: digest}
@@ -121,25 +169,8 @@ def _store_model(client: MlflowClient, run: Run, name: str, folder: Path, digest
             python_model=servable.__file__,
             artifacts={"model": str(folder)},
             code_paths=[str(Path(diffusion_core.__file__).parent)],
-            signature=_signature(diffusion),
+            signature=signature(trained, sample),
+            metadata={"classes": list(trained.class_names)},
             pip_requirements=[f"{each}=={installed_version(each).partition('+')[0]}" for each in REQUIREMENTS],
         )
     return model.model_id
-
-
-def _signature(diffusion: GaussianDiffusion) -> ModelSignature:
-    """Return the schema of input, output and parameters, with defaults that are valid for every model."""
-    steps = min(50, diffusion.num_timesteps)
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, servable.LABEL, required=False)]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *diffusion.image_size, diffusion.channels))]),
-        params=ParamSchema(
-            [
-                ParamSpec("n", DataType.long, 16),
-                ParamSpec("steps", DataType.long, steps),
-                ParamSpec("seed", DataType.long, 0),
-                ParamSpec("eta", DataType.double, 0.0),
-                ParamSpec("guidance", DataType.double, 1.0),
-            ]
-        ),
-    )

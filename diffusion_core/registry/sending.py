@@ -1,5 +1,6 @@
 """Sends a queue's entries to the tracking store: each once, and in order."""
 
+import json
 import logging
 from collections.abc import Iterator
 from itertools import islice
@@ -7,17 +8,18 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.data import sources
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
+from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.entries import Entry
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
-from diffusion_core.registry.connection import experiment_id, is_transient, reason, sent_once
+from diffusion_core.registry.connection import is_transient, reason, sent_once
+from diffusion_core.registry.experiments import experiment_id
 
 # Tags of MLflow runs: the queue's key, and the run that a new one replaces.
 RUN_KEY = "run_key"
@@ -156,7 +158,7 @@ class Sender:
     def _log_image(self, entry: Entry) -> None:
         run, key, step = self._run_id(), entry["key"], entry["step"]
         # MLflow's names of such files begin with key and step; the rest is random.
-        begins = tuple(f"images/{key}{mark}step{mark}{step}{mark}" for mark in "%+")
+        begins = tuple(f"images/{key.replace('/', '~')}{mark}step{mark}{step}{mark}" for mark in "%+")
         files = [each.path for each in self._client.list_artifacts(run, "images") if each.path.startswith(begins)]
         if not files:
             self._client.log_image(run, self._outbox.image(entry), key=key, step=step, timestamp=entry["time"])
@@ -182,13 +184,14 @@ class Sender:
             self._client.update_run(run_id, "RUNNING")
         self._outbox.set_run_id(run_id)
         logged = self._client.get_run(run_id)
-        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        # Somebody may have given the run another name or description since.
+        new = {name: value for name, value in tags.items() if name not in logged.data.tags or not _is_mlflows(name)}
+        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in new.items()])
         missing = iter([Param(*each) for each in entry["params"].items() if each[0] not in logged.data.params])
         while part := list(islice(missing, MOST_PARAMS)):
             self._client.log_batch(run_id, params=part)
         if logged.inputs is None or not logged.inputs.dataset_inputs:
-            dataset = _mlflow_dataset(entry["dataset"])._to_mlflow_entity()
-            used = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+            used = DatasetInput(_mlflow_dataset(entry["dataset"]), [InputTag("mlflow.data.context", "training")])
             self._client.log_inputs(run_id, datasets=[used])
 
     def _run_id(self) -> str:
@@ -231,8 +234,22 @@ def _metrics(entry: Entry) -> list[Metric]:
     return [Metric(name, value, entry["time"], entry["step"]) for name, value in entry["values"].items()]
 
 
-def _mlflow_dataset(dataset: dict[str, Any]) -> MetaDataset:
+def _is_mlflows(tag: str) -> bool:
+    return tag.startswith("mlflow.")
+
+
+def _mlflow_dataset(dataset: dict[str, Any]) -> Dataset:
     # MLflow creates this class at import time, so mypy does not find it.
     source = sources.LocalArtifactDatasetSource(dataset["source"])  # type: ignore[attr-defined]
-    digest = (dataset["md5"] or dataset["digest"])[:LONGEST_DIGEST]
-    return MetaDataset(source, name=dataset["name"], digest=digest)  # type: ignore[abstract]
+    # Entries of former versions have none.
+    profile = dataset.get("profile") or {}
+    columns: list[ColSpec | TensorSpec] = [ColSpec(Array(Array(Array(DataType.integer))), "image")]
+    columns += [ColSpec(DataType.long, "label"), ColSpec(DataType.string, "class")] if "classes" in profile else []
+    return Dataset(
+        name=dataset["name"],
+        digest=(dataset["md5"] or dataset["digest"])[:LONGEST_DIGEST],
+        source_type=source._get_source_type(),
+        source=source.to_json(),
+        schema=json.dumps({"mlflow_colspec": Schema(columns).to_dict()}) if profile else None,
+        profile=json.dumps(profile) if profile else None,
+    )

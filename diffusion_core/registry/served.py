@@ -8,7 +8,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.sampling import Sampling, usual_sampling
 from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import downloaded, find_named, versions_named
+from diffusion_core.registry.versions import downloaded, find_named, recorded_sample, versions_named
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def load_served(environment: Environment, name: str, version: str, device: torch
         found = find_named(client, name, version)
         with downloaded(found) as files:
             model = load_model(files, device)
-    return Served(name, str(found.version), model, usual_sampling(model.diffusion.num_timesteps))
+    sample = recorded_sample(found)
+    judged = None if sample is None else Sampling(sample.sampler, sample.guidance)
+    return Served(name, str(found.version), model, judged or usual_sampling(model.diffusion.num_timesteps))
 
 
 def numbers(environment: Environment, name: str) -> dict[str, list[str]]:

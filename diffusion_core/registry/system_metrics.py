@@ -1,4 +1,4 @@
-"""Use of processor, memory, disk, network and GPU during a run, measured as MLflow measures it."""
+"""Use of processor, memory and GPU during a run, measured as MLflow measures it."""
 
 import logging
 import threading
@@ -8,13 +8,13 @@ from typing import Any
 
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
+# What a training is slowed by. Each of MLflow's others would be one more chart on its pages.
+KEPT = ("utilization_percentage", "memory_usage_megabytes", "power_usage_watts")
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def system_metrics(take: Callable[[Mapping[str, float], int], None], first: int 
 def _measure(
     stopped: threading.Event, seconds: float, take: Callable[[Mapping[str, float], int], None], step: int
 ) -> None:
-    monitors: list[Any] = [each() for each in (CPUMonitor, DiskMonitor, NetworkMonitor)]
+    monitors: list[Any] = [CPUMonitor()]  # type: ignore[no-untyped-call]
     # Without an NVIDIA GPU or its library, MLflow raises one of many errors.
     with suppress(Exception):
         monitors.append(GPUMonitor())  # type: ignore[no-untyped-call]
@@ -46,7 +46,8 @@ def _measure(
             monitor.collect_metrics()
         if stopped.wait(seconds):
             return
-        values = {f"system/{name}": value for each in monitors for name, value in each.aggregate_metrics().items()}
+        found = (pair for each in monitors for pair in each.aggregate_metrics().items())
+        values = {f"system/{name}": value for name, value in found if name.endswith(KEPT)}
         try:
             take(values, step)
         except OSError as error:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable
+from diffusion_core.lineage.dataset_version import DatasetVersion
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import Outbox
-from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.lineage.queue_errors import QueueError, UnreadableNow, accessing
 from diffusion_core.locks import Locked
 from diffusion_core.registry.connection import answering, connect, sqlite_file, store_name, tracking_uri

@@ -17,7 +17,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import TypeAdapter
 
+from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_file
 from diffusion_core.lineage.evaluation import Evaluation
@@ -31,11 +33,14 @@ MOST_SHOWN = 10
 
 MODEL_DIGEST = "model_digest"
 EVALUATION = "evaluation"
-# Tags that `publish` writes: the commit, and the hash of each output in dvc.lock.
-COMMIT = "git_commit"
+# Tags that `publish` writes: the commit, the hashes in dvc.lock of all outputs, and how the samples were made by which
+# the gate judges. Former versions have a tag for each output.
+COMMIT, OUTPUTS, SAMPLE = "git_commit", "outputs", "sample"
 OUTPUT = "dvc."
 # Folder of a pyfunc's files among its artifacts.
 ARTIFACTS = "artifacts"
+
+_OUTPUTS = TypeAdapter(dict[str, str])
 
 
 class Changed(UserError):
@@ -98,16 +103,25 @@ def versions_of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
 
 def named_by_versions(client: MlflowClient) -> Named | None:
     """Return what the versions of all registered models name, or None if there is no version."""
-    tags = [dict(version.tags) for version in _all_versions(client)]
-    if not tags:
+    versions = _all_versions(client)
+    if not versions:
         return None
     named = Named({}, set(), set())
-    for each in tags:
-        outputs = {value: name.removeprefix(OUTPUT) for name, value in each.items() if name.startswith(OUTPUT)}
+    for each in versions:
+        outputs = {value: path for path, value in outputs_of(each).items()}
         named.outputs.update(outputs)
-        if COMMIT in each:
-            (named.commits if outputs else named.only_commits).add(each[COMMIT])
+        if COMMIT in each.tags:
+            (named.commits if outputs else named.only_commits).add(each.tags[COMMIT])
     return named
+
+
+def outputs_of(version: ModelVersion) -> dict[str, str]:
+    """Return the hash in dvc.lock of each output with which a version was published, by path."""
+    former = {tag.removeprefix(OUTPUT): value for tag, value in version.tags.items() if tag.startswith(OUTPUT)}
+    try:
+        return former | _OUTPUTS.validate_json(version.tags.get(OUTPUTS, "{}"))
+    except ValueError:
+        return former
 
 
 def versions_of(client: MlflowClient, file: Path, entry: str) -> dict[str, Callable[[], AbstractContextManager[Path]]]:
@@ -116,7 +130,7 @@ def versions_of(client: MlflowClient, file: Path, entry: str) -> dict[str, Calla
     Returns:
         For each version, by its name and number, what `downloaded` does with it.
     """
-    found = [each for each in _all_versions(client) if each.tags.get(f"{OUTPUT}{file.as_posix()}") == entry]
+    found = [each for each in _all_versions(client) if outputs_of(each).get(file.as_posix()) == entry]
     found.sort(key=lambda each: -int(each.version))
     return {f"version {each.version} of {each.name}": partial(downloaded, each) for each in found}
 
@@ -152,6 +166,14 @@ def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
     """Return the evaluation in the version's tags, or None if there is none that this code can read."""
     try:
         return Evaluation.model_validate_json(version.tags.get(EVALUATION, ""))
+    except ValueError:
+        return None
+
+
+def recorded_sample(version: ModelVersion) -> SampleSettings | None:
+    """Return how the samples were made by which the gate judges the version, or None if this code cannot read it."""
+    try:
+        return SampleSettings.model_validate_json(version.tags.get(SAMPLE, ""))
     except ValueError:
         return None
 

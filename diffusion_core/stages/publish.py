@@ -6,16 +6,18 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin
-from diffusion_core.lineage.provenance import dvc_tags, flow_run_id, known_tags
+from diffusion_core.lineage.provenance import dvc_hashes, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
-from diffusion_core.registry.publication import log_evaluation, original_run, register
+from diffusion_core.registry.evaluation_table import log_table
+from diffusion_core.registry.pages import describe_run
+from diffusion_core.registry.publication import log_evaluation, original_run, record_sample, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
-from diffusion_core.registry.versions import find_version, record_evaluation
+from diffusion_core.registry.versions import OUTPUTS, find_version, record_evaluation, recorded_evaluation
 from diffusion_core.stages.cost import cost_metrics
 from diffusion_core.stages.paths import (
     METRICS,
@@ -43,7 +45,7 @@ def run(environment: Environment) -> None:
         needs(MODELS / file, "train")
     info = RunInfo.read(RUN_INFO, "train")
     digest = model_digest(MODELS)
-    evaluation = measured(digest)
+    evaluation, sample = measured(digest), SamplesOrigin.read(SAMPLES_ORIGIN, "sample").sample
 
     client = connect(environment)
     # The run is in the store only when its entries have arrived.
@@ -62,13 +64,18 @@ def run(environment: Environment) -> None:
         version = find_version(client, name, digest)
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
-            tags = dvc_tags() | known_tags(made_of | {"prefect_flow_run": flow_run_id()})
-            version = register(client, training, name, MODELS, tags)
+            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | {OUTPUTS: json.dumps(dvc_hashes())}
+            version = register(client, training, name, MODELS, tags, sample)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}
         costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
-        log_evaluation(client, training, evaluation.counts | values | costs, pictures)
+        log_evaluation(client, training, evaluation.counts | values | costs, pictures, version.model_id)
+        if recorded_evaluation(version) != evaluation:
+            log_table(client, training.info.run_id, evaluation, None)
         record_evaluation(client, version, evaluation)
+        if sample is not None:
+            record_sample(client, version, MODELS, sample)
+        describe_run(client, version)
 
     page = run_page(environment, training.info.experiment_id, training.info.run_id)
     PUBLICATION.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from diffusion_core.config.environment import Environment
 from diffusion_core.registry.champions import roll_back
 from diffusion_core.registry.connection import answering, connect
+from diffusion_core.registry.pages import describe_model
 
 
 def run(environment: Environment, version: int | None) -> None:
@@ -15,4 +16,6 @@ def run(environment: Environment, version: int | None) -> None:
     """
     client = connect(environment, may_create=False)
     with answering(environment):
-        print(f"rollback: {roll_back(client, environment.registered_model, version)}")
+        sentence = roll_back(client, environment.registered_model, version)
+        describe_model(client, environment.registered_model)
+    print(f"rollback: {sentence}")

@@ -75,7 +75,7 @@ def run(
             grid(trajectories.reshape(-1, *trajectories.shape[2:]), columns=trajectories.shape[1]),
             folder / "denoising.png",
         )
-        origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample))
+        origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample), sample=sample)
         origin.write(folder / SAMPLES_ORIGIN.name)
     record_cost("sample", SAMPLES / "samples.npy", cost)
     print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")

@@ -15,12 +15,14 @@ from diffusion_core.config.settings import TrainSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.lineage.checkpoints import mark_finished
+from diffusion_core.lineage.dataset_version import dataset_version
 from diffusion_core.lineage.outbox import OUTBOX
-from diffusion_core.lineage.provenance import dataset_version, dvc_tags, git_state, known_tags, provenance_tags
+from diffusion_core.lineage.provenance import dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.progress import Progress
 from diffusion_core.randomness import derive_seed
+from diffusion_core.registry.pages import run_tags
 from diffusion_core.registry.tracking import Run, training_run
 from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compile_cache import use_compile_cache
@@ -95,10 +97,10 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         return
     validation = open_validation(trainer, checkpoint, train, plan.folder)
 
-    version = dataset_version(PREPARED, plan.dataset.info.digest)
+    version = dataset_version(PREPARED, plan.dataset)
     commit = git_state()
     tags = known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest})
-    tags |= provenance_tags() | dvc_tags(within="data/")
+    tags |= provenance_tags() | dvc_tags(within="data/") | run_tags(version, train)
     with training_run(
         environment,
         plan.folder / OUTBOX,
@@ -220,7 +222,7 @@ def _steps(
         with model.diffusion.model.register_forward_pre_hook(request.check):
             picture = preview(model, train.seed, environment.sample_batch_size, trainer)
         if picture is not None:
-            tracked.image(picture, key="samples", step=trainer.images)
+            tracked.image(picture, key="samples/training", step=trainer.images)
 
     def leave(images: int, code: int) -> NoReturn:
         saver.wait()

@@ -18,7 +18,7 @@ from diffusion_core.lineage.dvc_cache import NoProject, dvc_cache
 from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.connection import NoStore, answering, connect
-from diffusion_core.registry.versions import OUTPUT, Changed, downloaded, find_champion, restore
+from diffusion_core.registry.versions import Changed, downloaded, find_champion, outputs_of, restore
 from diffusion_core.stages.copies import Copies
 from diffusion_core.stages.finding import REPAIR, Finding, Hashed, parts
 from diffusion_core.stages.paths import MODELS, PREPARED
@@ -167,15 +167,15 @@ def _champion(environment: Environment, repair: bool, hashed: Hashed) -> Iterato
         is_repaired = False
         if repair:
             try:
-                is_repaired = any(restore(client, champion, folder) for folder in _models(champion.tags))
+                is_repaired = any(restore(client, champion, folder) for folder in _models(outputs_of(champion)))
             except UserError as error:
                 problem += f", and it could not be repaired ({error})"
     remedy = remedy if repair else f"{REPAIR}; if that fails, {remedy}"
     yield Finding(f"version {champion.version} of {name}", problem, remedy, is_repaired)
 
 
-def _models(tags: Mapping[str, str]) -> Iterator[Path]:
-    """Yield folders that may have the model of a version with these tags: the checkout's, and one from DVC.
+def _models(outputs: Mapping[str, str]) -> Iterator[Path]:
+    """Yield folders that may have the model of a version with these outputs: the checkout's, and one from DVC.
 
     Raises:
         UserError: a DVC command runs, or the remote cannot be used.
@@ -183,7 +183,7 @@ def _models(tags: Mapping[str, str]) -> Iterator[Path]:
     names = (WEIGHTS, DESCRIPTION)
     if all((MODELS / name).exists() for name in names):
         yield MODELS
-    entries = {name: tags.get(f"{OUTPUT}{(MODELS / name).as_posix()}") for name in names}
+    entries = {name: outputs.get((MODELS / name).as_posix()) for name in names}
     with dvc_cache() as cache, tempfile.TemporaryDirectory() as temporary:
         for name, entry in entries.items():
             if entry is None or not (cache.is_whole(entry) or cache.restore(entry, bool(cache.remote_has([entry])))):

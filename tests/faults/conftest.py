@@ -8,7 +8,8 @@ import pytest
 from diffusion_core.__main__ import main
 from diffusion_core.address import S3Address
 from diffusion_core.config.environment import Environment
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import register
 from diffusion_core.stages.copies import Copies
 from diffusion_core.storage import open_store

@@ -11,7 +11,8 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.lineage import saved_model
 from diffusion_core.lineage.saved_model import load_model
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import register
 from diffusion_core.registry.versions import downloaded, load_version
 from tests.faults.commands import run, succeeds

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.dataset_version import DatasetVersion
 from diffusion_core.lineage.outbox import Outbox
-from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry.tracking import training_run
 from tests.faults.commands import is_killed, succeeds, wait_for
 from tests.faults.test_end_of_training import equal

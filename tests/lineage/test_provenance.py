@@ -1,17 +1,9 @@
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.provenance import (
-    dataset_version,
-    dvc_hashes,
-    dvc_tags,
-    git_state,
-    json_digest,
-    provenance_tags,
-)
+from diffusion_core.lineage.provenance import dvc_hashes, dvc_tags, git_state, json_digest, provenance_tags
 
 MODEL_MD5 = "99914b932bd37a50b983c5e7c90ae93b"
 LOCK = """
@@ -121,8 +113,6 @@ def test_the_md5_comes_from_dvc_lock():
     assert dvc_hashes() == {"data/prepared": "0123.dir", "models/model.json": MODEL_MD5}
     assert dvc_tags(within="models/") == {"dvc.models/model.json": MODEL_MD5}
     assert dvc_tags() == {"dvc.data/prepared": "0123.dir", "dvc.models/model.json": MODEL_MD5}
-    version = dataset_version(Path("data/prepared"), "digest")
-    assert (version.md5, version.digest, version.source) == ("0123.dir", "digest", "data/prepared")
 
 
 def test_the_md5_is_not_that_of_files_which_dvc_has_not_seen(outputs):
@@ -133,7 +123,6 @@ def test_the_md5_is_not_that_of_files_which_dvc_has_not_seen(outputs):
     assert dvc_hashes() == {}
     (outputs / "data/prepared/two").unlink()
     assert dvc_hashes() == {}
-    assert dataset_version(Path("data/prepared"), "digest").md5 is None
 
 
 def test_without_dvc_lock_there_is_no_md5(tmp_path, monkeypatch):

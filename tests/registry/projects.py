@@ -25,7 +25,8 @@ from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.metrics.views import domain_view
 from diffusion_core.pictures import grid, save
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.stages import prepare
@@ -57,13 +58,14 @@ def new_environment(folder):
     return Environment(tracking_uri=f"sqlite:///{folder}/mlflow.db", device="cpu")
 
 
-def write_model(folder, seed=0, num_classes=3, image_size=(8, 8), timesteps=8, channels=1):
+def write_model(folder, seed=0, num_classes=3, image_size=(8, 8), timesteps=8, channels=1, classes=()):
     """A model that no training has touched; another seed makes other weights."""
     torch.manual_seed(seed)
     network = {"dim": 8, "dim_mults": (1, 2), "channels": channels, "num_classes": num_classes}
     process = {"image_size": image_size, "timesteps": timesteps, "beta_schedule": "cosine", "weighting": "snr"}
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder, build_model(network, process), network, process, {"class_counts": [2, 3, 1]})
+    dataset = {"class_counts": [2, 3, 1], "classes": list(classes)}
+    save_model(folder, build_model(network, process), network, process, dataset)
 
 
 def write_run_info(folder, run_key=UNKNOWN_RUN):
@@ -120,7 +122,7 @@ def evaluate_model(project, sample=SAMPLE, evaluate=EVALUATE):
     real = [ImageDataset.open(project / "data/prepared", split) for split in ("train", "validation")]
     found = Evaluator([domain_view(reference)], *real, evaluate).evaluate(images)
     digest, sampling = model_digest(project / "models"), sampling_key(sample)
-    SamplesOrigin(model_digest=digest, sampling_key=sampling).write(project / "samples/origin.json")
+    SamplesOrigin(model_digest=digest, sampling_key=sampling, sample=sample).write(project / "samples/origin.json")
     key = evaluation_key(reference.digest, sampling, evaluate)
     evaluation = Evaluation(key=key, counts=found.counts, estimates=found.estimates)
     write_evaluation(project, FiguresOrigin(model_digest=digest, sampling_key=sampling, evaluation=evaluation))

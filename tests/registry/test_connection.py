@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -6,13 +7,8 @@ import pytest
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.connection import (
-    artifact_folder,
-    connect,
-    experiment_id,
-    run_page,
-    tracking_uri,
-)
+from diffusion_core.registry.connection import artifact_folder, connect, run_page, tracking_uri
+from diffusion_core.registry.experiments import experiment_id
 from tests.registry.projects import new_environment
 
 SECRET = "canary"
@@ -112,6 +108,17 @@ def test_the_experiment_is_made_once_and_its_artifacts_lie_beside_the_store(envi
     assert client.get_experiment(experiment).artifact_location == (tmp_path / "mlartifacts").as_uri()
 
 
+def test_an_experiment_says_what_it_is_and_keeps_what_somebody_wrote(environment):
+    client = connect(environment)
+    made = client.create_experiment(environment.experiment, tags={"mlflow.note.content": "mine"})
+    experiment_id(client, environment)
+    tags = client.get_experiment(made).tags
+    assert tags["mlflow.note.content"] == "mine"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.metrics"])
+    assert "metrics.`frechet`" in json.loads(view["state"])["selectedColumns"]
+
+
 def test_a_deleted_experiment_is_told(environment):
     client = connect(environment)
     client.delete_experiment(experiment_id(client, environment))
@@ -128,10 +135,10 @@ def test_artifacts_of_other_databases_lie_in_the_current_folder(tmp_path, monkey
 
 def test_a_run_has_a_page():
     page = run_page(Environment(tracking_page="https://host/mlflow/"), "1", "abc")
-    assert page == "https://host/mlflow/#/experiments/1/runs/abc"
+    assert page == "https://host/mlflow/#/experiments/1/runs/abc?workflowType=machine_learning"
     page = run_page(Environment(tracking_uri="https://user:canary@host:8080/"), "1", "abc")
-    assert page == "https://host:8080/#/experiments/1/runs/abc"
-    assert run_page(Environment(), "1", "abc") == "http://127.0.0.1:5000/#/experiments/1/runs/abc"
+    assert page.startswith("https://host:8080/#/experiments/1/runs/abc?")
+    assert run_page(Environment(), "1", "abc").startswith("http://127.0.0.1:5000/#/experiments/1/runs/abc?")
 
 
 def test_a_database_that_was_moved_is_told_before_anything_is_written_to_the_old_place(tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ from diffusion_core.errors import Unavailable
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.registry import tracking
-from diffusion_core.registry.connection import connect, experiment_id, store_name
+from diffusion_core.registry.connection import connect, store_name
 from diffusion_core.registry.delivery import Delivery
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY, Sender, find_run
 from diffusion_core.registry.tracking import end_abandoned, replay, training_run
 from tests.faults.commands import wait_for

@@ -5,7 +5,8 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.saved_model import model_digest
-from diffusion_core.registry.connection import connect, experiment_id, is_transient
+from diffusion_core.registry.connection import connect, is_transient
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import log_evaluation, original_run, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.versions import find_version

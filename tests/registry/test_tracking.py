@@ -2,21 +2,23 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.dataset_version import DatasetVersion
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.outbox import Outbox
-from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry import tracking
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
 from diffusion_core.registry.delivery import Delivery
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.tracking import replay, training_run
-from tests.registry.trainings import DATASET, FOLDER, PARAMS, history, pictures, stored, track, waiting
+from tests.registry.trainings import DATASET, FOLDER, PARAMS, deliver, history, pictures, stored, track, waiting
 
 
 def leave_by(error):
@@ -60,6 +62,39 @@ def test_the_dataset_is_an_input_under_its_dvc_name(environment):
     assert (used.dataset.name, used.dataset.digest) == (DATASET.name, DATASET.md5)
     assert json.loads(used.dataset.source)["uri"] == DATASET.source
     assert [tag.value for tag in used.tags] == ["training"]
+
+
+def test_the_dataset_says_what_it_has(environment):
+    described = replace(DATASET, profile={"images": 5, "size": "8 x 8", "classes": 2})
+    (used,) = stored(environment, track(environment, dataset=described)).inputs.dataset_inputs
+    assert json.loads(used.dataset.profile) == described.profile
+    columns = json.loads(used.dataset.schema)["mlflow_colspec"]
+    assert [each["name"] for each in columns] == ["image", "label", "class"]
+
+
+def test_a_run_that_somebody_renamed_keeps_its_name_when_it_resumes(environment):
+    tags = {"mlflow.runName": "digits 8x8 pred_v, 10 images", "git_commit": "c"}
+    run_id = track(environment, tags=tags)
+    assert stored(environment, run_id).info.run_name == tags["mlflow.runName"]
+    connect(environment).set_tag(run_id, "mlflow.runName", "mine")
+    assert track(environment, tags=tags | {"git_commit": "d"}) == run_id
+    run = stored(environment, run_id)
+    assert (run.info.run_name, run.data.tags["git_commit"]) == ("mine", "d")
+
+
+def test_images_of_a_key_with_a_section_are_sent_once(environment):
+    def body(run):
+        for step in (10, 20):
+            run.image(np.zeros((8, 8, 1), np.uint8), key="samples/training", step=step)
+
+    run_id = track(environment, body)
+    assert pictures(environment, run_id) == [10, 20]
+    # As after a kill between the image and its acknowledgement.
+    image = {"kind": "image", "key": "samples/training", "step": 20, "time": 0}
+    outbox = Outbox(FOLDER)
+    outbox.append_image(np.zeros((8, 8, 1), np.uint8), image)
+    deliver(environment, outbox)
+    assert pictures(environment, run_id) == [10, 20]
 
 
 def test_without_dvc_the_dataset_has_its_own_digest(environment):

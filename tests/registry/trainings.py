@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.dataset_version import DatasetVersion
 from diffusion_core.lineage.outbox import Outbox
-from diffusion_core.lineage.provenance import DatasetVersion
 from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.delivery import Delivery
@@ -21,9 +21,9 @@ def nothing(_):
     pass
 
 
-def track(environment, body=nothing, *, folder=FOLDER, params=PARAMS, dataset=DATASET):
+def track(environment, body=nothing, *, folder=FOLDER, params=PARAMS, dataset=DATASET, tags=None):
     """Run a training's tracking; return the id of its run."""
-    with training_run(environment, folder, params=params, dataset=dataset, tags={"git_commit": "c"}) as run:
+    with training_run(environment, folder, params=params, dataset=dataset, tags=tags or {"git_commit": "c"}) as run:
         body(run)
     return find_run(connect(environment), run.key)
 

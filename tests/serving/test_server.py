@@ -185,7 +185,7 @@ def test_who_has_no_token_gets_no_images_but_health_and_metrics(client):
 def test_the_service_describes_itself(client):
     card = client.get("/model").json()
     assert card["classes"] == ["0", "1", "2"]
-    assert card["defaults"] == {"sampler": "ddim", "steps": 8, "guidance": 1.0}
+    assert card["defaults"] == {"sampler": "ddim", "steps": 2, "guidance": 1.0}
     assert card["limits"] == {"n": 64, "steps": 8}
     described = client.get("/openapi.json").json()
     assert described["paths"]["/images"]["post"]["summary"] == "Sample images"

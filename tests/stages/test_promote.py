@@ -1,6 +1,7 @@
 import json
 import re
 
+import mlflow
 import pytest
 
 from diffusion_core.config.environment import Environment
@@ -9,6 +10,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.registry.champions import DECISION, GATE, GENERATION
 from diffusion_core.registry.connection import connect
+from diffusion_core.registry.evaluation_table import TABLE
 from diffusion_core.registry.versions import find_champion, recorded_evaluation
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
@@ -58,6 +60,23 @@ def test_the_first_model_within_its_limits_becomes_the_champion(environment, tmp
     assert version(environment, 1).tags["gate"] == "promoted"
     assert decision(tmp_path)["outcome"] == "promoted"
     assert "version 1 is the champion now" in capsys.readouterr().out
+
+
+def test_version_run_and_model_are_described_by_the_decision_and_the_samples(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    first = version(environment, 1)
+    write_other_model(tmp_path, frechet=projects.read_figures(tmp_path)["frechet"] * 2)
+    publish_and_promote(environment, NOT_WORSE)
+    client, refused = connect(environment), version(environment, 2)
+    picture = f"![samples](get-artifact?path=samples%2Fgrid.png&run_uuid={refused.run_id})"
+    assert refused.description == f"{decision(tmp_path)['sentence']}\n\n{picture}"
+    assert "version 2 is refused" in client.get_run(refused.run_id).data.tags["mlflow.note.content"]
+    # The champion's, as before.
+    model = client.get_registered_model("diffusion").description
+    assert model == f"### Champion\nVersion 1. {first.description}"
+    table = mlflow.artifacts.load_dict(f"{client.get_run(refused.run_id).info.artifact_uri}/{TABLE}")
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    assert rows["frechet"]["champion"] == pytest.approx(rows["frechet"]["value"] / 2, rel=1e-4)
 
 
 def test_a_model_beyond_a_limit_is_refused_with_the_amount(environment, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import json
 
+import mlflow
 import pytest
 
 from diffusion_core.config.environment import Environment
@@ -9,10 +10,12 @@ from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
 from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
-from diffusion_core.registry.connection import connect, experiment_id, store_name
+from diffusion_core.registry.connection import connect, store_name
+from diffusion_core.registry.evaluation_table import TABLE
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY, find_run
 from diffusion_core.registry.tracking import replay
-from diffusion_core.registry.versions import recorded_evaluation
+from diffusion_core.registry.versions import recorded_evaluation, recorded_sample
 from diffusion_core.stages import publish
 from tests.registry.projects import (
     SAMPLE,
@@ -73,6 +76,36 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
     assert files == ["samples/grid.png", "plots/nearest.png"]
 
 
+def test_mlflows_pages_show_the_evaluation_its_model_and_its_samples(environment, tmp_path):
+    run_stage(environment)
+    (version,) = published_versions(environment)
+    client = connect(environment)
+    run = client.get_run(version.run_id)
+    note = run.data.tags["mlflow.note.content"]
+    assert f"[version 1 of {NAME}](#/models/{NAME}/versions/1)" in note
+    assert f"![samples](get-artifact?path=samples%2Fgrid.png&run_uuid={version.run_id})" in note
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": TABLE, "type": "table"}]
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{TABLE}")
+    rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    figures = read_figures(tmp_path)
+    assert rows["frechet"]["value"] == pytest.approx(figures["frechet"])
+    assert rows["frechet"]["floor"] == pytest.approx(figures["frechet_floor"])
+    model = client.get_logged_model(version.model_id)
+    assert {metric.key: metric.value for metric in model.metrics}["frechet"] == pytest.approx(figures["frechet"])
+    assert recorded_sample(version) == SAMPLE
+    assert json.loads(version.tags["outputs"]) == {}
+
+
+def test_what_somebody_wrote_above_stays_and_nothing_is_written_twice(environment):
+    run_stage(environment)
+    (version,) = published_versions(environment)
+    client = connect(environment)
+    written = client.get_run(version.run_id).data.tags["mlflow.note.content"]
+    client.set_tag(version.run_id, "mlflow.note.content", f"Mine.\n\n{written}")
+    run_stage(environment)
+    assert client.get_run(version.run_id).data.tags["mlflow.note.content"] == f"Mine.\n\n{written}"
+
+
 @pytest.mark.parametrize(
     ("page", "ending"), [(None, ", a page that opens while `make serve` runs"), ("https://mlflow.example.org", "")]
 )
@@ -81,7 +114,7 @@ def test_a_page_that_only_make_serve_opens_is_told_with_it(environment, capsys, 
     (version,) = published_versions(environment)
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"publish: version 1 of {NAME}, trained by {page or 'http://127.0.0.1:5000'}/#/experiments/")
-    assert line.endswith(f"/runs/{version.run_id}{ending}")
+    assert line.endswith(f"/runs/{version.run_id}?workflowType=machine_learning{ending}")
 
 
 def test_publishing_twice_makes_one_version_and_logs_nothing_twice(environment):

@@ -1,0 +1,82 @@
+"""What people read on MLflow's pages: names and descriptions of runs, versions and registered models.
+
+Descriptions are Markdown. What is written here begins with a heading of its own, and the text before it stays: somebody
+may have written it.
+"""
+
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+
+from diffusion_core.config.settings import TrainSettings
+from diffusion_core.lineage.dataset_version import DatasetVersion
+from diffusion_core.registry.versions import find_champion
+
+GRID = "samples/grid.png"
+VERSION = "### Published"
+CHAMPION = "### Champion"
+
+
+def run_tags(dataset: DatasetVersion, train: TrainSettings) -> dict[str, str]:
+    """Return the tags with name and description of a training run.
+
+    Args:
+        dataset: the training data.
+        train: the section `train` of params.yaml.
+    """
+    size, objective = str(dataset.profile["size"]), train.process.objective
+    return {
+        MLFLOW_RUN_NAME: f"{dataset.name} {size.replace(' ', '')} {objective}, {train.images:,} images",
+        MLFLOW_RUN_NOTE: (
+            f"Training on **{dataset.name}**, {dataset.profile['train']:,} images of {size} pixels with"
+            f" {dataset.profile['channels']} channels, by the objective `{objective}`. In all charts, Step is the"
+            f" number of training images, {train.images:,} in the end."
+        ),
+    }
+
+
+def describe_run(client: MlflowClient, version: ModelVersion) -> None:
+    """Add to the description of a version's run which version it made, what the gate decided, and samples."""
+    run = client.get_run(str(version.run_id))
+    decided = f": {version.description.partition(chr(10))[0]}" if version.description else ""
+    link = f"[version {version.version} of {version.name}](#/models/{quote(version.name)}/versions/{version.version})"
+    before = run.data.tags.get(MLFLOW_RUN_NOTE, "")
+    wanted = _with_section(before, VERSION, f"{link}{decided}\n\n{_picture(client, run)}")
+    if wanted != before:
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, wanted)
+
+
+def describe_version(client: MlflowClient, version: ModelVersion, sentence: str) -> None:
+    """Describe a version by the gate's sentence and its samples."""
+    picture = _picture(client, client.get_run(str(version.run_id)))
+    wanted = f"{sentence}\n\n{picture}".strip()
+    if version.description != wanted:
+        client.update_model_version(version.name, version.version, description=wanted)
+
+
+def describe_model(client: MlflowClient, name: str) -> None:
+    """Describe a registered model by its champion."""
+    champion = find_champion(client, name)
+    if champion is None:
+        return
+    before = client.get_registered_model(name).description or ""
+    body = f"Version {champion.version}. {champion.description or ''}".strip()
+    wanted = _with_section(before, CHAMPION, body)
+    if wanted != before:
+        client.update_registered_model(name, description=wanted)
+
+
+def _with_section(text: str, heading: str, body: str) -> str:
+    above = text.partition(heading)[0].strip()
+    return f"{above}\n\n{heading}\n{body}".strip()
+
+
+def _picture(client: MlflowClient, run: Run) -> str:
+    """Return the samples of a run as Markdown, or nothing if it has none."""
+    if not any(file.path == GRID for file in client.list_artifacts(run.info.run_id, GRID.partition("/")[0])):
+        return ""
+    # Below the address of the pages, wherever a proxy puts them.
+    return f"![samples](get-artifact?path={quote(GRID, safe='')}&run_uuid={run.info.run_id})"
