@@ -21,6 +21,7 @@ class NetworkSettings(Section):
     dim_mults: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1)
     full_attn: tuple[bool, ...] | None = Field(None, description="one a level; None: the innermost only")
     linear_attn: bool = True
+    sinusoidal_pos_emb_theta: PositiveFloat = Field(10_000.0, description="longest period of the time embedding")
     attn_heads: PositiveInt = 4
     attn_dim_head: PositiveInt = 32
     dropout: Fraction = 0.0

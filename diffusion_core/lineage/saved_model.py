@@ -141,7 +141,7 @@ def save_model(
         ValueError: a weight is not finite.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
-    _check_finite(weights)
+    check_finite(weights)
     save_tensors(weights, folder / WEIGHTS)
     content = {
         "format": FORMAT,
@@ -175,7 +175,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         _check_sizes(folder / WEIGHTS, content["network"], content["process"])
         diffusion = build_model(content["network"], content["process"])
         weights = load_file(folder / WEIGHTS)
-        _check_finite(weights)
+        check_finite(weights)
         diffusion.model.load_state_dict(weights)
         class_counts = tuple(content["dataset"]["class_counts"])
         if not all(type(count) is int and count >= 0 for count in class_counts):
@@ -224,7 +224,8 @@ def _check_sizes(file: Path, network: Mapping[str, Any], process: Mapping[str, A
             raise ValueError(f"{name} is {value}; it must be at most {most}")
 
 
-def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError with the name of a weight that has values that are not finite."""
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} has values that are not finite")
