@@ -1,8 +1,8 @@
 """The section `train`: the run, the network and the process."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from diffusion_core.config.section import BY_KIND, Fraction, Section, Seed
 from diffusion_core.process.loss import DiffusionLoss
@@ -12,6 +12,14 @@ from diffusion_core.process.objectives import choose_objective
 from diffusion_core.process.schedules import ScheduleChoice
 from diffusion_core.process.weightings import WeightingChoice
 from diffusion_core.samplers.protocols import Sampler
+
+# Keys of the section that say what is reported on the way. DVC does not watch them.
+REPORTED = {"report_every_images", "preview_every_images"}
+# These cannot change the weights after a number of images either: how far it goes, and what would stop it. What it
+# begins from is known by its digest.
+NOT_OF_WEIGHTS = REPORTED | {"images", "max_skipped_share", "parent"}
+# Keys that are not arguments of `Trainer`.
+NOT_THE_TRAINERS = REPORTED | {"network", "process", "parent", "validate_every_images", "validation_share"}
 
 
 class NetworkSettings(Section):
@@ -80,6 +88,9 @@ class ProcessSettings(Section):
 class TrainSettings(Section):
     """The training run; amounts of training are in images, so that they do not depend on the batch size."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    parent: str | None = Field(None, alias="from", description="model whose weights it begins from; None: random ones")
     seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")
     batch_size: PositiveInt = 64
@@ -99,6 +110,14 @@ class TrainSettings(Section):
     preview_every_images: PositiveInt = 100_000
     network: NetworkSettings
     process: ProcessSettings
+
+    def of_weights(self) -> dict[str, Any]:
+        """Return the keys that determine the weights after a number of images, as JSON values."""
+        return self.model_dump(mode="json", exclude=NOT_OF_WEIGHTS)
+
+    def of_trainer(self) -> dict[str, Any]:
+        """Return the arguments of `Trainer`; from trained weights, their average needs no ramp."""
+        return self.model_dump(exclude=NOT_THE_TRAINERS) | ({} if self.parent is None else {"ema_rampup_ratio": None})
 
     @model_validator(mode="after")
     def _micro_batches_are_whole(self) -> Self:

@@ -118,7 +118,9 @@ def _weights(file: Path, state: Mapping[Any, Any]) -> State:
             raise UserError(f"{file} has {name}, which is larger than its data: name another checkpoint")
     unwrapped = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in state}
     if len(unwrapped) < len(state):
-        raise UserError(f"{file} has weights with and without {' or '.join(sorted(WRAPPERS))} before them: keep one set")
+        raise UserError(
+            f"{file} has weights with and without {' or '.join(sorted(WRAPPERS))} before them: keep one set"
+        )
     return {name: state[wrapped] for name, wrapped in unwrapped.items()}
 
 

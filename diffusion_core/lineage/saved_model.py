@@ -127,6 +127,7 @@ def save_model(
     network: Mapping[str, Any],
     process: Mapping[str, Any],
     dataset: Mapping[str, Any],
+    parent: Mapping[str, str] | None = None,
 ) -> None:
     """Write the weights of `diffusion.model` and the arguments to build it again.
 
@@ -136,6 +137,7 @@ def save_model(
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
         dataset: description of the training data as JSON values, including `class_counts`.
+        parent: name and digest of the model that the training began from, or None.
 
     Raises:
         ValueError: a weight is not finite.
@@ -150,6 +152,8 @@ def save_model(
         "process": process,
         "dataset": dataset,
     }
+    if parent is not None:
+        content["parent"] = parent
     text = json.dumps(content, indent=2, default=_plain)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 

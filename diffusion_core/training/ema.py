@@ -17,8 +17,8 @@ class EMA(Generic[Module]):
     Args:
         module: the module; copied.
         halflife_images: images after which a weight's share in the average has halved; greater than 0.
-        rampup_ratio: limits the half-life to this fraction of the images seen, so that early weights decay quickly; None
-            for no limit, where the first weights are trained ones.
+        rampup_ratio: limits the half-life to this fraction of the images seen, so that early weights decay quickly;
+            None for no limit, where the first weights are trained ones.
 
     Attributes:
         module: the copy, with the averaged parameters.

@@ -82,8 +82,10 @@ def array(*arguments, say):
     return np.load("images.npy")
 
 
-@pytest.mark.parametrize("name", ["models", "champion", "1", "diffusion@champion", "diffusion/1"])
-def test_the_images_are_those_of_the_pipeline_by_every_name(say, name):
+@pytest.mark.parametrize("name", ["models", "champion", "1", "diffusion@champion", "diffusion/1", "run"])
+def test_the_images_are_those_of_the_pipeline_by_every_name(say, published, name):
+    if name == "run":
+        name = connect(projects.new_environment(published)).get_model_version("diffusion", "1").run_id
     np.testing.assert_array_equal(array(name, "--n", 5, "--seed", 3, say=say), expected(5, seed=3))
 
 
