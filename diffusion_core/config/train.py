@@ -15,7 +15,7 @@ from diffusion_core.samplers.protocols import Sampler
 
 # Keys of the section that say what is reported on the way. DVC does not watch them.
 REPORTED = {"report_every_images", "preview_every_images"}
-# These cannot change the weights after a number of images either: how far it goes, and what would stop it. What it
+# These cannot change the weights after each step either: how far it goes, and what would stop it. What it
 # begins from is known by its digest.
 NOT_OF_WEIGHTS = REPORTED | {"images", "max_skipped_share", "parent"}
 # Keys that are not arguments of `Trainer`.
@@ -112,7 +112,7 @@ class TrainSettings(Section):
     process: ProcessSettings
 
     def of_weights(self) -> dict[str, Any]:
-        """Return the keys that determine the weights after a number of images, as JSON values."""
+        """Return the keys that determine the weights after each step, as JSON values."""
         return self.model_dump(mode="json", exclude=NOT_OF_WEIGHTS)
 
     def of_trainer(self) -> dict[str, Any]:

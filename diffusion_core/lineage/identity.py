@@ -33,7 +33,7 @@ class Identity(Record):
 
     Attributes:
         dataset: sha256 of the dataset's content.
-        params: the keys of the section `train` of params.yaml that determine the weights after a number of images,
+        params: the keys of the section `train` of params.yaml that determine the weights after each step,
             flat: dotted names and values as strings. So a longer training continues a shorter one.
         parent: sha256 of the model that it begins from, or None.
         code: sha256 of each source file in `CODE`, by path.

@@ -36,8 +36,8 @@ def find_model(environment: Environment, name: str) -> NamedModel:
 
     Args:
         environment: the environment, with the store and the registered model.
-        name: a folder with model.safetensors and model.json; `NAME@ALIAS` or `NAME/NUMBER` of a registered model;
-            the alias or number of a version of the environment's; or the id of the run that made a version.
+        name: a folder with model.safetensors and model.json; or `NAME@ALIAS` or `NAME/NUMBER` of a registered model.
+            An alias or number alone is of the environment's model. The id of a run means the version that it made.
 
     Raises:
         UserError: there is no such folder, version or run.

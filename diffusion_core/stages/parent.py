@@ -21,7 +21,7 @@ from diffusion_core.training.trainer import Trainer
 
 # Arguments of `Unet` that change neither the names and shapes of weights nor what they compute.
 FREE = {"dropout", "cond_drop_prob", "flash_attn"}
-# What decides these, where it is no key of `train.network`.
+# What decides these, which are not keys of `train.network`.
 DECIDED_BY = {
     "channels": f"the number of channels of {PREPARED}",
     "num_classes": f"the number of classes of {PREPARED}, which train.network.class_conditional uses,",
@@ -118,7 +118,7 @@ def _middle(diffusion: GaussianDiffusion) -> float:
 
 
 def _report_classes(plan: Plan, classes: tuple[str, ...]) -> None:
-    """Say where a label has another name than it had: the network learns it anew."""
+    """Say where a label has another name than it had."""
     renamed = [
         f"{label} was {before} and is {now}"
         for label, (before, now) in enumerate(zip(classes, plan.dataset.info.classes, strict=False))

@@ -57,8 +57,8 @@ def run(
     With several processes, only the main rank writes checkpoints and the model, and uses MLflow.
 
     Raises:
-        UserError: data/prepared is missing, a checkpoint or the model in `train.from` does not fit, the batch cannot be
-            divided, the tracking store refuses this user, or another process trains here or with these checkpoints.
+        UserError: data/prepared is missing, a checkpoint or the model in `train.from` does not fit, or the batch cannot
+            be divided. Or the tracking store refuses this user, or another process trains here.
         SystemExit: after TERM or INT, with a checkpoint and the exit code 128 + signal.
     """
     plan = make_plan(train, environment, find_parent(train, environment) if ranks.is_main else None)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.checkpoints import checkpoints
 from diffusion_core.lineage.saved_model import load_model, model_digest, save_model
+from diffusion_core.process.schedules import Cosine
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import LOSS, MODELS, VALIDATION
 from diffusion_core.training.checkpoint import load_newest
@@ -130,12 +131,15 @@ def test_a_model_that_does_not_fit_is_refused_with_the_keys(parent, trained, pro
     network, process = project.train.network, project.train.process
     for changes, words in (
         ({"network": network.model_copy(update={"dim": 12})}, "train.network.dim is 12 here and 8 there: change"),
-        ({"network": network.model_copy(update={"class_conditional": False})}, "class_conditional uses, is None here and 10 there: change"),
+        (
+            {"network": network.model_copy(update={"class_conditional": False})},
+            "uses, is None here and 10 there: change",
+        ),
         ({"process": process.model_copy(update={"objective": "pred_x0"})}, "train.process.objective is pred_x0 here"),
         ({"process": process.model_copy(update={"timesteps": 500})}, "process.timesteps is 500 here and 1000 there"),
         (
-            {"process": process.model_copy(update={"zero_terminal_snr": True})},
-            "the noise of train.process.beta_schedule and zero_terminal_snr differs",
+            {"process": process.model_copy(update={"beta_schedule": Cosine()})},
+            "the noise of train.process.beta_schedule and zero_terminal_snr differs: at the middle timestep alpha_bar",
         ),
         ({"parent": "models"}, "train.from is models, which this training replaces: copy it, or name a version"),
         ({"parent": "data"}, "data has no model.json: name a folder that"),
