@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from mlflow.entities.model_registry import ModelVersion
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
@@ -54,8 +52,13 @@ def find_model(environment: Environment, name: str) -> NamedModel:
             version = find_made(client, name)
         else:
             version = find_named(client, *registered_name(environment, name))
-    digest = str(version.tags.get(MODEL_DIGEST))
-    return NamedModel(f"{version.name}/{version.version}", digest, partial(_fetched, environment, version))
+
+    @contextmanager
+    def fetched() -> Iterator[Path]:
+        with answering(environment), downloaded(version) as files:
+            yield files
+
+    return NamedModel(f"{version.name}/{version.version}", str(version.tags.get(MODEL_DIGEST)), fetched)
 
 
 def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:
@@ -82,12 +85,6 @@ def registered_name(environment: Environment, name: str) -> tuple[str, str]:
                 raise UserError(f"{name!r} names no version: write NAME@ALIAS, NAME/NUMBER, or an alias or a number")
             return model, version
     return environment.registered_model, name
-
-
-@contextmanager
-def _fetched(environment: Environment, version: ModelVersion) -> Iterator[Path]:
-    with answering(environment), downloaded(version) as files:
-        yield files
 
 
 def _public(folder: Path) -> str:
