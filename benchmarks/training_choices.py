@@ -54,8 +54,7 @@ def measure(settings: Settings, choice: dict[str, Any]) -> dict[str, float]:
     dataset = ImageDataset.open(PREPARED, "train")
     network, process = options(train, dataset)
     torch.manual_seed(derive_seed(train.seed, "weights"))
-    sections = {"network", "process", "report_every_images", "preview_every_images"}
-    trainer = Trainer(build_model(network, process), ShardData(dataset), **train.model_dump(exclude=sections))
+    trainer = Trainer(build_model(network, process), ShardData(dataset), **train.of_trainer())
     for _ in trainer.steps():
         pass
     model = TrainedModel(trainer.ema.module, dataset.class_counts)

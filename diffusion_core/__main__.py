@@ -139,13 +139,16 @@ def import_(
     beta_schedule: Annotated[
         str, typer.Option(help="linear, cosine or sigmoid; auto reads it from the file.")
     ] = "auto",
+    sinusoidal_pos_emb_theta: Annotated[
+        float, typer.Option(min=1.0, help="Of the network's time embedding, which no checkpoint has.")
+    ] = 10_000.0,
 ) -> None:
     """Import a checkpoint of denoising-diffusion-pytorch.
 
     Reads only its weights, runs none of its code, and infers its options."""
     from diffusion_core.stages.import_lucidrains import run
 
-    run(checkpoint, out, image_size, objective, beta_schedule)
+    run(checkpoint, out, image_size, objective, beta_schedule, sinusoidal_pos_emb_theta)
 
 
 @application.command(epilog="Example: diffusion upload pictures s3://bucket/pictures")

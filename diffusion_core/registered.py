@@ -65,7 +65,7 @@ def compare(
 
 @commands.command(epilog="Example: diffusion draw champion --n 64 --class cat --seed 7 --out cats")
 def draw(
-    model: Annotated[str, typer.Argument(help="A folder, NAME@ALIAS, NAME/NUMBER, or an alias or a number.")],
+    model: Annotated[str, typer.Argument(help="A folder, NAME@ALIAS, NAME/NUMBER, an alias, a number, or a run.")],
     n: Annotated[int, typer.Option(help="Number of images.")] = 16,
     class_name: Annotated[
         str | None, typer.Option("--class", help="Of all images; by default as often as in the training images.")

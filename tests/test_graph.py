@@ -16,6 +16,7 @@ from diffusion_core.__main__ import STAGES as COMMANDS
 from diffusion_core.choices import Choice
 from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import Settings
+from diffusion_core.config.train import REPORTED, TrainSettings
 from diffusion_core.metrics.figures import every_metric
 from diffusion_core.metrics.figures.metric import COUNTS
 from diffusion_core.stages import paths
@@ -28,7 +29,16 @@ STAGES = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
 def test_the_sections_a_stage_takes_are_the_params_it_lists(stage):
     run = import_module(f"diffusion_core.stages.{stage}").run
     taken = set(inspect.signature(run).parameters) - {"environment", "ranks"}
-    assert taken == set(STAGES[stage]["params"])
+    assert taken == {key.partition(".")[0] for key in STAGES[stage]["params"]}
+
+
+def test_dvc_watches_all_of_a_training_but_what_is_reported_on_the_way():
+    keys = set(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["train"])
+    assert keys >= REPORTED
+    assert STAGES["train"]["params"] == [
+        f"train.{field.alias or name}" for name, field in TrainSettings.model_fields.items() if name not in REPORTED
+    ]
+    assert {f"train.{key}" for key in keys - REPORTED} == set(STAGES["train"]["params"])
 
 
 def test_every_stage_is_a_command_and_every_section_belongs_to_one():
@@ -85,6 +95,7 @@ LEFT_OUT = {
     "reference": WHERE_IT_RUNS,
     "train": {
         "stages.keeping": "keeps checkpoints, and copies them",
+        "stages.named": "finds the model that train.from names, whose digest is a part of what is trained",
         "stages.memory": "says how much memory is free",
         "stages.preview": "makes previews",
         "stages.reporting": "says how it went",
@@ -102,7 +113,8 @@ GRAPH = grimp.build_graph("diffusion_core", cache_dir=None)
 
 def choosable(stage):
     """Return the modules of the classes that the sections of a stage can name by `kind`."""
-    types, found = [Settings.model_fields[section].annotation for section in STAGES[stage]["params"]], set()
+    sections = {key.partition(".")[0] for key in STAGES[stage]["params"]}
+    types, found = [Settings.model_fields[section].annotation for section in sections], set()
     while types:
         each = types.pop()
         types += get_args(each)

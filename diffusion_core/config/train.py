@@ -1,8 +1,8 @@
 """The section `train`: the run, the network and the process."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from diffusion_core.config.section import BY_KIND, Fraction, Section, Seed
 from diffusion_core.process.loss import DiffusionLoss
@@ -13,6 +13,16 @@ from diffusion_core.process.schedules import ScheduleChoice
 from diffusion_core.process.weightings import WeightingChoice
 from diffusion_core.samplers.protocols import Sampler
 
+# Keys of the section that say what is reported on the way. DVC does not watch them.
+REPORTED = {"report_every_images", "preview_every_images"}
+# These cannot change the weights after each step either: how far it goes, and what would stop it. What it
+# begins from is known by its digest.
+NOT_OF_WEIGHTS = REPORTED | {"images", "minutes", "max_skipped_share", "parent"}
+# Keys that are not arguments of `Trainer`.
+NOT_THE_TRAINERS = REPORTED | {
+    *("network", "process", "parent", "minutes", "validate_every_images", "validation_share"),
+}
+
 
 class NetworkSettings(Section):
     """The U-Net; keys are the arguments of `Unet`."""
@@ -21,6 +31,7 @@ class NetworkSettings(Section):
     dim_mults: tuple[PositiveInt, ...] = Field((1, 2, 4), min_length=1)
     full_attn: tuple[bool, ...] | None = Field(None, description="one a level; None: the innermost only")
     linear_attn: bool = True
+    sinusoidal_pos_emb_theta: PositiveFloat = Field(10_000.0, description="longest period of the time embedding")
     attn_heads: PositiveInt = 4
     attn_dim_head: PositiveInt = 32
     dropout: Fraction = 0.0
@@ -79,6 +90,9 @@ class ProcessSettings(Section):
 class TrainSettings(Section):
     """The training run; amounts of training are in images, so that they do not depend on the batch size."""
 
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    parent: str | None = Field(None, alias="from", description="model whose weights it begins from; None: random ones")
     seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")
     minutes: PositiveFloat | None = Field(None, description="the training ends after these, if it was not done before")
@@ -99,6 +113,14 @@ class TrainSettings(Section):
     preview_every_images: PositiveInt = 100_000
     network: NetworkSettings
     process: ProcessSettings
+
+    def of_weights(self) -> dict[str, Any]:
+        """Return the keys that determine the weights after each step, as JSON values."""
+        return self.model_dump(mode="json", exclude=NOT_OF_WEIGHTS)
+
+    def of_trainer(self) -> dict[str, Any]:
+        """Return the arguments of `Trainer`; from trained weights, their average needs no ramp."""
+        return self.model_dump(exclude=NOT_THE_TRAINERS) | ({} if self.parent is None else {"ema_rampup_ratio": None})
 
     @model_validator(mode="after")
     def _micro_batches_are_whole(self) -> Self:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_core.choices import choices
 from diffusion_core.process.objectives import OBJECTIVES
-from diffusion_core.process.schedules import ScheduleChoice
+from diffusion_core.process.schedules import Cosine, Linear, Sigmoid
 
 State = Mapping[str, Tensor]
 
@@ -65,6 +64,8 @@ def _attention(state: State, name: str) -> tuple[int, int, bool]:
 def process_options(tables: State) -> dict[str, Any]:
     """Return the arguments of `GaussianDiffusion` that these tables determine.
 
+    Betas of no known schedule are one of their own, a table.
+
     Raises:
         ValueError: betas is not one-dimensional.
     """
@@ -74,14 +75,15 @@ def process_options(tables: State) -> dict[str, Any]:
     if betas.ndim != 1:
         raise ValueError(f"betas is of shape {tuple(betas.shape)}, where it should have one value a timestep")
     options: dict[str, Any] = {"timesteps": len(betas)}
-    for kind, schedule in choices(ScheduleChoice).items():
+    options["beta_schedule"] = {"kind": "table", "values": betas.tolist()}
+    for schedule in (Linear(), Cosine(), Sigmoid()):
         try:
-            made = schedule().betas(len(betas))
+            made = schedule.betas(len(betas))
         except ValueError:
             # This schedule does not exist for so few timesteps.
             continue
         if torch.allclose(made, betas, rtol=1e-4, atol=1e-9):
-            options["beta_schedule"] = {"kind": kind}
+            options["beta_schedule"] = {"kind": schedule.kind}
     if "loss_weight" in tables:
         # Not from alphas_cumprod: in float32, 1 - abar loses all digits at timesteps with little noise.
         options |= _objective(tables["loss_weight"].double(), torch.cumprod(1.0 - betas, dim=0))

@@ -19,6 +19,8 @@ from diffusion_core.networks.unet import Unet
 
 # Maximum number of keys of each list in an error message.
 NAMED = 40
+# Parts of names that PyTorch adds: of DataParallel and DistributedDataParallel, and of torch.compile.
+WRAPPERS = {"module", "_orig_mod"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Checkpoint:
     Attributes:
         network: arguments of `Unet`, inferred from the shapes.
         process: arguments of `GaussianDiffusion` that the tables determine.
-        has_tables: whether the file has tables; if so, a missing schedule or objective in `process` is an unknown one.
+        has_tables: whether the file has tables; if so, a missing objective in `process` is an unknown one.
         online: the trained weights by name.
         ema: the EMA weights, used for sampling; None if the file has none.
         step: number of training steps; None if the file does not have it.
@@ -114,7 +116,12 @@ def _weights(file: Path, state: Mapping[Any, Any]) -> State:
             )
         if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{file} has {name}, which is larger than its data: name another checkpoint")
-    return state
+    unwrapped = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in state}
+    if len(unwrapped) < len(state):
+        raise UserError(
+            f"{file} has weights with and without {' or '.join(sorted(WRAPPERS))} before them: keep one set"
+        )
+    return {name: state[wrapped] for name, wrapped in unwrapped.items()}
 
 
 def _below(prefix: str, state: Mapping[str, Any]) -> dict[str, Tensor]:

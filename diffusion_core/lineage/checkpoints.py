@@ -156,9 +156,9 @@ def damaged(folder: Path) -> list[Path]:
     return [path for path in folder.glob("step-*.damaged*") if path.is_dir()]
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the milestones."""
-    for old in checkpoints(folder)[keep:]:
+def remove_old(folder: Path, keep: int, up_to: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and the milestones; those after step `up_to` stay too."""
+    for old in [path for path in checkpoints(folder) if up_to is None or step_of(path) <= up_to][keep:]:
         if not (old / MILESTONE).exists():
             discard(old)
 
@@ -185,7 +185,7 @@ def is_finished(folder: Path, seconds: float = 0.0) -> bool:
 def remove_finished(folder: Path) -> None:
     """Remove the folder of a finished training, or all but its milestones. Only with its lock."""
     if any((path / MILESTONE).exists() for path in checkpoints(folder)):
-        remove_old(folder, 0)
+        remove_old(folder, keep=0)
     else:
         discard(folder)
 

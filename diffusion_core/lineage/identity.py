@@ -14,6 +14,7 @@ CODE = (
     *(
         "stages/train.py",
         "stages/plan.py",
+        "stages/parent.py",
         "stages/validating.py",
         "randomness.py",
         "data/dataset.py",
@@ -32,20 +33,23 @@ class Identity(Record):
 
     Attributes:
         dataset: sha256 of the dataset's content.
-        params: the section `train` of params.yaml, flat: dotted names and values as strings.
+        params: the keys of the section `train` of params.yaml that determine the weights after each step,
+            flat: dotted names and values as strings. So a longer training continues a shorter one.
+        parent: sha256 of the model that it begins from, or None.
         code: sha256 of each source file in `CODE`, by path.
         torch: version of PyTorch.
     """
 
     dataset: str
     params: Mapping[str, str]
+    parent: str | None = None
     code: Mapping[str, str]
     torch: str
 
     @classmethod
-    def of(cls, dataset: str, params: Mapping[str, str], torch: str) -> "Identity":
+    def of(cls, dataset: str, params: Mapping[str, str], parent: str | None, torch: str) -> "Identity":
         """Return the identity of a training by the present code."""
-        return cls(dataset=dataset, params=params, code=code_files(*CODE), torch=torch)
+        return cls(dataset=dataset, params=params, parent=parent, code=code_files(*CODE), torch=torch)
 
     @property
     def digest(self) -> str:
@@ -61,6 +65,8 @@ class Identity(Record):
         ]
         if self.dataset != other.dataset:
             found.append("the images in data/prepared are others")
+        if self.parent != other.parent:
+            found.append("the weights that it begins from are others")
         if self.torch != other.torch:
             found.append(f"PyTorch was {other.torch} and is {self.torch}")
         files = [name for name in sorted({*self.code, *other.code}) if self.code.get(name) != other.code.get(name)]

@@ -68,10 +68,14 @@ class Outbox:
         return self._text(KEY, r"[0-9a-f]{32}")
 
     @staticmethod
+    def of(folder: Path) -> list["Outbox"]:
+        """Return the queues in a training's folder: that of its run, and those of runs with other budgets before."""
+        return [Outbox(key.parent) for key in sorted(folder.glob(f"{OUTBOX}*/{KEY}"))]
+
+    @staticmethod
     def all(root: Path) -> list["Outbox"]:
         """Return the queues of the trainings in a folder of checkpoints."""
-        keys = (key for folder in training_folders(root) for key in folder.glob(f"{OUTBOX}/{KEY}"))
-        return [Outbox(key.parent) for key in keys]
+        return [outbox for folder in training_folders(root) for outbox in Outbox.of(folder)]
 
     @property
     def store(self) -> str | None:

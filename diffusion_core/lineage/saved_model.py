@@ -127,6 +127,7 @@ def save_model(
     network: Mapping[str, Any],
     process: Mapping[str, Any],
     dataset: Mapping[str, Any],
+    parent: Mapping[str, str] | None = None,
 ) -> None:
     """Write the weights of `diffusion.model` and the arguments to build it again.
 
@@ -136,12 +137,13 @@ def save_model(
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
         dataset: description of the training data as JSON values, including `class_counts`.
+        parent: name and digest of the model that the training began from, or None.
 
     Raises:
         ValueError: a weight is not finite.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in diffusion.model.state_dict().items()}
-    _check_finite(weights)
+    check_finite(weights)
     save_tensors(weights, folder / WEIGHTS)
     content = {
         "format": FORMAT,
@@ -150,6 +152,8 @@ def save_model(
         "process": process,
         "dataset": dataset,
     }
+    if parent is not None:
+        content["parent"] = parent
     text = json.dumps(content, indent=2, default=_plain)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
@@ -175,7 +179,7 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
         _check_sizes(folder / WEIGHTS, content["network"], content["process"])
         diffusion = build_model(content["network"], content["process"])
         weights = load_file(folder / WEIGHTS)
-        _check_finite(weights)
+        check_finite(weights)
         diffusion.model.load_state_dict(weights)
         class_counts = tuple(content["dataset"]["class_counts"])
         if not all(type(count) is int and count >= 0 for count in class_counts):
@@ -224,7 +228,8 @@ def _check_sizes(file: Path, network: Mapping[str, Any], process: Mapping[str, A
             raise ValueError(f"{name} is {value}; it must be at most {most}")
 
 
-def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError with the name of a weight that has values that are not finite."""
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} has values that are not finite")

@@ -21,13 +21,17 @@ READ_BYTES = 2**22
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors to a safetensors file.
+    """Write tensors to a safetensors file, which others may read as the umask says.
 
     Raises:
         OSError: the disk is full or refuses; safetensors itself raises an error of its own, without the path.
     """
+    # safetensors makes a file that its owner alone may read, whatever the umask says.
+    file.touch()
+    mode = file.stat().st_mode
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        file.chmod(mode)
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code[1]) if code else errno.EIO

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from diffusion_core.runtime.device import to_device
 
+# By how much images in [0, 1] may be outside.
+OVERSHOOT = 0.5
+
 
 def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
     """Check that images are floating point, (B, *image_shape).
@@ -16,6 +19,25 @@ def check_images(images: Tensor, image_shape: tuple[int, ...]) -> None:
         raise ValueError(f"the images are {tuple(images.shape[1:])}; this process is for {image_shape}")
     if not images.is_floating_point():
         raise ValueError(f"the images are {images.dtype}; they must be floating point, in [0, 1]")
+
+
+def has_checked_values(images: Tensor) -> bool:
+    """Check that images lie about in [0, 1], and return whether it was possible: not while a CUDA graph is recorded.
+
+    Resizing may overshoot a little. The check waits for a GPU, so the first images of a process are enough.
+
+    Raises:
+        ValueError: a value is far outside.
+    """
+    if images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    least, most = (float(each) for each in images.aminmax())
+    if least < -OVERSHOOT or most > 1.0 + OVERSHOOT:
+        raise ValueError(
+            f"the images lie between {least:.3g} and {most:.3g}; they must lie in [0, 1]: divide bytes by 255, and"
+            " give auto_normalize=False to a process whose images lie in [-1, 1]"
+        )
+    return True
 
 
 def checked_classes(

@@ -20,6 +20,7 @@ from diffusion_core.process.checks import (
     check_network,
     checked_classes,
     checked_image_size,
+    has_checked_values,
 )
 from diffusion_core.process.denoiser import Denoiser, LearnedModelPrediction, ModelPrediction
 from diffusion_core.process.loss import DiffusionLoss
@@ -78,6 +79,7 @@ class GaussianDiffusion(nn.Module):
     """
 
     variance: ClassVar[Variance] = FixedVariance()
+    _has_checked_values = False
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class GaussianDiffusion(nn.Module):
         # A wrapper may forward no attributes of the network.
         self._of_model = {name: getattr(network, name, default) for name, default in OF_MODEL.items()}
         self.image_size = checked_image_size(image_size, getattr(network, "downsample_factor", 1))
+        self._image_shape = (self.channels, *self.image_size)
         self.auto_normalize = auto_normalize
         self._objective = choose_objective(objective, zero_terminal_snr)
         self.schedule = NoiseSchedule(chosen_schedule(beta_schedule, schedule_fn_kwargs), timesteps, zero_terminal_snr)
@@ -154,10 +157,6 @@ class GaussianDiffusion(nn.Module):
         """The `Denoiser` of `model`; built at each access, so that `model` can be replaced or wrapped."""
         parts = (self.model, self.schedule, self._objective, self.variance)
         return Denoiser(*parts, **{name: getattr(self, name) for name in OF_MODEL})
-
-    @property
-    def _image_shape(self) -> tuple[int, ...]:
-        return (self.channels, *self.image_size)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map [0, 1] to [-1, 1] if `auto_normalize`, else return the images unchanged."""
@@ -210,7 +209,7 @@ class GaussianDiffusion(nn.Module):
         """Return mean, variance and log variance of p(x_{t-1} | x_t), and x0-hat."""
         return self.denoiser.posterior(x, t, Conditioning(classes, x_self_cond), clip=clip_denoised)
 
-    @torch.inference_mode()
+    @sampling.inference
     def p_sample(
         self, x: Tensor, t: int, x_self_cond: Tensor | None = None, *, classes: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -263,14 +262,14 @@ class GaussianDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Return `p_losses` of images, (B, C, H, W), in [0, 1] if `auto_normalize`, else in [-1, 1].
-
-        The timesteps `times`, int64 (B,), are random if None.
+        """Return `p_losses` of images, in [0, 1] if `auto_normalize`, at `times`, int64 (B,), random ones if None.
 
         Raises:
-            ValueError: as for `p_losses`; or a label is out of range.
+            ValueError: as for `p_losses`; a label is out of range, or the first images are surely not in [0, 1].
         """
         check_images(img, self._image_shape)
+        if self.auto_normalize and not self._has_checked_values:
+            self._has_checked_values = has_checked_values(img)
         if kwargs.get("classes") is not None:
             kwargs["classes"] = self.checked_classes(kwargs["classes"], len(img))
         times = self.random_times(len(img), generator) if times is None else times

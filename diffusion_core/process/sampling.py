@@ -4,8 +4,9 @@ Each function is the method of `GaussianDiffusion` with the same name, so its fi
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,31 @@ from diffusion_core.samplers.repaint import inpaint_loop
 if TYPE_CHECKING:
     from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
-@torch.inference_mode()
+
+def inference(
+    method: Callable[Concatenate["GaussianDiffusion", P], Result],
+) -> Callable[Concatenate["GaussianDiffusion", P], Result]:
+    """Let a method run in eval mode, without dropout, and without gradients; each module then has its mode again."""
+
+    @wraps(method)
+    def run(self: "GaussianDiffusion", /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        training = [module for module in self.modules() if module.training]
+        if training:
+            self.eval()
+        try:
+            with torch.inference_mode():
+                return method(self, *args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return run
+
+
+@inference
 def sample(
     self: "GaussianDiffusion",
     batch_size: int = 16,
@@ -81,7 +105,7 @@ def sample_steps(
         yield self.unnormalize(x)
 
 
-@torch.inference_mode()
+@inference
 def resample(
     self: "GaussianDiffusion",
     images: Tensor,
@@ -123,7 +147,7 @@ def resample(
     return self.unnormalize(_finish(x_t, steps, return_all_timesteps=False))
 
 
-@torch.inference_mode()
+@inference
 def inpaint(
     self: "GaussianDiffusion",
     images: Tensor,
@@ -175,7 +199,7 @@ def inpaint(
     return self.unnormalize(_finish(x_t, steps, return_all_timesteps))
 
 
-@torch.inference_mode()
+@inference
 def interpolate(
     self: "GaussianDiffusion",
     x1: Tensor,

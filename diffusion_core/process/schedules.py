@@ -114,7 +114,33 @@ class Sigmoid(Choice):
         return betas_from_alpha_bar((last - here) / (last - first))
 
 
-ScheduleChoice = Linear | Cosine | Sigmoid
+@dataclass(frozen=True)
+class Table(Choice):
+    """Betas that are given one by one, for example those of an imported checkpoint.
+
+    Attributes:
+        values: b_0 .. b_{T-1}.
+    """
+
+    values: tuple[float, ...]
+    kind: Literal["table"] = "table"
+
+    def __post_init__(self) -> None:
+        # JSON has lists.
+        object.__setattr__(self, "values", tuple(self.values))
+
+    def betas(self, timesteps: int) -> Tensor:
+        """Return the values.
+
+        Raises:
+            ValueError: there are not T of them.
+        """
+        if len(self.values) != timesteps:
+            raise ValueError(f"timesteps is {timesteps}; the table of betas has {len(self.values)} values")
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+ScheduleChoice = Linear | Cosine | Sigmoid | Table
 
 
 def chosen_schedule(schedule: str | BetaSchedule, options: Mapping[str, Any] | None) -> BetaSchedule:

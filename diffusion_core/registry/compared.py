@@ -1,6 +1,5 @@
 """What the store knows of runs that are compared: versions of the registered model, or runs by their ids."""
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
-from diffusion_core.registry.versions import find_named, moved_artifacts, recorded_evaluation, versions_of_run
+from diffusion_core.registry.versions import RUN_ID, find_named, moved_artifacts, recorded_evaluation, versions_of_run
 
-# Of a run in MLflow.
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 SAMPLES = "samples/grid.png"
 # Tags of a run that say where it comes from, by what they are called on a page.
 ORIGIN = {"git_commit": "commit", "dataset_md5": "data, DVC's md5", "dataset_digest": "data, sha256"}

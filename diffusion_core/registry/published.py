@@ -10,7 +10,8 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.registry.champions import recorded_decision
-from diffusion_core.registry.connection import experiment_id, run_page
+from diffusion_core.registry.connection import run_page
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import STANDS_IN_FOR
 from diffusion_core.registry.versions import find_named, find_version, recorded_evaluation, versions_named
 

@@ -266,9 +266,14 @@ def _replay(outbox: Outbox, environment: Environment, any_store: bool = False) -
 def end_abandoned(outbox: Outbox) -> None:
     """End the run of a training whose process was killed; a training that runs keeps its own."""
     with suppress(Locked), accessing(outbox.folder), outbox.of_training():
-        if outbox.last_kind() not in (None, "end"):
-            outbox.cut_torn_line()
-            outbox.append({"kind": "end", "status": "KILLED", "time": _now()})
+        end_killed(outbox)
+
+
+def end_killed(outbox: Outbox) -> None:
+    """End the run of a queue whose process was killed; only within `of_training`."""
+    if outbox.last_kind() not in (None, "end"):
+        outbox.cut_torn_line()
+        outbox.append({"kind": "end", "status": "KILLED", "time": _now()})
 
 
 def _conclude(outbox: Outbox, environment: Environment) -> None:

@@ -3,6 +3,7 @@
 Everything is stored in the tags of the versions, so that it is available on every machine.
 """
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ EVALUATION = "evaluation"
 # the gate judges. Former versions have a tag for each output.
 COMMIT, OUTPUTS, SAMPLE = "git_commit", "outputs", "sample"
 OUTPUT = "dvc."
+# Of a run in MLflow.
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Folder of a pyfunc's files among its artifacts.
 ARTIFACTS = "artifacts"
 
@@ -89,6 +92,18 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
         kind = "version" if version.isdecimal() else "alias"
         raise UserError(f"{name} has no {kind} {version} in this store: {hint}")
     return found
+
+
+def find_made(client: MlflowClient, run_id: str) -> ModelVersion:
+    """Return the newest version of a registered model that a run made.
+
+    Raises:
+        UserError: there is none.
+    """
+    version = max(versions_of_run(client, run_id), key=lambda each: int(each.version), default=None)
+    if version is None:
+        raise UserError(f"the run {run_id} has made no registered version in this store: publish it, or name another")
+    return version
 
 
 def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:

@@ -92,7 +92,7 @@ def _checkpoints(environment: Environment, before: float) -> Iterator[Unneeded]:
     """
     for folder in sorted(path for path in environment.checkpoints.glob("[!.]*") if _is_training(path)):
         with suppress(Locked), _locked(folder):
-            if (folder / OUTBOX).exists() and not Outbox(folder / OUTBOX).is_empty():
+            if not all(outbox.is_empty() for outbox in Outbox.of(folder)):
                 print(f"clean: {folder} stays: entries wait in it for the tracking store; say `diffusion replay`")
             elif _changed(folder) < before:
                 why = "checkpoints of a finished training" if (folder / FINISHED).exists() else "a training given up"

@@ -4,11 +4,12 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.files import sweep_discarded
+from diffusion_core.files import sweep_discarded, write_whole
 from diffusion_core.lineage.checkpoints import (
     LOCK,
     SECONDS_TO_RECORD,
@@ -23,6 +24,7 @@ from diffusion_core.lineage.checkpoints import (
 from diffusion_core.lineage.identity import FILE, Identity
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.locks import Locked, exclusive_lock
+from diffusion_core.registry.tracking import end_killed
 from diffusion_core.stages.backup import backup
 from diffusion_core.stages.paths import MODELS, TRAINING_LOCK
 from diffusion_core.stages.plan import Plan
@@ -31,6 +33,8 @@ from diffusion_core.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+# The file of the budget, in images, with which a training began last.
+BUDGET = "budget"
 # The folder of a checkout whose environment names no other.
 OWN_CHECKPOINTS = Environment.model_fields["checkpoints"].default
 # Model, EMA, the best EMA and the optimizer's two averages.
@@ -73,8 +77,29 @@ def fitting(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
         ) from None
 
 
+def begins_run(plan: Plan, budget: str) -> bool:
+    """Return whether this training begins a run in MLflow, also because its budget was another one before.
+
+    The queue of the run before is set aside in the same folder until it is sent. Only within `keeping`.
+
+    Args:
+        plan: the plan.
+        budget: its budget, in words.
+    """
+    queue, known = plan.folder / OUTBOX, plan.folder / BUDGET
+    if queue.exists() and known.exists() and known.read_text(encoding="utf-8") != budget:
+        end_killed(Outbox(queue))
+        free = (queue.with_name(f"{OUTBOX}-{number}") for number in count(1))
+        queue.rename(next(each for each in free if not each.exists()))
+    write_whole(known, budget)
+    return not queue.exists()
+
+
 def report_unused(plan: Plan) -> None:
-    """Say why the newest checkpoint of another unfinished training is not used."""
+    """Say why no checkpoint is used: those here are of more images, or the newest is of another unfinished training."""
+    if (step := newest_step(plan.folder)) is not None:
+        print(f"train: begins at 0. The checkpoint of step {step} in {plan.folder} is of more images than train.images")
+        return
     stored = {
         folder: other
         for folder in training_folders(plan.folder.parent)
@@ -100,7 +125,7 @@ def _remove_finished(own: Path) -> None:
             if folder != own and is_finished(folder, seconds):
                 with suppress(Locked), exclusive_lock(folder / LOCK):
                     # It may have begun again before the lock. What the tracking store has not taken is sent first.
-                    if is_finished(folder, seconds) and Outbox(folder / OUTBOX).is_empty():
+                    if is_finished(folder, seconds) and all(outbox.is_empty() for outbox in Outbox.of(folder)):
                         remove_finished(folder)
         except OSError as error:
             logger.warning("%s stays, although its training has ended: %s", folder, error)
@@ -118,8 +143,8 @@ def _check_room(folder: Path, trainer: Trainer, environment: Environment) -> Non
         milestones = trainer.total_steps * trainer.batch_size // environment.keep_every_images
     # The second one more is being sent to the bucket, and keeps its room when it is removed.
     more = 1 if environment.checkpoint_copies is None else 2
-    count = environment.keep_checkpoints + more + milestones - len(checkpoints(folder))
-    needed = weights * (COPIES_OF_WEIGHTS * max(count, 1) + 1)
+    missing = environment.keep_checkpoints + more + milestones - len(checkpoints(folder))
+    needed = weights * (COPIES_OF_WEIGHTS * max(missing, 1) + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

@@ -1,38 +1,75 @@
-"""Load a model by what people call it: a folder, or a version of a registered model."""
+"""Find a model by what people call it: a folder, a version of a registered model, or the run that made it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.saved_model import DESCRIPTION, TrainedModel, load_model
+from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import downloaded, find_named
+from diffusion_core.registry.versions import MODEL_DIGEST, RUN_ID, downloaded, find_made, find_named
 
 
-def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:
-    """Load a model.
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that was found.
+
+    Attributes:
+        name: `NAME/NUMBER` of a version, or the folder, without what lies outside of this project.
+        digest: sha256 of its files.
+        files: opens a folder with its files.
+    """
+
+    name: str
+    digest: str
+    files: Callable[[], AbstractContextManager[Path]]
+
+
+def find_model(environment: Environment, name: str) -> NamedModel:
+    """Find a model, without its files where the tracking store has them.
 
     Args:
         environment: the environment, with the store and the registered model.
-        name: a folder with model.safetensors and model.json; `NAME@ALIAS` or `NAME/NUMBER` of a registered model;
-            or the alias or number of a version of the environment's.
-        device: where it is loaded to.
+        name: a folder with model.safetensors and model.json; or `NAME@ALIAS` or `NAME/NUMBER` of a registered model.
+            An alias or number alone is of the environment's model. The id of a run means the version that it made.
 
     Raises:
-        UserError: there is no such folder and no such version, or its files cannot be loaded.
+        UserError: there is no such folder, version or run.
         Unavailable: the tracking store does not answer.
     """
-    folder = Path(name)
-    if (folder / DESCRIPTION).is_file():
-        return load_model(folder, device)
+    folder = Path(name).expanduser()
     if folder.is_dir():
-        raise UserError(f"{folder} has no {DESCRIPTION}: name a folder that `train` or `diffusion import` wrote")
-    model, version = registered_name(environment, name)
+        if missing := [each for each in (DESCRIPTION, WEIGHTS) if not (folder / each).is_file()]:
+            raise UserError(f"{folder} has no {missing[0]}: name a folder that `train` or `diffusion import` wrote")
+        return NamedModel(_public(folder), model_digest(folder), lambda: nullcontext(folder))
     client = connect(environment, may_create=False)
-    with answering(environment), downloaded(find_named(client, model, version)) as files:
-        return load_model(files, device)
+    with answering(environment):
+        if RUN_ID.fullmatch(name):
+            version = find_made(client, name)
+        else:
+            version = find_named(client, *registered_name(environment, name))
+
+    @contextmanager
+    def fetched() -> Iterator[Path]:
+        with answering(environment), downloaded(version) as files:
+            yield files
+
+    return NamedModel(f"{version.name}/{version.version}", str(version.tags.get(MODEL_DIGEST)), fetched)
+
+
+def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:
+    """Load the model that `find_model` finds.
+
+    Raises:
+        UserError: it is not found, or its files cannot be loaded.
+        Unavailable: the tracking store does not answer.
+    """
+    with find_model(environment, name).files() as folder:
+        return load_model(folder, device)
 
 
 def registered_name(environment: Environment, name: str) -> tuple[str, str]:
@@ -48,3 +85,9 @@ def registered_name(environment: Environment, name: str) -> tuple[str, str]:
                 raise UserError(f"{name!r} names no version: write NAME@ALIAS, NAME/NUMBER, or an alias or a number")
             return model, version
     return environment.registered_model, name
+
+
+def _public(folder: Path) -> str:
+    here = Path.cwd().resolve()
+    folder = folder.resolve()
+    return folder.relative_to(here).as_posix() if folder.is_relative_to(here) else folder.name

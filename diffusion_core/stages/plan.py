@@ -13,6 +13,7 @@ from diffusion_core.config.settings import TrainSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import Identity, flattened
+from diffusion_core.stages.named import NamedModel
 from diffusion_core.stages.paths import PREPARED, needs
 
 
@@ -27,6 +28,7 @@ class Plan:
         params_digest: sha256 of the section `train` of params.yaml.
         identity: what determines the weights.
         folder: folder of the checkpoints, named by the identity.
+        parent: the model whose weights it begins from, or None.
     """
 
     dataset: ImageDataset
@@ -35,6 +37,7 @@ class Plan:
     params_digest: str
     identity: Identity
     folder: Path
+    parent: NamedModel | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class ShardData:
         self.dataset.read_ahead(indices.numpy())
 
 
-def make_plan(train: TrainSettings, environment: Environment) -> Plan:
-    """Return the plan of the training on data/prepared.
+def make_plan(train: TrainSettings, environment: Environment, parent: NamedModel | None = None) -> Plan:
+    """Return the plan of the training on data/prepared, from the weights of `parent` if there is one.
 
     Raises:
         UserError: data/prepared is missing, or the network does not fit its images.
@@ -71,8 +74,10 @@ def make_plan(train: TrainSettings, environment: Environment) -> Plan:
     dataset = ImageDataset.open(needs(PREPARED, "prepare"), "train")
     network, process = options(train, dataset)
     digest = hashlib.sha256(train.model_dump_json().encode()).hexdigest()
-    identity = Identity.of(dataset.info.digest, flattened(train.model_dump(mode="json")), torch.__version__)
-    return Plan(dataset, network, process, digest, identity, environment.checkpoints / identity.digest[:16])
+    begins = None if parent is None else parent.digest
+    identity = Identity.of(dataset.info.digest, flattened(train.of_weights()), begins, torch.__version__)
+    folder = environment.checkpoints / identity.digest[:16]
+    return Plan(dataset, network, process, digest, identity, folder, parent)
 
 
 def options(train: TrainSettings, dataset: ImageDataset) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -29,8 +29,9 @@ from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.cost import Cost, as_metrics
-from diffusion_core.stages.keeping import fitting, keeping, report_unused
+from diffusion_core.stages.keeping import begins_run, fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
+from diffusion_core.stages.parent import find_parent, first_checkpoint
 from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
@@ -46,33 +47,22 @@ from diffusion_core.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-# Keys of the section that say what is reported and kept.
-NOT_THE_TRAINERS = {
-    "network",
-    "process",
-    "minutes",
-    "report_every_images",
-    "preview_every_images",
-    "validate_every_images",
-    "validation_share",
-}
-
 
 def run(
     train: TrainSettings,
     environment: Environment,
     ranks: Ranks = Ranks(),  # noqa: B008 - frozen
 ) -> None:
-    """Train, or resume from a checkpoint of the same data, parameters, code and PyTorch.
+    """Train, or resume from a checkpoint of the same data, parameters, code and PyTorch, also with a larger budget.
 
     With several processes, only the main rank writes checkpoints and the model, and uses MLflow.
 
     Raises:
-        UserError: data/prepared is missing, a checkpoint does not fit, the batch cannot be divided, the tracking store
-            refuses this user, or another process trains here or with these checkpoints.
+        UserError: data/prepared is missing, a checkpoint or the model in `train.from` does not fit, or the batch cannot
+            be divided. Or the tracking store refuses this user, or another process trains here.
         SystemExit: after TERM or INT, with a checkpoint and the exit code 128 + signal.
     """
-    plan = make_plan(train, environment)
+    plan = make_plan(train, environment, find_parent(train, environment) if ranks.is_main else None)
     trainer = _trainer(plan, train, environment, ranks)
     assert_same_on_all_ranks(f"{plan.dataset.info.digest} {plan.params_digest} {trainer.precision.dtype}", ranks)
     with keeping(plan, trainer, environment) if ranks.is_main else nullcontext():
@@ -80,14 +70,16 @@ def run(
 
 
 def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> None:
-    checkpoint = shared_checkpoint(load_newest(plan.folder) if ranks.is_main else None, ranks)
+    newest = load_newest(plan.folder, up_to=trainer.total_steps) if ranks.is_main else None
+    if newest is None and ranks.is_main:
+        report_unused(plan)
+        newest = first_checkpoint(plan, trainer)
+    checkpoint = shared_checkpoint(newest, ranks)
     history = History(train.report_every_images)
     if checkpoint is not None:
         history = _restore(trainer, checkpoint, train, plan.folder)
-        if ranks.is_main:
+        if ranks.is_main and checkpoint.step:
             print(f"train: resumes after {trainer.images:,} images", flush=True)
-    elif ranks.is_main:
-        report_unused(plan)
     state: dict[str, Any] = {} if checkpoint is None else checkpoint.state
     cost = Cost(trainer.diffusion.device, ranks.count, state)
     if ranks.all_reduce_max(int(cost.left(train.minutes) == 0.0)):
@@ -101,6 +93,9 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
     commit = git_state()
     tags = known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest})
     tags |= provenance_tags() | dvc_tags(within="data/") | run_tags(version, train)
+    parent = None if plan.parent is None else {"name": plan.parent.name, "digest": plan.parent.digest}
+    tags |= {} if parent is None else {"parent": parent["name"], "parent_digest": parent["digest"]}
+    begins = begins_run(plan, f"{train.images} images, {train.minutes} minutes")
     with training_run(
         environment,
         plan.folder / OUTBOX,
@@ -108,7 +103,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         dataset=version,
         tags=tags,
     ) as tracked:
-        if checkpoint is None and DATA_PAGE.exists():
+        if begins and DATA_PAGE.exists():
             tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
@@ -133,7 +128,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         outputs = [MODELS / "model.safetensors", MODELS / "model.json", RUN_INFO, LOSS, VALIDATION]
         with replaced_files(outputs) as temporary:
             description = plan.dataset.info.model_dump(mode="json") | {"class_counts": plan.dataset.class_counts}
-            save_model(temporary, trainer.ema.module, plan.network, plan.process, description)
+            save_model(temporary, trainer.ema.module, plan.network, plan.process, description, parent)
             info.write(temporary / RUN_INFO.name)
             write_rows(temporary / LOSS.name, COLUMNS, history.rows)
             write_rows(temporary / VALIDATION.name, validation_columns, validation.rows)
@@ -156,7 +151,7 @@ def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: 
             compiled=compiled,
             threads=choose_threads(environment.threads, device, ranks),
             ranks=ranks,
-            **train.model_dump(exclude=NOT_THE_TRAINERS),
+            **train.of_trainer(),
         )
     except ValueError as error:
         raise UserError(f"the training cannot start: {error}") from None

@@ -28,7 +28,7 @@ def open_validation(trainer: Trainer, checkpoint: Checkpoint | None, train: Trai
     """
     data = ShardData(ImageDataset.open(PREPARED, "validation"))
     validation = Validation(data, train.images, train.validate_every_images, train.validation_share, train.seed)
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.step:
         with fitting(checkpoint, folder):
             best, weights = checkpoint.tensors.get("best", {}), trainer.ema.module.model.state_dict()
             validation.restore(checkpoint.state["validation"], best, weights)

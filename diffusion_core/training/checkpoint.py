@@ -35,6 +35,7 @@ from diffusion_core.lineage.checkpoints import (
     read_twice,
     remove_old,
     set_aside,
+    step_of,
     write_json,
 )
 from diffusion_core.lineage.tensors import read_back, save_tensors
@@ -65,7 +66,9 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> Path:
-    """Write a checkpoint to `folder`, remove all but the newest `keep` and the milestones, and return its path.
+    """Write a checkpoint to `folder`, remove older ones, and return its path.
+
+    The newest `keep`, the milestones, and the later ones of a longer training stay.
 
     Raises:
         OSError: the disk is full or refuses, or gives back other bytes than were written.
@@ -93,12 +96,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = KEEP) -> P
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush(folder)
-    remove_old(folder, keep)
+    remove_old(folder, keep, up_to=checkpoint.step)
     return target
 
 
-def load_newest(folder: Path) -> Checkpoint | None:
+def load_newest(folder: Path, up_to: int | None = None) -> Checkpoint | None:
     """Return the newest valid checkpoint in `folder`, or None if there has never been one.
+
+    Args:
+        folder: the folder.
+        up_to: pass over those after this step, as a longer training has left them.
 
     Raises:
         UserError: there are checkpoints, and all are damaged; or one cannot be read.
@@ -108,6 +115,8 @@ def load_newest(folder: Path) -> Checkpoint | None:
     for leftover in leftovers:
         shutil.rmtree(leftover)
     for path in checkpoints(folder):
+        if up_to is not None and step_of(path) > up_to:
+            continue
         reason = problem(path)
         if reason is None:
             try:

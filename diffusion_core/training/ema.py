@@ -17,7 +17,8 @@ class EMA(Generic[Module]):
     Args:
         module: the module; copied.
         halflife_images: images after which a weight's share in the average has halved; greater than 0.
-        rampup_ratio: limits the half-life to this fraction of the images seen, so that early weights decay quickly.
+        rampup_ratio: limits the half-life to this fraction of the images seen, so that early weights decay quickly;
+            None for no limit, where the first weights are trained ones.
 
     Attributes:
         module: the copy, with the averaged parameters.
@@ -26,7 +27,7 @@ class EMA(Generic[Module]):
         ValueError: `halflife_images` is not above 0.
     """
 
-    def __init__(self, module: Module, halflife_images: float, rampup_ratio: float = 0.05) -> None:
+    def __init__(self, module: Module, halflife_images: float, rampup_ratio: float | None = 0.05) -> None:
         if halflife_images <= 0:
             raise ValueError(f"halflife_images is {halflife_images}; it must be greater than 0")
         self.module = deepcopy(module).eval().requires_grad_(False)
@@ -40,7 +41,9 @@ class EMA(Generic[Module]):
             images: images seen, including those of this step.
             batch_size: images of this step.
         """
-        halflife = min(self.halflife_images, images * self.rampup_ratio)
+        halflife = self.halflife_images
+        if self.rampup_ratio is not None:
+            halflife = min(halflife, images * self.rampup_ratio)
         return float(0.5 ** (batch_size / halflife)) if halflife > 0 else 0.0
 
     @torch.no_grad()

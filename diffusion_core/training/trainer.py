@@ -50,6 +50,7 @@ class Trainer:
         warmup_images: the learning rate rises linearly over this many images.
         max_grad_norm: gradients with a greater norm are scaled to it.
         ema_halflife_images: see `EMA`.
+        ema_rampup_ratio: see `EMA`.
         horizontal_flip: mirror each image with probability 1/2.
         shuffle_window: images are in random order within as many, see `Order`; None: within the whole epoch.
         max_skipped_share: share of the steps that may be skipped because their loss or gradient is not finite, in
@@ -84,6 +85,7 @@ class Trainer:
         warmup_images: int = 0,
         max_grad_norm: float = 1.0,
         ema_halflife_images: float = 50_000,
+        ema_rampup_ratio: float | None = 0.05,
         horizontal_flip: bool = False,
         shuffle_window: int | None = None,
         max_skipped_share: float = 0.05,
@@ -119,7 +121,7 @@ class Trainer:
         self.max_skipped_share = max_skipped_share
         self.threads = threads
         self.ranks = ranks
-        self.ema = EMA(diffusion, ema_halflife_images)
+        self.ema = EMA(diffusion, ema_halflife_images, ema_rampup_ratio)
         self.update = Update(
             diffusion,
             self.ema,
@@ -248,7 +250,7 @@ class Trainer:
         return self.order.batch(step - 1, self.batch_size)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of a checkpoint: model, EMA, optimizer and the counts of skipped steps.
+        """Return the tensors of a checkpoint: model, EMA, optimizer, and the counts of images and of skipped steps.
 
         They are those that the next step changes; `Saver` copies them.
         """
@@ -256,7 +258,7 @@ class Trainer:
             "model": dict(self.diffusion.model.state_dict()),
             "ema": dict(self.ema.module.model.state_dict()),
             "optimizer": self.update.tensors(),
-            "trainer": self.update.counts(),
+            "trainer": {**self.update.counts(), "images": torch.tensor(self.images)},
         }
 
     def restore(self, step: int, tensors: dict[str, dict[str, Tensor]]) -> None:
@@ -264,7 +266,14 @@ class Trainer:
 
         Raises:
             RuntimeError: the checkpoint is of another network; the message lists the differences.
+            ValueError: its steps had another batch size, on which order, learning rate and EMA depend.
         """
+        images = int(tensors["trainer"]["images"])
+        if images != step * self.batch_size:
+            raise ValueError(
+                f"the checkpoint has {images} images in {step} steps, and batch_size is {self.batch_size}: restore it"
+                " with the batch size of its training, or begin a new training from its weights"
+            )
         self.diffusion.model.load_state_dict(tensors["model"])
         self.ema.module.model.load_state_dict(tensors["ema"])
         self.update.restore(tensors["optimizer"], tensors["trainer"])

@@ -38,9 +38,11 @@ class Validation:
 
     Args:
         data: the validation images, uint8.
-        images: budget of the training, in images.
+        images: budget of the training, in images. It has a part only where it is below `every_images`, so that a
+            longer training measures the same.
         every_images: images of the training between two measurements.
-        share: of the training's computation that measurements may take, in [0, 1); 0 for none.
+        share: of the training's computation that measurements may take, in [0, 1); 0 for none. The one at the end may
+            be one more.
         seed: seed of the choice of images and of all noise.
 
     Attributes:
@@ -51,9 +53,7 @@ class Validation:
 
     def __init__(self, data: TrainingData, images: int, every_images: int, share: float, seed: int) -> None:
         self.data = data
-        # The last one is at the end.
-        measurements = math.ceil(images / every_images)
-        affordable = int(share * images / measurements * PASSES_TRAINED / PASSES_VALIDATED)
+        affordable = int(share * min(images, every_images) * PASSES_TRAINED / PASSES_VALIDATED)
         self.count = min(len(data), affordable, MOST_IMAGES)
         self.seed = derive_seed(seed, "validation")
         self.rows: list[Row] = []
@@ -137,10 +137,15 @@ class Validation:
 
     def state(self) -> dict[str, Any]:
         """Return the rest that a checkpoint keeps, as JSON values."""
-        return {"rows": self.rows, "best_losses": self._best_losses, "last_losses": self._last_losses}
+        return {
+            "count": self.count,
+            "rows": self.rows,
+            "best_losses": self._best_losses,
+            "last_losses": self._last_losses,
+        }
 
     def restore(self, state: Mapping[str, Any], best: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Take what a checkpoint kept.
+        """Take what a checkpoint kept, unless another budget has measured another number of images.
 
         Args:
             state: as of `state()`.
@@ -150,6 +155,8 @@ class Validation:
         Raises:
             ValueError: the weights are of another network, or something is missing.
         """
+        if state["count"] != self.count:
+            return
         self.rows = [
             {name: float(row[name]) for name in COLUMNS} | {"images": int(row["images"])} for row in state["rows"]
         ]

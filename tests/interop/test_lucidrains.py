@@ -97,6 +97,53 @@ def test_a_folder_whose_model_dvc_brings_back_is_told(tmp_path, capsys):
     assert "`dvc repro` brings it back" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_what_wrappers_put_before_the_names_is_stripped(tmp_path, prefix):
+    content = checkpoint(SMALLEST)
+    torch.save(content, tmp_path / "plain.pt")
+    average = {
+        key.replace("ema_model.", f"ema_model.{prefix}").replace(".model.", f".model.{prefix}"): value
+        for key, value in content["ema"].items()
+    }
+    content |= {"model": {f"{prefix}{key}": value for key, value in content["model"].items()}, "ema": average}
+    torch.save(content, tmp_path / "wrapped.pt")
+    plain, wrapped = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("plain", "wrapped"))
+    assert wrapped.process == plain.process
+    for one, other in ((wrapped.ema, plain.ema), (wrapped.online, plain.online)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_betas_of_no_known_schedule_are_those_of_the_file(tmp_path, capsys):
+    """As of the package's sigmoid schedule with schedule_fn_kwargs=dict(start=0, end=3, tau=0.3)."""
+    network = Unet(8, dim_mults=(1,), channels=1)
+    made = GaussianDiffusion(network, image_size=8, schedule_fn_kwargs={"start": 0.0, "end": 3.0, "tau": 0.3})
+    assert float(made.alphas_cumprod[300]) == pytest.approx(0.094, abs=5e-4)
+    tables = {name.rpartition(".")[2]: table for name, table in made.named_buffers()}
+    torch.save(tables | {f"model.{name}": value for name, value in network.state_dict().items()}, tmp_path / "a.pt")
+    run(tmp_path / "a.pt", tmp_path / "models", "8")
+    told = capsys.readouterr().out
+    assert "beta_schedule: a table of their own, 1000 values (by the tables)" in told
+    diffusion = load_model(tmp_path / "models").diffusion
+    torch.testing.assert_close(diffusion.alphas_cumprod, made.alphas_cumprod, rtol=1e-5, atol=1e-9)
+    assert diffusion.objective == "pred_v"
+
+
+def test_the_period_of_the_time_embedding_is_an_option(tmp_path, capsys):
+    network = Unet(8, dim_mults=(1,), channels=1, sinusoidal_pos_emb_theta=1000.0).eval()
+    torch.save(network.state_dict(), tmp_path / "a.pt")
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([500])
+    for options, told, is_equal in (
+        ({}, "theta: 10000 (no checkpoint has it: --sinusoidal-pos-emb-theta)", False),
+        ({"sinusoidal_pos_emb_theta": 1000.0}, "theta: 1000 (no checkpoint has it", True),
+    ):
+        run(tmp_path / "a.pt", tmp_path / "models", "8", **options)
+        assert told in capsys.readouterr().out
+        model = load_model(tmp_path / "models").diffusion.model
+        with torch.no_grad():
+            assert torch.equal(model(x, t), network(x, t)) == is_equal
+
+
 @pytest.mark.parametrize("part", ["process", "network"])
 def test_a_state_dict_alone_is_read_too(tmp_path, capsys, part):
     content = checkpoint(SMALLEST)["model"]

@@ -15,13 +15,34 @@ def test_tables_that_are_not_known_here_are_refused_and_not_guessed(tmp_path):
     for state, at in ((content["model"], ""), (content["ema"], "ema_model.")):
         state[f"{at}betas"] = torch.linspace(1e-4, 0.5, 1000)
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UserError, match=r"other.pt has tables of a beta_schedule that is not known.*--beta-schedule"):
+    with pytest.raises(UserError, match=r"other.pt has tables of an objective that is not known here.*--objective"):
         run(tmp_path / "other.pt", tmp_path / "models", "16")
-    run(tmp_path / "other.pt", tmp_path / "models", "16", beta_schedule="cosine", objective="pred_v")
+    with pytest.raises(UserError, match=r"--beta-schedule is cosine, and the betas in .*/other.pt are a table"):
+        run(tmp_path / "other.pt", tmp_path / "models", "16", beta_schedule="cosine", objective="pred_v")
+    assert not (tmp_path / "models").exists()
+    run(tmp_path / "other.pt", tmp_path / "models", "16", objective="pred_v")
     content["model"]["betas"] = torch.ones(3, 3)
     torch.save(content, tmp_path / "square.pt")
     with pytest.raises(UserError, match=r"square.pt has tables that are none: betas is of shape \(3, 3\)"):
         run(tmp_path / "square.pt", tmp_path / "models", "16")
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, part):
+    content = checkpoint(SMALLEST)
+    name = next(key for key in content[part] if key.endswith("mid_attn.norm.g") and "online" not in key)
+    content[part][name] = torch.full_like(content[part][name], torch.nan)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a.pt cannot be imported \(mid_attn.norm.g has values that are not finite"):
+        run(tmp_path / "a.pt", tmp_path / "models", "16")
+    assert not list((tmp_path / "models").glob("*"))
+
+
+def test_weights_that_stand_there_twice_are_refused(tmp_path):
+    content = checkpoint(SMALLEST)["model"]
+    torch.save(content | {f"module.{name}": value for name, value in content.items()}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="a.pt has weights with and without _orig_mod or module before them"):
+        run(tmp_path / "a.pt", tmp_path / "models", "16")
 
 
 def test_an_average_of_another_network_is_refused(tmp_path):

@@ -77,6 +77,13 @@ def test_schedules_refuse_options_outside_their_range(options):
 
 
 def test_a_name_that_no_sibling_has_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match="beta_schedule is 'os.system'.*cosine, linear, sigmoid"):
+    with pytest.raises(ValueError, match="beta_schedule is 'os.system'.*cosine, linear, sigmoid, table"):
         choose(ScheduleChoice, "os.system", "beta_schedule")
-    assert set(choices(ScheduleChoice)) == {"linear", "cosine", "sigmoid"}
+    assert set(choices(ScheduleChoice)) == {"linear", "cosine", "sigmoid", "table"}
+
+
+def test_a_table_gives_its_values_and_no_others():
+    table = choose(ScheduleChoice, "table", "beta_schedule", values=Cosine().betas(50).tolist())
+    assert torch.equal(table.betas(50), Cosine().betas(50))
+    with pytest.raises(ValueError, match="timesteps is 51; the table of betas has 50 values"):
+        table.betas(51)

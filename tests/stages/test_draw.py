@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffusion_core.__main__ import main
+from diffusion_core.config.environment import load_environment
 from diffusion_core.generation import generate
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.pictures import grid
@@ -82,8 +83,10 @@ def array(*arguments, say):
     return np.load("images.npy")
 
 
-@pytest.mark.parametrize("name", ["models", "champion", "1", "diffusion@champion", "diffusion/1"])
+@pytest.mark.parametrize("name", ["models", "champion", "1", "diffusion@champion", "diffusion/1", "run"])
 def test_the_images_are_those_of_the_pipeline_by_every_name(say, name):
+    if name == "run":
+        name = connect(load_environment()).get_model_version("diffusion", "1").run_id
     np.testing.assert_array_equal(array(name, "--n", 5, "--seed", 3, say=say), expected(5, seed=3))
 
 

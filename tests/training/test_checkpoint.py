@@ -42,9 +42,17 @@ def test_what_was_saved_is_loaded(folder):
 
 
 def test_the_newest_two_are_kept(folder):
-    for step in (3, 10, 9):
+    for step in (3, 9, 10):
         save_checkpoint(folder, checkpoint(step))
     assert sorted(path.name for path in folder.iterdir()) == ["step-000000009", "step-000000010"]
+
+
+def test_a_shorter_training_keeps_its_own_two_and_leaves_what_is_further(folder):
+    for step in (10, 3, 4, 5):
+        save_checkpoint(folder, checkpoint(step))
+    assert [int(path.name[5:]) for path in sorted(folder.iterdir())] == [4, 5, 10]
+    assert [load_newest(folder, up_to=step).step for step in (5, 9, 10)] == [5, 5, 10]
+    assert load_newest(folder, up_to=3) is None
 
 
 FILES = ["model.safetensors", "ema.safetensors", "state.json", "manifest.json"]

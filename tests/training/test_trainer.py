@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 import torch
 
-from diffusion_core import EMA, GaussianDiffusion, TensorData, Trainer, Unet
+from diffusion_core import DDIM, EMA, GaussianDiffusion, TensorData, Trainer, Unet
 from diffusion_core.training.divergence import MAX_BAD_STEPS, TrainingDiverged
 
 BAD_STEPS = ("trainer/bad_steps", "trainer/most_bad_steps", "trainer/skipped_steps")
@@ -63,9 +63,37 @@ def test_a_run_restored_without_a_part_of_its_state_does_not_equal_it(lost, unbr
     list(islice(first.steps(), 5))
     second = build(seed=1 if lost == "seed" else 0)
     tensors = {**first.tensors(), **({lost: second.tensors()[lost]} if lost in ("ema", "optimizer") else {})}
-    second.restore(4 if lost == "step" else 5, tensors)
+    step = 4 if lost == "step" else 5
+    tensors["trainer"] = tensors["trainer"] | {"images": torch.tensor(8 * step)}
+    second.restore(step, tensors)
     _, ended = finished(second)
     assert any(not torch.equal(ended[name], unbroken[1][name]) for name in ended)
+
+
+def test_a_checkpoint_of_steps_with_another_batch_size_is_refused():
+    first = build()
+    list(islice(first.steps(), 4))
+    other = build(batch_size=2 * first.batch_size)
+    with pytest.raises(ValueError, match=rf"has {4 * first.batch_size} images in 4 steps, and batch_size is"):
+        other.restore(4, first.tensors())
+    assert other.step == 0
+
+
+def test_sampling_is_without_dropout_in_the_middle_of_a_training_which_goes_on_with_it():
+    trainer = build()
+    list(islice(trainer.steps(), 1))
+    diffusion, noise = trainer.diffusion, torch.randn(2, 1, 4, 4)
+    modes = [module.training for module in diffusion.modules()]
+
+    def images():
+        return diffusion.sample(2, sampler=DDIM(steps=2), noise=noise)
+
+    assert torch.equal(images(), images())
+    assert [module.training for module in diffusion.modules()] == modes
+    # The control: the network itself has dropout.
+    t = torch.zeros(2, dtype=torch.long)
+    assert any(modes)
+    assert not torch.equal(diffusion.model(noise, t), diffusion.model(noise, t))
 
 
 def gradients(trainer):
@@ -124,9 +152,9 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing():
     poison = trainer.diffusion.model.final_conv.bias.register_hook(lambda grad: grad * float("nan"))
     (report,) = islice(trainer.steps(), 1)
     assert report.skipped
-    assert [int(before.pop(each)) for each in BAD_STEPS] == [0, 0, 0]
+    assert [int(before.pop(each)) for each in (*BAD_STEPS, "trainer/images")] == [0, 0, 0, 16]
     after = state(trainer)
-    assert [int(after.pop(each)) for each in BAD_STEPS] == [1, 1, 1]
+    assert [int(after.pop(each)) for each in (*BAD_STEPS, "trainer/images")] == [1, 1, 1, 24]
     assert_same(after, before)
     poison.remove()
     (report,) = islice(trainer.steps(), 1)
@@ -193,3 +221,15 @@ def test_images_in_memory_that_are_no_bytes_are_refused_and_not_darkened():
         TensorData(torch.rand(8, 1, 4, 4))
     with pytest.raises(ValueError, match=r"labels has the shape \(3,\); it must be \(8,\)"):
         TensorData(torch.zeros(8, 1, 4, 4, dtype=torch.uint8), torch.arange(3))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0)])
+def test_images_that_are_surely_not_in_0_1_are_refused(low, high):
+    diffusion = GaussianDiffusion(Unet(8, dim_mults=(1,), channels=1), image_size=4)
+    images = torch.rand(2, 1, 4, 4)
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match=rf"the images lie between {low:g} and {high:g}; they must lie in \[0, 1\]"):
+        diffusion(low + (high - low) * images)
+    # The control: resizing may overshoot, and a process that does not normalise takes what it gets.
+    assert diffusion(1.1 * images - 0.05).isfinite()
+    assert GaussianDiffusion(diffusion.model, image_size=4, auto_normalize=False)(2.0 * images - 1.0).isfinite()

@@ -134,8 +134,8 @@ def test_no_random_state_and_no_weight_changes():
         (10_000, 10**8, 10**6, 0.05, 2048),
         # One at the end alone, of a training that is shorter: 0.05 * 1000 * 3.5 / 1.5 = 116.7
         (10_000, 1000, 50_000, 0.05, 116),
-        # Two, of which the second comes soon: 0.05 * 3000 * 3.5 / 1.5 = 350
-        (10_000, 6000, 5000, 0.05, 350),
+        # As for any longer one, which continues it; that at the end is one more: 0.05 * 5000 * 3.5 / 1.5 = 583.3
+        (10_000, 6000, 5000, 0.05, 583),
         (9, 25_600, 6400, 0.0, 0),
         (9, 800, 8, 0.05, 0),
     ],
@@ -143,7 +143,7 @@ def test_no_random_state_and_no_weight_changes():
 def test_it_takes_its_share_of_the_computation(available, images, every, share, count):
     data = TensorData(torch.zeros(available, 1, 4, 4, dtype=torch.uint8))
     validation = Validation(data, images, every, share, seed=0)
-    assert validation.count * -(-images // every) * 1.5 <= share * images * 3.5
+    assert validation.count * max(images // every, 1) * 1.5 <= share * images * 3.5
     assert validation.count == count
     if count == 0:
         assert validation.measure(build(), 100, 4) is None
