@@ -24,7 +24,7 @@ import psutil
 
 BATCH, STEPS = 16, 25
 TURNS = 7
-# In a turn, so many batches.
+# Of a turn.
 BATCHES = 6
 CLIENTS, SECONDS = 50, 60.0
 # A client that was refused waits so long before it asks again.

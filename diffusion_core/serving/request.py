@@ -20,7 +20,7 @@ MOST_START = 100_000
 class ImageRequest(BaseModel):
     """The body of a request for images."""
 
-    # Strict, or the number 1e9 and the text "1000000000" would pass for whole numbers, behind whoever counts images.
+    # Strict, or the number 1e9 and the text "1000000000" would pass for whole numbers, unseen by the limit on images.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, validate_by_alias=True)
 
     n: Annotated[int, Field(ge=1, description="Number of images.")] = 1
