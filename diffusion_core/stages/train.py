@@ -30,9 +30,9 @@ from diffusion_core.runtime.device import choose_compiled, choose_device, choose
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.keeping import fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
-from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
-from diffusion_core.stages.preview import preview
+from diffusion_core.stages.preview import SAMPLES_KEY, log_data, preview
 from diffusion_core.stages.validating import log_validation, open_validation, take_best, validate
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
 from diffusion_core.training.report import COLUMNS, History, Progress, Row, write_rows
@@ -104,14 +104,14 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         dataset=version,
         tags=tags,
     ) as tracked:
-        if checkpoint is None and DATA_PAGE.exists():
-            tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
+        model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
+        if checkpoint is None:
+            log_data(plan.dataset, model, tracked)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             _log_row(row, tracked)
         for measured in validation.rows:
             log_validation(measured, tracked)
-        model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
         _steps(trainer, model, train, environment, tracked, history, validation, plan, state)
         model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
@@ -213,7 +213,7 @@ def _steps(
         with model.diffusion.model.register_forward_pre_hook(request.check):
             picture = preview(model, train.seed, environment.sample_batch_size, trainer)
         if picture is not None:
-            tracked.image(picture, key="samples/training", step=trainer.images)
+            tracked.image(picture, key=SAMPLES_KEY, step=trainer.images)
 
     def leave(images: int, code: int) -> NoReturn:
         saver.wait()
