@@ -32,9 +32,9 @@ from diffusion_core.stages.cost import Cost, as_metrics
 from diffusion_core.stages.keeping import begins_run, fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.parent import find_parent, first_checkpoint
-from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
+from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
-from diffusion_core.stages.preview import preview
+from diffusion_core.stages.preview import SAMPLES_KEY, log_data, preview
 from diffusion_core.stages.reporting import log_row, report_end, report_self_check, report_skipped
 from diffusion_core.stages.validating import log_validation, open_validation, take_best, validate
 from diffusion_core.training.checkpoint import Checkpoint, load_newest, shared_checkpoint
@@ -103,14 +103,14 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         dataset=version,
         tags=tags,
     ) as tracked:
-        if begins and DATA_PAGE.exists():
-            tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
+        model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
+        if begins:
+            log_data(plan.dataset, model, tracked)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             log_row(row, tracked)
         for measured in validation.rows:
             log_validation(measured, tracked)
-        model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
         _steps(trainer, model, train, environment, tracked, history, validation, plan, state, cost)
         report_end(trainer, train, tracked)
         tracked.metrics(as_metrics("train", cost.spent), step=trainer.images)
@@ -217,7 +217,7 @@ def _steps(
         with model.diffusion.model.register_forward_pre_hook(request.check):
             picture = preview(model, train.seed, environment.sample_batch_size, trainer)
         if picture is not None:
-            tracked.image(picture, key="samples/training", step=trainer.images)
+            tracked.image(picture, key=SAMPLES_KEY, step=trainer.images)
 
     def leave(images: int, code: int) -> NoReturn:
         saver.wait()

@@ -93,7 +93,7 @@ def is_whole(address, folder, undisturbed, experiment="diffusion"):
     assert [step for step, _ in losses] == STEPS
     rows = [line.split(",") for line in (folder / "plots/loss.csv").read_text().splitlines()[1:]]
     assert losses == [(int(row[0]), pytest.approx(float(row[1]))) for row in rows]
-    assert pictures == [160, 320]
+    assert pictures == [0, 160, 320]
     assert equal(load_file(folder / "models/model.safetensors"), load_file(undisturbed / "models/model.safetensors"))
 
 
