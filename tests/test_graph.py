@@ -52,10 +52,13 @@ EVERYWHERE = {
     "config": "checks values, which DVC watches themselves",
     "documents": "reads JSON and YAML",
     "errors": "holds classes of errors",
+    "lineage.changes": "records what a checkout has beside its commit",
     "lineage.checkpoints": "names folders, and says which are whole",
+    "lineage.git": "asks git",
     "lineage.identity": "names what a training is made of",
     "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",
+    "lineage.recorded": "names what MLflow is told",
     "lineage.record": "writes and reads JSON",
     "parallel": "runs calls side by side",
     "registry": "tells MLflow what was done",
@@ -63,6 +66,7 @@ EVERYWHERE = {
     "locks": "lets one process work at a time",
     "lineage.tensors": "writes tensors to files",
     "stages.cost": "records how long stages took",
+    "stages.origin": "records what a training is made of and where it runs",
     "stages.paths": "holds names of files",
 }
 WHERE_IT_RUNS = {

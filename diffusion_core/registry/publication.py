@@ -17,8 +17,9 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 
 import diffusion_core
 from diffusion_core.config.environment import Environment
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.promotion import Decision
-from diffusion_core.lineage.saved_model import load_model, model_digest
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.registry import servable
 from diffusion_core.registry.connection import experiment_id, sent_once

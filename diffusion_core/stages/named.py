@@ -6,7 +6,8 @@ import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.saved_model import DESCRIPTION, TrainedModel, load_model
+from diffusion_core.lineage.model_files import DESCRIPTION
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import downloaded, find_named
 

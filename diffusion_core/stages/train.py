@@ -28,6 +28,7 @@ from diffusion_core.runtime.device import choose_compiled, choose_device, choose
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.keeping import fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
+from diffusion_core.stages.origin import record_origin, record_threads
 from diffusion_core.stages.paths import DATA_PAGE, LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
 from diffusion_core.stages.preview import preview
@@ -109,8 +110,10 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             _log_row(row, tracked)
         for measured in validation.rows:
             log_validation(measured, tracked)
+        record_origin(tracked, trainer, commit.dirty)
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
         _steps(trainer, model, train, environment, tracked, history, validation, plan, state)
+        record_threads(tracked, trainer)
         model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,

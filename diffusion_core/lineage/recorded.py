@@ -1,0 +1,95 @@
+"""What the tracking store keeps of a model's origin: files of its run below `lineage/`, and tags.
+
+`train` records the machine and the changes of its checkout, `publish` the rest. dvc.lock has the parameters with which
+each stage ran, so it is right where params.yaml has changed since.
+"""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel
+
+from diffusion_core.documents import parse_yaml
+
+# Files of the run.
+FOLDER = "lineage"
+PARAMS, LOCK, DATA, CHANGES = (f"{FOLDER}/{name}" for name in ("params.yaml", "dvc.lock", "data.json", "changes.diff"))
+
+# Tags of the run: the machine, by what they are called on a page.
+MACHINE = {
+    "processor": "processor",
+    "device": "device",
+    "processes": "processes",
+    "threads": "threads",
+    "precision": "precision",
+    "compiled": "compiled",
+    "torch": "PyTorch",
+}
+# Why the changes are not among the files.
+UNRECORDED = "git_changes_unrecorded"
+# Of the version: what model.json says of the model that the training began from.
+PARENT = "parent"
+
+
+class LockedOutput(BaseModel):
+    """An output or dependency in dvc.lock."""
+
+    path: str
+    md5: str | None = None
+    size: int | None = None
+    nfiles: int | None = None
+
+
+class LockedStage(BaseModel):
+    """A stage in dvc.lock."""
+
+    params: dict[str, dict[str, Any]] = {}
+    deps: list[LockedOutput] = []
+    outs: list[LockedOutput] = []
+
+
+class Lock(BaseModel):
+    """The content of a dvc.lock.
+
+    Attributes:
+        stages: the stages by name.
+    """
+
+    stages: dict[str, LockedStage]
+
+    @classmethod
+    def parse(cls, text: str) -> "Lock":
+        """Read the text of the file.
+
+        Raises:
+            ValueError: it is not a dvc.lock.
+        """
+        return cls.model_validate(parse_yaml(text))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The sections of params.yaml with which the stages ran."""
+        return {
+            name: value for stage in self.stages.values() for name, value in stage.params.get("params.yaml", {}).items()
+        }
+
+    def output(self, path: str) -> LockedOutput | None:
+        """Return an output by its path, or None."""
+        outs = (out for stage in self.stages.values() for out in stage.outs)
+        return next((out for out in outs if PurePosixPath(out.path) == PurePosixPath(path)), None)
+
+
+def all_params(params: str | None, lock: Lock | None) -> dict[str, Any]:
+    """Return the sections of params.yaml that made a model.
+
+    Args:
+        params: the text of params.yaml when the model was published, or None.
+        lock: its dvc.lock, or None.
+
+    Raises:
+        ValueError: the text is not YAML with sections.
+    """
+    sections = {} if params is None else parse_yaml(params)
+    if not isinstance(sections, dict):
+        raise ValueError("it has no sections")
+    return sections | ({} if lock is None else lock.params)
