@@ -56,6 +56,7 @@ EVERYWHERE = {
     "lineage.checkpoints": "names folders, and says which are whole",
     "lineage.git": "asks git",
     "lineage.identity": "names what a training is made of",
+    "lineage.model_files": "names a model's files",
     "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",
     "lineage.recorded": "names what MLflow is told",

@@ -69,9 +69,8 @@ class Lock(BaseModel):
     @property
     def params(self) -> dict[str, Any]:
         """The sections of params.yaml with which the stages ran."""
-        return {
-            name: value for stage in self.stages.values() for name, value in stage.params.get("params.yaml", {}).items()
-        }
+        sections = [stage.params.get("params.yaml", {}) for stage in self.stages.values()]
+        return {name: value for each in sections for name, value in each.items()}
 
     def output(self, path: str) -> LockedOutput | None:
         """Return an output by its path, or None."""

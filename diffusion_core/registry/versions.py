@@ -35,6 +35,9 @@ MOST_SHOWN = 10
 
 MODEL_DIGEST = "model_digest"
 EVALUATION = "evaluation"
+# The gate's decision as JSON, and the version that was the champion until then.
+DECISION = "decision"
+CHAMPION_BEFORE = "champion_before"
 # Tags that `publish` writes: the commit, and the hash of each output in dvc.lock.
 COMMIT = "git_commit"
 OUTPUT = "dvc."
