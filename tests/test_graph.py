@@ -173,6 +173,6 @@ def test_git_ignores_what_stages_write():
         path for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for path in stage.get(kind, [])
     ]
     names = [next(iter(each)) if isinstance(each, dict) else each for each in outputs]
-    names += [str(paths.REPORT), str(paths.COMPARISON)]
+    names += map(str, (paths.REPORT, paths.COMPARISON, paths.TRACE, paths.TRACE_JSON))
     done = subprocess.run(["git", "check-ignore", *names], capture_output=True, text=True, check=False)
     assert done.stdout.split() == names

@@ -10,6 +10,7 @@ from diffusion_core.lineage.model_files import DESCRIPTION
 from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import downloaded, find_named
+from diffusion_core.stages.version_names import registered_name
 
 
 def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:
@@ -34,18 +35,3 @@ def load_named(environment: Environment, name: str, device: torch.device) -> Tra
     client = connect(environment, may_create=False)
     with answering(environment), downloaded(find_named(client, model, version)) as files:
         return load_model(files, device)
-
-
-def registered_name(environment: Environment, name: str) -> tuple[str, str]:
-    """Return the registered model and the number or alias of a version that `name` means.
-
-    Raises:
-        UserError: a part is empty.
-    """
-    for mark in "@/":
-        model, found, version = name.rpartition(mark)
-        if found:
-            if not (model and version):
-                raise UserError(f"{name!r} names no version: write NAME@ALIAS, NAME/NUMBER, or an alias or a number")
-            return model, version
-    return environment.registered_model, name
