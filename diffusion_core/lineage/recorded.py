@@ -4,6 +4,7 @@
 each stage ran, so it is right where params.yaml has changed since.
 """
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -92,3 +93,13 @@ def all_params(params: str | None, lock: Lock | None) -> dict[str, Any]:
     if not isinstance(sections, dict):
         raise ValueError("it has no sections")
     return sections | ({} if lock is None else lock.params)
+
+
+def shown(machine: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags of a machine as a page has them; those that were not recorded are left out."""
+    found = {title: machine[tag] for tag, title in MACHINE.items() if tag in machine}
+    first, *changes = found.get("threads", "none").split()
+    if changes and all(":" in each for each in changes):
+        pairs = (each.split(":") for each in changes)
+        found["threads"] = ", ".join([first, *(f"{count} after {steps} steps" for steps, count in pairs)])
+    return found

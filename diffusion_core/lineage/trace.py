@@ -94,7 +94,7 @@ def counted(numbers: Mapping[str, Any]) -> dict[str, str]:
     for name in ("images", "files", "quarantined", "dropped", "duplicates", "split", "class"):
         value = numbers.get(name)
         if isinstance(value, dict):
-            found |= {f"{name}.{part}": f"{each:,}" for part, each in value.items()}
+            found |= {f"{name}.{part}": f"{each:,}" for part, each in value.items() if each}
         elif isinstance(value, int):
             found[name] = f"{value:,}"
     return found

@@ -80,13 +80,13 @@ def bring(project: Path, output: Path) -> None:
     """
     with translate_errors(), _sharing(project) as (repo, has_remote):
         try:
-            repo.checkout(targets=[output.as_posix()])
+            repo.checkout(targets=[str(project / output)])
         except CheckoutError:
             missing = f"{output} of that commit is not in DVC's cache"
             if not has_remote:
                 raise UserError(f"{missing}, and there is no remote: name it with `diffusion remote`") from None
             try:
-                repo.pull(targets=[output.as_posix()])
+                repo.pull(targets=[str(project / output)])
             except (DvcException, OSError) as error:
                 why = " ".join(str(error).split())
                 raise UserError(

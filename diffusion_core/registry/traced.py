@@ -19,12 +19,12 @@ from diffusion_core.lineage.recorded import (
     DATA,
     FOLDER,
     LOCK,
-    MACHINE,
     PARAMS,
     PARENT,
     UNRECORDED,
     Lock,
     all_params,
+    shown,
 )
 from diffusion_core.lineage.trace import Change, Trace, counted, differences
 from diffusion_core.registry.connection import run_page
@@ -61,7 +61,7 @@ class _Known:
     def data(self) -> dict[str, str]:
         """The images by their hashes and counts."""
         names = {"dataset_md5": "md5", "dataset_digest": "sha256"}
-        return {shown: self.tags[tag] for tag, shown in names.items() if tag in self.tags} | counted(self.numbers)
+        return {title: self.tags[tag] for tag, title in names.items() if tag in self.tags} | counted(self.numbers)
 
 
 def traced(client: MlflowClient, environment: Environment, version: ModelVersion) -> Trace:
@@ -118,8 +118,8 @@ def _known(client: MlflowClient, version: ModelVersion) -> _Known:
         missing.append(
             "the machine was not recorded: it was trained by earlier code, or another run stands in for its own"
         )
-    shown = flattened(sections) or dict(run.data.params)
-    values = {name: without_userinfo(value) if "://" in value else value for name, value in shown.items()}
+    params_of = flattened(sections) or dict(run.data.params)
+    values = {name: without_userinfo(value) if "://" in value else value for name, value in params_of.items()}
     return _Known(version, run, values, sections, numbers, missing)
 
 
@@ -198,12 +198,7 @@ def _data_page(client: MlflowClient, environment: Environment, known: _Known) ->
 
 
 def _machine(tags: Mapping[str, str]) -> dict[str, str]:
-    found = {shown: tags[tag] for tag, shown in MACHINE.items() if tag in tags}
-    if " " in (threads := found.get("threads", "")) and ":" in threads:
-        first, *changes = threads.split()
-        pairs = (each.split(":") for each in changes)
-        found["threads"] = ", ".join([first, *(f"{count} after {steps} steps" for steps, count in pairs)])
-    return found | ({"self-check": tags["self_check"]} if "self_check" in tags else {})
+    return shown(tags) | ({"self-check": tags["self_check"]} if "self_check" in tags else {})
 
 
 def _runs(environment: Environment, known: _Known) -> dict[str, str]:

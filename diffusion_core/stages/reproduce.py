@@ -19,7 +19,7 @@ from diffusion_core.files import write_whole
 from diffusion_core.lineage.model_files import WEIGHTS
 from diffusion_core.lineage.provenance import DVC_LOCK
 from diffusion_core.lineage.record import RunInfo
-from diffusion_core.lineage.recorded import MACHINE
+from diffusion_core.lineage.recorded import MACHINE, shown
 from diffusion_core.lineage.weights import Difference, compare_weights, first_difference
 from diffusion_core.lineage.worktree import bring, check_commit, make_worktree, remove_worktree
 from diffusion_core.locks import Locked, exclusive_lock
@@ -81,7 +81,7 @@ def run(environment: Environment, name: str, out: Path | None) -> bool:
         # The next call trains again.
         shutil.rmtree(folder / CHECKPOINTS)
         if found.different:
-            print(f"reproduce: the model made again is in {project / MODELS}, the registered one in {registered}")
+            print(f"reproduce: {folder} stays, with the model made again in {CHECKOUT}/{MODELS} and the registered one")
             return False
         remove_worktree(folder / CHECKOUT)
     shutil.rmtree(folder)
@@ -195,10 +195,11 @@ def _report(made_of: Origin, found: Difference, now: Trained) -> None:
         values = (each.history.get(name, {}).get(images) for each in (then, now))
         was, is_now = ("none" if each is None else repr(each) for each in values)
         print(f"reproduce: they part at or before {images:,} images, where {name} was {was} and is {is_now}")
+    machines = shown(then.machine), shown(now.machine)
     differing = [
-        f"{shown} was {then.machine.get(tag, 'not recorded')} and is {now.machine.get(tag, 'not recorded')}"
-        for tag, shown in MACHINE.items()
-        if then.machine.get(tag) != now.machine.get(tag)
+        f"{title} was {machines[0].get(title, 'not recorded')} and is {machines[1].get(title, 'not recorded')}"
+        for title in MACHINE.values()
+        if machines[0].get(title) != machines[1].get(title)
     ]
     same = f"{', '.join(MACHINE.values())} are the same"
     print(f"reproduce: {'; '.join(differing) or same}")
