@@ -77,9 +77,10 @@ def reproduce(
         Path | None, typer.Option(help="A folder for its worktree; by default below .cache/reproduced.")
     ] = None,
 ) -> None:
-    """Train a version again and compare the weights; exit code 1 if they differ.
+    """Train a version again, and compare the weights.
 
-    It runs the recorded commit and changes, on the recorded data. Registry and models/ stay as they are."""
+    It runs the recorded commit and changes, on the recorded data. Registry and models/ stay as they are. Exit code 1 if
+    the weights differ."""
     from diffusion_core.stages.reproduce import run
 
     if not run(load_environment(), version, out):

@@ -35,7 +35,7 @@ WORDS = {
     "string_pattern_mismatch": "the tag `threads` of a run",
 }
 
-# The first number, and another one after so many steps: 2 4:1 7:2.
+# The first number, then each other one after the steps before it: 2 4:1 7:2.
 ThreadsUsed = Annotated[str, Field(pattern=r"^[1-9]\d*( [1-9]\d*:[1-9]\d*)+$")]
 
 DOTENV = Path(".env")

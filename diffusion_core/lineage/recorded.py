@@ -1,11 +1,10 @@
 """What the tracking store keeps of a model's origin: files of its run below `lineage/`, and tags.
 
 `train` records the machine and the changes of its checkout, `publish` the rest. dvc.lock has the parameters with which
-each stage ran, so it is right where params.yaml has changed since.
+each stage ran. So it is right where params.yaml has changed since.
 """
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel
@@ -28,25 +27,14 @@ MACHINE = {
 }
 # Why the changes are not among the files.
 UNRECORDED = "git_changes_unrecorded"
-# Of the version: what model.json says of the model that the training began from.
-PARENT = "parent"
-
-
-class LockedOutput(BaseModel):
-    """An output or dependency in dvc.lock."""
-
-    path: str
-    md5: str | None = None
-    size: int | None = None
-    nfiles: int | None = None
+# Of the version: the model that the training began from, and the sha256 of its files.
+PARENT, PARENT_DIGEST = "parent", "parent_digest"
 
 
 class LockedStage(BaseModel):
     """A stage in dvc.lock."""
 
     params: dict[str, dict[str, Any]] = {}
-    deps: list[LockedOutput] = []
-    outs: list[LockedOutput] = []
 
 
 class Lock(BaseModel):
@@ -69,14 +57,9 @@ class Lock(BaseModel):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The sections of params.yaml with which the stages ran."""
+        """The parameters with which the stages ran, as dvc.yaml names them: a section, or a dotted name."""
         sections = [stage.params.get("params.yaml", {}) for stage in self.stages.values()]
         return {name: value for each in sections for name, value in each.items()}
-
-    def output(self, path: str) -> LockedOutput | None:
-        """Return an output by its path, or None."""
-        outs = (out for stage in self.stages.values() for out in stage.outs)
-        return next((out for out in outs if PurePosixPath(out.path) == PurePosixPath(path)), None)
 
 
 def all_params(params: str | None, lock: Lock | None) -> dict[str, Any]:
@@ -90,9 +73,17 @@ def all_params(params: str | None, lock: Lock | None) -> dict[str, Any]:
         ValueError: the text is not YAML with sections.
     """
     sections = {} if params is None else parse_yaml(params)
+    for name, value in ({} if lock is None else lock.params).items():
+        *path, last = name.split(".")
+        place = sections
+        for each in path:
+            place = place.setdefault(each, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ValueError(f"{name} has no place in params.yaml")
+        place[last] = value
     if not isinstance(sections, dict):
-        raise ValueError("it has no sections")
-    return sections | ({} if lock is None else lock.params)
+        raise ValueError("params.yaml has no sections")
+    return sections
 
 
 def shown(machine: Mapping[str, str]) -> dict[str, str]:

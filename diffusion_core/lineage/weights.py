@@ -47,11 +47,14 @@ def compare_weights(one: Path, other: Path) -> Difference:
 
 
 def first_difference(one: Mapping[str, History], other: Mapping[str, History]) -> tuple[int, str] | None:
-    """Return after how many images a metric of two trainings differs first, and which, or None if none does."""
+    """Return after how many images a metric of two trainings differs first, and which, or None if none does.
+
+    What one of them has not logged is not compared.
+    """
     apart = [
         (images, name)
-        for name in one
-        for images in {*one[name], *other.get(name, {})}
-        if one[name].get(images) != other.get(name, {}).get(images)
+        for name in one.keys() & other.keys()
+        for images in one[name].keys() & other[name].keys()
+        if one[name][images] != other[name][images]
     ]
     return min(apart, default=None)

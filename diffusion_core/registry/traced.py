@@ -21,6 +21,7 @@ from diffusion_core.lineage.recorded import (
     LOCK,
     PARAMS,
     PARENT,
+    PARENT_DIGEST,
     UNRECORDED,
     Lock,
     all_params,
@@ -220,8 +221,8 @@ def _parents(tags: Mapping[str, str], before: ModelVersion | None, gone: str) ->
     elif gone:
         found["champion before"] = f"version {gone}, which was deleted in MLflow"
     if PARENT in tags:
-        parent = _json(tags[PARENT])
-        found["began from"] = ", ".join(f"{name} {value}" for name, value in parent.items() if value is not None)
+        found["began from"] = tags[PARENT]
+        found["its sha256"] = tags.get(PARENT_DIGEST, "not recorded")
     return found
 
 

@@ -10,7 +10,7 @@ from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_diges
 from diffusion_core.lineage.provenance import dvc_hashes, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
-from diffusion_core.lineage.recorded import LOCK, PARENT
+from diffusion_core.lineage.recorded import LOCK
 from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.publication import log_evaluation, original_run, register
@@ -67,7 +67,7 @@ def run(environment: Environment) -> None:
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
             tags = {f"{OUTPUT}{path}": md5 for path, md5 in hashes.items()}
-            tags |= known_tags(made_of | {"prefect_flow_run": flow_run_id(), PARENT: made.parent})
+            tags |= known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | made.parent
             version = register(client, training, name, MODELS, tags)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}

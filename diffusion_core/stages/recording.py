@@ -1,6 +1,5 @@
 """Collect what a published model was made of: parameters, dvc.lock, numbers of the images, and its parent."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.provenance import DVC_LOCK
 from diffusion_core.lineage.record import RunInfo
-from diffusion_core.lineage.recorded import DATA, LOCK, PARAMS, Lock, all_params
+from diffusion_core.lineage.recorded import DATA, LOCK, PARAMS, PARENT, PARENT_DIGEST, Lock, all_params
 from diffusion_core.stages.paths import DATA_METRICS, MODELS, PREPARED
 
 
@@ -22,12 +21,12 @@ class Ingredients:
     Attributes:
         files: texts for the run, by their paths among its artifacts.
         params: parameters of all stages but `train`, which logs its own, by dotted name.
-        parent: the model that the training began from as JSON, or None.
+        parent: tags that name the model that the training began from; empty if it began from random weights.
     """
 
     files: dict[str, str]
     params: dict[str, str]
-    parent: str | None
+    parent: dict[str, str]
 
 
 def ingredients(info: RunInfo, hashes: Mapping[str, str]) -> Ingredients:
@@ -48,4 +47,5 @@ def ingredients(info: RunInfo, hashes: Mapping[str, str]) -> Ingredients:
     sections.pop("train", None)
     params = {name: without_userinfo(value) if "://" in value else value for name, value in flattened(sections).items()}
     parent = read_json(MODELS / DESCRIPTION).get("parent")
-    return Ingredients(files, params, None if parent is None else json.dumps(parent))
+    tags = {} if parent is None else {PARENT: str(parent["name"]), PARENT_DIGEST: str(parent["digest"])}
+    return Ingredients(files, params, tags)

@@ -5,18 +5,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import SecretStr
 
 from diffusion_core.config.environment import PREFIX, Environment
 from diffusion_core.config.params import PARAMS_FILE
+from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
-from diffusion_core.lineage.model_files import WEIGHTS
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.lineage.provenance import DVC_LOCK
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.recorded import MACHINE, shown
@@ -31,10 +33,10 @@ from diffusion_core.stages.paths import MODELS, PREPARED, REPRODUCED, RUN_INFO
 from diffusion_core.stages.version_names import registered_name
 from diffusion_core.supervision.child import leave, run_child
 
-# In the folder of a reproduction: which version it is of, its worktree, its checkpoints, the registered model, its
-# tracking store.
-OF, CHECKOUT, CHECKPOINTS, REGISTERED, STORE = "reproduction.json", "checkout", "checkpoints", "registered", "mlflow.db"
-LOCK = ".lock"
+# In the folder of a reproduction: which version it is of, its worktree, its checkpoints and its tracking store.
+OF, CHECKOUT, CHECKPOINTS, STORE = "reproduction.json", "checkout", "checkpoints", "mlflow.db"
+# Copies of the registered model, and of the one that its training began from.
+REGISTERED, PARENT, LOCK = "registered", "parent", ".lock"
 # Variables that decide how numbers are rounded: they are as they were, unless the user sets them.
 ROUNDING = {
     "device": "device",
@@ -73,7 +75,7 @@ def run(environment: Environment, name: str, out: Path | None) -> bool:
     with _owned(folder, made_of):
         with answering(environment), downloaded(version) as files:
             shutil.copytree(files, registered, dirs_exist_ok=True)
-        project = _project(folder, made_of)
+        project = _project(folder, made_of, _params(environment, folder, made_of))
         _train(project, _variables(environment, folder, made_of))
         again = _again(environment, folder, project)
         found = compare_weights(registered / WEIGHTS, project / MODELS / WEIGHTS)
@@ -114,13 +116,46 @@ def _owned(folder: Path, made_of: Origin) -> Iterator[None]:
         raise UserError(f"another process reproduces in {folder}{locked.holder}: wait until it has ended") from None
 
 
-def _project(folder: Path, made_of: Origin) -> Path:
+def _params(environment: Environment, folder: Path, made_of: Origin) -> dict[str, Any]:
+    """Return the content of params.yaml: as recorded, but it begins from a copy, and ends by images and not by time.
+
+    Raises:
+        UserError: the model that the training began from is another one now, or gone.
+    """
+    train = dict(made_of.params.get("train", {}))
+    parent = read_json(folder / REGISTERED / DESCRIPTION).get("parent")
+    if parent is not None:
+        train["from"] = str(_copied_parent(environment, folder / PARENT, str(parent["name"]), str(parent["digest"])))
+    rows = made_of.trained.history.get("train/loss")
+    if train.get("minutes") is not None and rows:
+        train |= {"minutes": None, "images": max(rows)}
+    return made_of.params | {"train": train}
+
+
+def _copied_parent(environment: Environment, place: Path, name: str, digest: str) -> Path:
+    """Copy a version, or a folder, that model.json names, and return where the copy is."""
+    shutil.rmtree(place, ignore_errors=True)
+    if (Path(name) / DESCRIPTION).is_file():
+        shutil.copytree(name, place)
+    else:
+        client = connect(environment, may_create=False)
+        with (
+            answering(environment),
+            downloaded(find_named(client, *registered_name(environment, name))) as files,
+        ):
+            shutil.copytree(files, place)
+    if model_digest(place) != digest:
+        raise UserError(f"the training began from {name}, which is another model now: bring the one with {digest} back")
+    return place.absolute()
+
+
+def _project(folder: Path, made_of: Origin, params: Mapping[str, Any]) -> Path:
     """Make the worktree with parameters, dvc.lock and data, and return the project's folder in it."""
     changed = " with the changes that its checkout had" if made_of.changes else ""
     print(f"reproduce: commit {made_of.commit}{changed}, in {folder / CHECKOUT}", flush=True)
     project = make_worktree((folder / CHECKOUT).absolute(), made_of.commit, made_of.changes)
     # JSON is YAML.
-    write_whole(project / PARAMS_FILE, json.dumps(made_of.params, indent=2, default=str) + "\n")
+    write_whole(project / PARAMS_FILE, json.dumps(params, indent=2, default=str) + "\n")
     write_whole(project / DVC_LOCK, made_of.lock)
     bring(project, PREPARED)
     return project

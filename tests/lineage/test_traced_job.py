@@ -270,6 +270,8 @@ def test_a_version_is_made_again_to_the_last_bit_although_it_was_stopped(made, j
     monkeypatch.setattr(reproduce, "run_child", stopped)
     assert say("reproduce", f"{NAME}/2") == 128 + signal.SIGTERM
     assert list((out / "checkpoints").glob("*/step-*"))
+    assert (out / "checkout/diffusion_core/mine.py").read_text() == "CHANGED = True\n"
+    assert not (out / "checkout/half.py").exists()
     monkeypatch.setattr(reproduce, "run_child", run_child)
     assert say("reproduce", f"{NAME}/2") == 0
     told = capsys.readouterr().out
