@@ -63,6 +63,36 @@ def compare(
     run(load_environment(), runs)
 
 
+@commands.command(epilog="Example: diffusion trace champion")
+def trace(
+    version: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/NUMBER, or an alias or a number.")] = "champion",
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show where a version comes from: plots/trace.html.
+
+    Code, images, parameters, machine, metrics, runs and parents, and what differs from the champion before."""
+    from diffusion_core.stages.trace import run
+
+    run(load_environment(), version, as_json)
+
+
+@commands.command(epilog="Example: diffusion reproduce diffusion/3")
+def reproduce(
+    version: Annotated[str, typer.Argument(help="NAME/NUMBER, NAME@ALIAS, or an alias or a number.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for its worktree; by default below .cache/reproduced.")
+    ] = None,
+) -> None:
+    """Train a version again, and compare the weights.
+
+    It runs the recorded commit and changes, on the recorded data. Registry and models/ stay as they are. Exit code 1 if
+    the weights differ."""
+    from diffusion_core.stages.reproduce import run
+
+    if not run(load_environment(), version, out):
+        raise typer.Exit(1)
+
+
 @commands.command(epilog="Example: diffusion draw champion --n 64 --class cat --seed 7 --out cats")
 def draw(
     model: Annotated[str, typer.Argument(help="A folder, NAME@ALIAS, NAME/NUMBER, an alias, a number, or a run.")],

@@ -50,7 +50,16 @@ TIERS = {
         ),
     ),
     "slow": (
-        *("benchmarks", "faults", "interop", "conformance/test_quickstart.py", "self_check", "stages", "supervision"),
+        *(
+            "benchmarks",
+            "faults",
+            "interop",
+            "conformance/test_quickstart.py",
+            "self_check",
+            "lineage/test_traced_job.py",
+            "stages",
+            "supervision",
+        ),
         *("runtime/test_compilation.py", "runtime/test_compile_cache.py", "runtime/test_compile_cache_keys.py"),
         *("test_command_line.py", "test_digits.py", "test_gpu_check.py", "test_notebooks.py", "test_readme.py"),
         *("test_site.py", "test_style.py", "training/test_recorded_steps.py", "training/test_trainer.py"),

@@ -65,11 +65,15 @@ EVERYWHERE = {
     "config": "checks values, which DVC watches themselves",
     "documents": "reads JSON and YAML",
     "errors": "holds classes of errors",
+    "lineage.changes": "records what a checkout has beside its commit",
     "lineage.checkpoints": "names folders, and says which are whole",
     "lineage.dataset_version": "names and counts the images, for people",
+    "lineage.git": "asks git",
     "lineage.identity": "names what a training is made of",
+    "lineage.model_files": "names a model's files",
     "lineage.outbox": "holds what MLflow is told",
     "lineage.provenance": "records what a result was made of",
+    "lineage.recorded": "names what MLflow is told",
     "lineage.record": "writes and reads JSON",
     "progress": "shows how far it is",
     "parallel": "runs calls side by side",
@@ -79,6 +83,7 @@ EVERYWHERE = {
     "lineage.tensors": "writes tensors to files",
     "stages.cost": "records how long stages took",
     "runtime.energy": "reads counters of energy",
+    "stages.origin": "records what a training is made of and where it runs",
     "stages.paths": "holds names of files",
 }
 WHERE_IT_RUNS = {
@@ -187,7 +192,7 @@ def test_git_ignores_what_stages_write():
         path for stage in STAGES.values() for kind in ("outs", "metrics", "plots") for path in stage.get(kind, [])
     ]
     names = [next(iter(each)) if isinstance(each, dict) else each for each in outputs]
-    names += [str(paths.REPORT), str(paths.COMPARISON)]
+    names += map(str, (paths.REPORT, paths.COMPARISON, paths.TRACE, paths.TRACE_JSON))
     done = subprocess.run(["git", "check-ignore", *names], capture_output=True, text=True, check=False)
     assert done.stdout.split() == names
 

@@ -9,7 +9,7 @@ import re
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dotenv.parser import parse_stream
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
@@ -29,7 +29,14 @@ DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRET
 # Variables that Kubernetes sets for each service of a namespace.
 OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP)|$)")
 # Words for pydantic's error types.
-WORDS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+WORDS = {
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "string_pattern_mismatch": "the tag `threads` of a run",
+}
+
+# The first number, then each other one after the steps before it: 2 4:1 7:2.
+ThreadsUsed = Annotated[str, Field(pattern=r"^[1-9]\d*( [1-9]\d*:[1-9]\d*)+$")]
 
 DOTENV = Path(".env")
 
@@ -57,8 +64,9 @@ class Environment(BaseSettings):
     compile_cache: Path = Field(
         default=Path(".cache/compile"), description="a folder for compiled kernels, kept for the next process"
     )
-    threads: Literal["auto"] | PositiveInt = Field(
-        default="auto", description="of the processor that training uses; auto: as many as are fastest"
+    threads: Literal["auto"] | PositiveInt | ThreadsUsed = Field(
+        default="auto",
+        description="of the processor that training uses; auto: as many as are fastest; or those of another training",
     )
     processes: Literal["auto"] | PositiveInt = Field(
         default=1, description="that share a stage's work on this machine; auto: one a GPU"

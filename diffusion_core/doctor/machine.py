@@ -45,9 +45,10 @@ def processors(environment: Environment) -> Iterator[Diagnosis]:
         )
     else:
         yield ok(f"{shown}, and others keep {busy:.1f} busy")
-    threads = torch.get_num_threads() if environment.threads == "auto" else environment.threads
+    # The threads of another training are a text.
+    threads = environment.threads if isinstance(environment.threads, int) else torch.get_num_threads()
     if threads > max(allowed, 1.0):
-        name = "OMP_NUM_THREADS" if environment.threads == "auto" else "DIFFUSION_THREADS"
+        name = "DIFFUSION_THREADS" if threads == environment.threads else "OMP_NUM_THREADS"
         yield warning(
             f"PyTorch has {threads} threads for the time of {allowed:g} cores", f"set {name}={max(int(allowed), 1)}"
         )

@@ -4,10 +4,14 @@
 even if a stage is run by hand or an output is restored without the others.
 """
 
-from diffusion_core.config.settings import EvaluateSettings
+from typing import TYPE_CHECKING
+
 from diffusion_core.lineage.provenance import code_digest, json_digest
 from diffusion_core.lineage.record import Record
 from diffusion_core.metrics.estimate import Estimate, flat
+
+if TYPE_CHECKING:
+    from diffusion_core.config.settings import EvaluateSettings
 
 # The code that determines metrics; also a dependency of the stage in dvc.yaml.
 MEASURING_CODE = ("metrics",)
@@ -46,7 +50,7 @@ class FiguresOrigin(Record):
     evaluation: Evaluation
 
 
-def evaluation_key(reference_digest: str, sampling: str, evaluate: EvaluateSettings) -> str:
+def evaluation_key(reference_digest: str, sampling: str, evaluate: "EvaluateSettings") -> str:
     """Return the digest of everything that determines metrics except the model, including the code of the metrics.
 
     Args:

@@ -3,7 +3,6 @@
 `model.json` has the arguments of `Unet` and `GaussianDiffusion`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -20,6 +19,7 @@ from diffusion_core.choices import choose
 from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
 from diffusion_core.files import sha256_of
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
@@ -28,8 +28,6 @@ from diffusion_core.process.losses import LossChoice
 from diffusion_core.process.schedules import ScheduleChoice
 from diffusion_core.process.weightings import WeightingChoice
 
-WEIGHTS = "model.safetensors"
-DESCRIPTION = "model.json"
 FORMAT = 1
 # Limits of what is loaded, because a description can name any number.
 MOST_TIMESTEPS = 10**6
@@ -195,15 +193,6 @@ def load_model(folder: Path | str, device: torch.device | str = "cpu") -> Traine
             f"the model in {folder} cannot be loaded ({reason}): make it again with `dvc repro -f train`"
         ) from None
     return TrainedModel(diffusion.to(device).eval().requires_grad_(False), class_counts, classes)
-
-
-def model_digest(folder: Path) -> str:
-    """Return the sha256 of a model's weights and description."""
-    digest = hashlib.sha256()
-    for name in (WEIGHTS, DESCRIPTION):
-        with (folder / name).open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _check_sizes(file: Path, network: Mapping[str, Any], process: Mapping[str, Any]) -> None:

@@ -71,12 +71,12 @@ class Estimate(BaseModel):
 def half_width(replicates: Sequence[float]) -> float:
     """Return half of the 95% interval of a metric with these values without each of G >= 2 groups."""
     # Imported here, because every command reads the names of the metrics, and few compute one.
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     groups = np.asarray(replicates, np.float64)
     count = len(groups)
     error = math.sqrt((count - 1) / count * float(np.square(groups - groups.mean()).sum()))
-    return float(t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) * error
 
 
 def difference(one: Estimate, other: Estimate) -> tuple[float, float]:

@@ -12,11 +12,17 @@ from mlflow.entities.model_registry import ModelVersion
 
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.promotion import Decision
-from diffusion_core.registry.versions import CHAMPION, downloaded, find_champion, find_named, versions_named
+from diffusion_core.registry.versions import (
+    CHAMPION,
+    CHAMPION_BEFORE,
+    DECISION,
+    downloaded,
+    find_champion,
+    find_named,
+    versions_named,
+)
 
-DECISION = "decision"
 GATE = "gate"
-CHAMPION_BEFORE = "champion_before"
 # The how-manieth champion a version was, the last time. Clocks of machines differ, so it is counted.
 GENERATION = "champion_generation"
 REJECTED = "rejected"

@@ -1,8 +1,6 @@
 """What the store knows of runs that are compared: versions of the registered model, or runs by their ids."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -15,7 +13,8 @@ from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
-from diffusion_core.registry.versions import RUN_ID, find_named, moved_artifacts, recorded_evaluation, versions_of_run
+from diffusion_core.registry.run_files import run_file
+from diffusion_core.registry.versions import RUN_ID, find_named, recorded_evaluation, versions_of_run
 
 SAMPLES = "samples/grid.png"
 # Tags of a run that say where it comes from, by what they are called on a page.
@@ -87,7 +86,7 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
         page=run_page(environment, run.info.experiment_id, run.info.run_id),
         origin=_origin(tags),
         series={metric: _series(client, run, metric) for metric in metrics if metric in run.data.metrics},
-        samples=_samples(client, run),
+        samples=run_file(client, run, SAMPLES),
     )
 
 
@@ -117,13 +116,3 @@ def _series(client: MlflowClient, run: Run, metric: str) -> list[tuple[float, fl
     found = client.get_metric_history(run.info.run_id, metric)
     # MLflow's step is the number of images.
     return sorted((float(each.step), (each.timestamp - begun) / 1000, each.value) for each in found)
-
-
-def _samples(client: MlflowClient, run: Run) -> bytes | None:
-    if (moved := moved_artifacts(run.info.artifact_uri)) is not None:
-        return (moved / SAMPLES).read_bytes() if (moved / SAMPLES).is_file() else None
-    folder = SAMPLES.rpartition("/")[0]
-    if SAMPLES not in [file.path for file in client.list_artifacts(run.info.run_id, folder)]:
-        return None
-    with tempfile.TemporaryDirectory() as place:
-        return Path(client.download_artifacts(run.info.run_id, SAMPLES, place)).read_bytes()

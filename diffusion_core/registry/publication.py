@@ -16,8 +16,9 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 import diffusion_core
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import SampleSettings
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.promotion import Decision
-from diffusion_core.lineage.saved_model import load_model, model_digest
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.registry import servable
 from diffusion_core.registry.connection import sent_once
 from diffusion_core.registry.evaluation_table import log_table

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -24,9 +25,12 @@ from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_file
 from diffusion_core.lineage.evaluation import Evaluation
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import ARTIFACTS as STORE_ARTIFACTS
 from diffusion_core.registry.connection import artifact_folder, is_transient, reason, sqlite_file
+
+if TYPE_CHECKING:
+    from diffusion_core.lineage.saved_model import TrainedModel
 
 CHAMPION = "champion"
 # Versions that a message names.
@@ -34,6 +38,9 @@ MOST_SHOWN = 10
 
 MODEL_DIGEST = "model_digest"
 EVALUATION = "evaluation"
+# The gate's decision as JSON, and the version that was the champion until then.
+DECISION = "decision"
+CHAMPION_BEFORE = "champion_before"
 # Tags that `publish` writes: the commit, the hashes in dvc.lock of all outputs, and how the samples were made by which
 # the gate judges. Former versions have a tag for each output.
 COMMIT, OUTPUTS, SAMPLE = "git_commit", "outputs", "sample"
@@ -294,7 +301,7 @@ def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
         return False
 
 
-def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> TrainedModel:
+def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> "TrainedModel":
     """Load a version of a registered model, without running code of the store: it reads weights and JSON alone.
 
     Args:
@@ -305,5 +312,8 @@ def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> Tr
     Raises:
         UserError: there is no such version, or its files are not those that were registered.
     """
+    # Imported here, because what the store knows of a version can be read without PyTorch.
+    from diffusion_core.lineage.saved_model import load_model
+
     with downloaded(find_named(client, name, version)) as folder:
         return load_model(folder)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from diffusion_core.report.page import templates
+from diffusion_core.report.templating import templates
 
 TEMPLATE = "history.html.jinja"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.metrics.estimate import difference
 from diffusion_core.report.curves import HEIGHT, WIDTH, Chart
-from diffusion_core.report.page import templates
+from diffusion_core.report.templating import templates
 
 TEMPLATE = "compare.html.jinja"
 # More lines in a chart would look alike.

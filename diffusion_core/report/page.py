@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +17,7 @@ from diffusion_core.metrics.estimate import difference
 from diffusion_core.metrics.features import Images
 from diffusion_core.pictures import tiles
 from diffusion_core.report.curves import HEIGHT, WIDTH, Chart
+from diffusion_core.report.templating import templates
 
 TEMPLATE = "report.html.jinja"
 MOST_CLASSES, PER_CLASS = 30, 12
@@ -107,18 +107,6 @@ def report(content: Content) -> str:
             height=HEIGHT,
             is_small=content.images.shape[2] < 64,
         )
-    )
-
-
-def templates() -> Environment:
-    """Return the templates of pages; their style is that of the page of the images."""
-    return Environment(
-        loader=ChoiceLoader([PackageLoader("diffusion_core.report"), PackageLoader("diffusion_core.data.report")]),
-        # Names of classes and paths are other people's.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -84,7 +84,7 @@ def _set_by_user(variable: str) -> str | None:
 
 def _key(device: torch.device) -> str:
     """Return the name of this process's key: readable parts, then a digest."""
-    processor, details = _processor()
+    processor, details = describe_processor()
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         name = f"{torch.cuda.get_device_name(device)} sm{major}{minor}"
@@ -99,7 +99,7 @@ def _key(device: torch.device) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9.+]+", "-", part) for part in parts)
 
 
-def _processor() -> tuple[str, str]:
+def describe_processor() -> tuple[str, str]:
     """Return the processor's name and its features; PyTorch compiles for exactly these (-march=native).
 
     Virtual machines may give different processors the same name; code for one can then end with SIGILL on another.

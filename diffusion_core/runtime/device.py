@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion_core.errors import UserError
 from diffusion_core.runtime.distributed import Ranks, local_count, local_rank
 from diffusion_core.runtime.precision import Precision, choose_precision
-from diffusion_core.runtime.threads import ThreadChoice, candidates
+from diffusion_core.runtime.threads import ThreadChoice, ThreadReplay, candidates
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -83,11 +83,19 @@ def choose_compiled(wanted: str, device: torch.device) -> bool:
     return device.type == "cuda" if wanted == "auto" else wanted == "on"
 
 
-def choose_threads(wanted: Literal["auto"] | int, device: torch.device, ranks: Ranks) -> ThreadChoice | None:
-    """Return the `ThreadChoice` of a training on a CPU with one process, else None."""
+def choose_threads(wanted: int | str, device: torch.device, ranks: Ranks) -> ThreadChoice | None:
+    """Return the `ThreadChoice` of a training on a CPU with one process, else None.
+
+    Args:
+        wanted: the value of DIFFUSION_THREADS: "auto", a number, or what `ThreadReplay` takes.
+        device: the device of the training.
+        ranks: its processes.
+    """
     if device.type != "cpu" or ranks.count > 1:
         return None
-    return ThreadChoice(candidates(torch.get_num_threads()) if wanted == "auto" else (wanted,))
+    if wanted == "auto":
+        return ThreadChoice(candidates(torch.get_num_threads()))
+    return ThreadChoice((wanted,)) if isinstance(wanted, int) else ThreadReplay(wanted)
 
 
 def cores() -> int:

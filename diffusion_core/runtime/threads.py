@@ -5,7 +5,8 @@ waits for the thread that lost its core. On two cores with one busy process, the
 with two threads and at 0.85 of it with one (benchmarks/busy_cpu.json).
 
 The number of threads changes the rounding of gradients, so it is training state and saved in checkpoints. On an idle
-machine, only the step number determines when another count is tried.
+machine, only the step number determines when another count is tried. `used` says which steps had how many, and
+`ThreadReplay` gives another training the same.
 """
 
 import logging
@@ -81,6 +82,8 @@ class _State:
         rivals: counts left in the current trial; the first is in use.
         taken: durations of steps with the count in trial.
         tried: duration of each count in the current trial, including `count`.
+        used: the count of each step that had another one than the step before, by the number of steps before it.
+        moved: whether steps before had other candidates, so that `used` lacks theirs.
     """
 
     count: int
@@ -97,6 +100,8 @@ class _State:
     rivals: list[int] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)
     tried: dict[int, float] = field(default_factory=dict)
+    used: dict[int, int] = field(default_factory=dict)
+    moved: bool = False
 
 
 class ThreadChoice:
@@ -126,6 +131,14 @@ class ThreadChoice:
         """The number of threads of the next step."""
         return self._state.rivals[0] if self._state.rivals else self._state.count
 
+    @property
+    def used(self) -> str | None:
+        """The counts so far, as `ThreadReplay` reads them, or None where steps on another machine had others."""
+        if self._state.moved or not self._state.used:
+            return None
+        first, *changes = self._state.used.items()
+        return " ".join([str(first[1]), *(f"{step}:{count}" for step, count in changes)])
+
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Set the number of threads for the training step in the block, and time it.
@@ -134,8 +147,12 @@ class ThreadChoice:
         """
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        threads = self.threads
         began = self._clock()
         yield
+        used = self._state.used
+        if not used or used[max(used)] != threads:
+            used[self._state.steps] = threads
         self._took(self._clock() - began)
 
     def close(self) -> None:
@@ -145,8 +162,8 @@ class ThreadChoice:
     def state(self) -> dict[str, Any]:
         """Return the state for `restore`, as JSON values."""
         content = asdict(self._state)
-        for name in ("best", "tried"):  # JSON's keys are strings
-            content[name] = {str(count): seconds for count, seconds in content[name].items()}
+        for name in ("best", "tried", "used"):  # JSON's keys are strings
+            content[name] = {str(key): value for key, value in content[name].items()}
         return {"candidates": list(self.candidates), **content}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -156,10 +173,10 @@ class ThreadChoice:
         """
         content = dict(state)
         if tuple(content.pop("candidates")) != self.candidates:
-            self._state = _State(self.candidates[0])
+            self._state = _State(self.candidates[0], moved=True)
             return
-        for name in ("best", "tried"):
-            content[name] = {int(count): seconds for count, seconds in content[name].items()}
+        for name in ("best", "tried", "used"):
+            content[name] = {int(key): value for key, value in content[name].items()}
         self._state = _State(**content)
 
     # --- the rules
@@ -246,3 +263,25 @@ class ThreadChoice:
         state.rivals, state.tried = [], {}
         state.last, state.slow = [], []
         state.stretch_seconds, state.stretch_steps = 0.0, 0
+
+
+class ThreadReplay(ThreadChoice):
+    """Gives each step the number of threads that it had in an earlier training, and tries none.
+
+    Args:
+        used: `ThreadChoice.used` of that training: the first count, then `steps:count` for each change.
+    """
+
+    def __init__(self, used: str) -> None:
+        first, *changes = used.split()
+        pairs = (each.split(":") for each in changes)
+        self._counts = {0: int(first)} | {int(steps): int(count) for steps, count in pairs}
+        super().__init__(sorted({*self._counts.values()}, reverse=True))
+
+    @property
+    def threads(self) -> int:
+        """The number of threads of the next step."""
+        return self._counts[max(steps for steps in self._counts if steps <= self._state.steps)]
+
+    def _took(self, seconds: float) -> None:  # noqa: ARG002 - nothing is measured
+        self._state.steps += 1

@@ -19,8 +19,8 @@ from diffusion_core.files import discard, discarded, leftovers
 from diffusion_core.lineage.checkpoints import FINISHED, LOCK, checkpoints, damaged
 from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
 from diffusion_core.lineage.identity import FILE
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.outbox import OUTBOX, Outbox
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.metrics.views import CACHE as FEATURES
 from diffusion_core.registry.connection import DEFAULT_STORE, answering, connect, tracking_uri

@@ -6,7 +6,8 @@ from typing import Any
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced_files
 from diffusion_core.interop.lucidrains import read_checkpoint
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, build_model, check_finite, save_model
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
+from diffusion_core.lineage.saved_model import build_model, check_finite, save_model
 from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.stages.paths import RUN_INFO
 

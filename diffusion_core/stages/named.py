@@ -9,9 +9,11 @@ import torch
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, TrainedModel, load_model, model_digest
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import MODEL_DIGEST, RUN_ID, downloaded, find_made, find_named
+from diffusion_core.stages.version_names import registered_name
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,6 @@ def load_named(environment: Environment, name: str, device: torch.device) -> Tra
     """
     with find_model(environment, name).files() as folder:
         return load_model(folder, device)
-
-
-def registered_name(environment: Environment, name: str) -> tuple[str, str]:
-    """Return the registered model and the number or alias of a version that `name` means.
-
-    Raises:
-        UserError: a part is empty.
-    """
-    for mark in "@/":
-        model, found, version = name.rpartition(mark)
-        if found:
-            if not (model and version):
-                raise UserError(f"{name!r} names no version: write NAME@ALIAS, NAME/NUMBER, or an alias or a number")
-            return model, version
-    return environment.registered_model, name
 
 
 def _public(folder: Path) -> str:

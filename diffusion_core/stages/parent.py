@@ -10,7 +10,8 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.saved_model import DESCRIPTION, load_model
+from diffusion_core.lineage.model_files import DESCRIPTION
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.networks.unet import Unet
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.stages.named import NamedModel, find_model

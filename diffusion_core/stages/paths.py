@@ -24,6 +24,10 @@ DATA_PAGE = PLOTS / "data.html"
 COMPARISON = PLOTS / "compare.html"
 HISTORY = PLOTS / "history.html"
 REPORT = PLOTS / "report.html"
+TRACE, TRACE_JSON = PLOTS / "trace.html", PLOTS / "trace.json"
+
+# Folders of versions that are trained again.
+REPRODUCED = Path(".cache/reproduced")
 
 # Held by the process that trains in this checkout.
 TRAINING_LOCK = Path(".cache/training.lock")

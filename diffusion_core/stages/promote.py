@@ -7,9 +7,10 @@ from diffusion_core.config.settings import EvaluateSettings, PromoteSettings, Sa
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, evaluation_key
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.lineage.promotion import Decision, Grounds
 from diffusion_core.lineage.samples import sampling_key
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model, model_digest
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.metrics.features import Images
 from diffusion_core.metrics.reference import Reference
 from diffusion_core.registry.champions import recorded_decision, rejection, settle

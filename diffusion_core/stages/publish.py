@@ -6,15 +6,17 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.lineage.provenance import dvc_hashes, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
+from diffusion_core.lineage.recorded import LOCK
 from diffusion_core.lineage.samples import SamplesOrigin
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.evaluation_table import log_table
 from diffusion_core.registry.pages import describe_run
 from diffusion_core.registry.publication import log_evaluation, original_run, record_sample, register
+from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import OUTPUTS, find_version, record_evaluation, recorded_evaluation
@@ -30,6 +32,7 @@ from diffusion_core.stages.paths import (
     SAMPLES_ORIGIN,
     needs,
 )
+from diffusion_core.stages.recording import ingredients
 
 
 def run(environment: Environment) -> None:
@@ -46,6 +49,8 @@ def run(environment: Environment) -> None:
     info = RunInfo.read(RUN_INFO, "train")
     digest = model_digest(MODELS)
     evaluation, sample = measured(digest), SamplesOrigin.read(SAMPLES_ORIGIN, "sample").sample
+    hashes = dvc_hashes()
+    made = ingredients(info, hashes)
 
     client = connect(environment)
     # The run is in the store only when its entries have arrived.
@@ -64,8 +69,8 @@ def run(environment: Environment) -> None:
         version = find_version(client, name, digest)
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
-            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | {OUTPUTS: json.dumps(dvc_hashes())}
-            version = register(client, training, name, MODELS, tags, sample)
+            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | made.parent
+            version = register(client, training, name, MODELS, tags | {OUTPUTS: json.dumps(hashes)}, sample)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}
         costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
@@ -76,6 +81,11 @@ def run(environment: Environment) -> None:
         if sample is not None:
             record_sample(client, version, MODELS, sample)
         describe_run(client, version)
+        changed = log_lineage(client, training.info.run_id, made.files, made.params)
+    if changed:
+        print(f"publish: MLflow keeps the values that the run had before of {', '.join(changed)}")
+    if LOCK not in made.files:
+        print(f"publish: dvc.lock does not have {MODELS / WEIGHTS}, so `diffusion reproduce` cannot make it again")
 
     page = run_page(environment, training.info.experiment_id, training.info.run_id)
     PUBLICATION.parent.mkdir(exist_ok=True)

@@ -13,8 +13,8 @@ from diffusion_core.documents import read_json, read_small
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.record import RunInfo
-from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.published import Published, published
 from diffusion_core.report.curves import chart, read_points

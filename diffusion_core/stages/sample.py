@@ -15,8 +15,9 @@ from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced
 from diffusion_core.generation import even_size, generate, to_uint8
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.samples import SamplesOrigin, sampling_key
-from diffusion_core.lineage.saved_model import TrainedModel, load_model, model_digest
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.pictures import grid, save
 from diffusion_core.runtime.allocator import keep_freed_memory
 from diffusion_core.runtime.compilation import compile_for_sampling, compiler_problem

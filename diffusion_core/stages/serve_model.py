@@ -5,7 +5,7 @@ import tempfile
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.registry.served import version_now
-from diffusion_core.stages.named import registered_name
+from diffusion_core.stages.version_names import registered_name
 
 
 def run(environment: Environment, name: str, host: str, port: int) -> None:

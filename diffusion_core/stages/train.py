@@ -31,6 +31,7 @@ from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.cost import Cost, as_metrics
 from diffusion_core.stages.keeping import begins_run, fitting, keeping, report_unused
 from diffusion_core.stages.memory import free_memory
+from diffusion_core.stages.origin import record_origin, record_threads
 from diffusion_core.stages.parent import find_parent, first_checkpoint
 from diffusion_core.stages.paths import LOSS, MODELS, PREPARED, RUN_INFO, VALIDATION
 from diffusion_core.stages.plan import Plan, ShardData, make_plan
@@ -111,9 +112,11 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             log_row(row, tracked)
         for measured in validation.rows:
             log_validation(measured, tracked)
+        record_origin(tracked, trainer, commit.dirty)
         _steps(trainer, model, train, environment, tracked, history, validation, plan, state, cost)
         report_end(trainer, train, tracked)
         tracked.metrics(as_metrics("train", cost.spent), step=trainer.images)
+        record_threads(tracked, trainer)
         model_images = take_best(trainer, validation, tracked)
         info = RunInfo(
             run_key=tracked.key,

@@ -15,7 +15,8 @@ from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.checkpoints import LOCK, checkpoints, damaged, problem, set_aside, training_folders
 from diffusion_core.lineage.dvc_cache import NoProject, dvc_cache
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS, load_model
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
+from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.connection import NoStore, answering, connect
 from diffusion_core.registry.versions import Changed, downloaded, find_champion, outputs_of, restore

@@ -9,8 +9,8 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.dvc_cache import Cache, dvc_cache
 from diffusion_core.lineage.hashed_files import FOLDER
+from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.needed import Output
-from diffusion_core.lineage.saved_model import DESCRIPTION, WEIGHTS
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import Named, named_by_versions, versions_of
 from diffusion_core.stages.finding import REPAIR, Finding, Hashed, parts

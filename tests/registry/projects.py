@@ -17,9 +17,10 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings, PrepareSettings, SampleSettings
 from diffusion_core.data.dataset import ImageDataset
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin, evaluation_key
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.samples import SamplesOrigin, sampling_key
-from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, save_model
+from diffusion_core.lineage.saved_model import build_model, load_model, save_model
 from diffusion_core.metrics.evaluation import Evaluator
 from diffusion_core.metrics.features import FeatureNetwork, extract
 from diffusion_core.metrics.reference import Reference

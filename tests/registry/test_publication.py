@@ -4,7 +4,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.lineage.saved_model import model_digest
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.registry.connection import connect, is_transient
 from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import log_evaluation, original_run, register

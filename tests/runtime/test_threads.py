@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from diffusion_core.runtime.threads import AGAIN_STEP, START_STEPS, TRIAL_STEPS, ThreadChoice, candidates
+from diffusion_core.runtime.threads import AGAIN_STEP, START_STEPS, TRIAL_STEPS, ThreadChoice, ThreadReplay, candidates
 from tests.runtime.machine import BUSY, QUIET, TINY, Machine
 
 
@@ -178,3 +178,40 @@ def test_a_step_that_fails_is_not_counted():
     with pytest.raises(ArithmeticError), choice.timed():
         raise ArithmeticError
     assert choice.state() == before
+
+
+# --- the same again
+
+
+@pytest.mark.parametrize("pause", [0, 6, 50])
+def test_another_training_gets_the_threads_of_each_step(pause):
+    machine = Machine(QUIET)
+    first = machine.choice()
+    steps = machine.train(first, pause)
+    resumed = machine.choice()
+    resumed.restore(json.loads(json.dumps(first.state())))
+    machine.seconds = BUSY
+    steps += machine.train(resumed, 100)
+    assert resumed.used.startswith(f"2 {START_STEPS}:1")
+    again = ThreadReplay(resumed.used)
+    assert again.used is None
+    replayed = Machine(QUIET).train(again, pause)
+    later = ThreadReplay(resumed.used)
+    later.restore(json.loads(json.dumps(again.state())))
+    replayed += Machine(QUIET).train(later, 100)
+    assert replayed == steps
+    assert later.used == resumed.used
+
+
+def test_a_number_that_never_changed_is_one_number():
+    machine, choice = Machine(QUIET), ThreadChoice((2,))
+    machine.train(choice, 5)
+    assert choice.used == "2"
+
+
+def test_what_another_machine_counted_is_not_known():
+    machine = Machine(QUIET)
+    first, moved = machine.choice(), ThreadChoice((4, 2, 1))
+    machine.train(first, 5)
+    moved.restore(first.state())
+    assert moved.used is None

@@ -6,9 +6,9 @@ import pytest
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
 from diffusion_core.errors import Unavailable
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
-from diffusion_core.lineage.saved_model import model_digest
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, store_name
 from diffusion_core.registry.evaluation_table import TABLE

@@ -6,8 +6,9 @@ from torch import nn
 
 from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.samples import SamplesOrigin, sampling_key
-from diffusion_core.lineage.saved_model import build_model, load_model, model_digest, proportional_labels, save_model
+from diffusion_core.lineage.saved_model import build_model, load_model, proportional_labels, save_model
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.stages import sample
