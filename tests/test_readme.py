@@ -62,7 +62,7 @@ def test_the_champion_is_loaded_as_it_is_shown(tmp_path, monkeypatch):
     client.set_registered_model_alias(version.name, "champion", version.version)
     shown = run(SAFE_CHAMPION + "\nprint(tuple(images.shape))", {"steps=25": "steps=2"}, tmp_path)
     assert shown == "(4, 1, 8, 8)\n"
-    shapes = "\nprint(images.shape, threes.shape, images.dtype)"
+    shapes = "\nprint(made['images'].shape, threes['images'].shape, made['images'].dtype)"
     # The small model has eight timesteps.
     assert run(
         CHAMPION + shapes, {'"steps": 25': '"steps": 2', '{"seed": 7}': '{"steps": 2, "seed": 7}'}, tmp_path
