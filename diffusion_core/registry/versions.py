@@ -137,6 +137,12 @@ def named_by_versions(client: MlflowClient) -> Named | None:
     return named
 
 
+def stored_model(version: ModelVersion) -> str | None:
+    """Return the id of the stored model of a version, or None if its files are the artifacts of a run."""
+    source = str(version.source)
+    return source.removeprefix("models:/") if source.startswith("models:/") else None
+
+
 def outputs_of(version: ModelVersion) -> dict[str, str]:
     """Return the hash in dvc.lock of each output with which a version was published, by path."""
     former = {tag.removeprefix(OUTPUT): value for tag, value in version.tags.items() if tag.startswith(OUTPUT)}
