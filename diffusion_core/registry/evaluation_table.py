@@ -32,7 +32,7 @@ def log_table(client: MlflowClient, run_id: str, evaluation: Evaluation, decisio
 
 
 def rows(evaluation: Evaluation, decision: Decision | None) -> list[list[str | float | None]]:
-    """Return a row for each metric, with the columns of `COLUMNS`; what is not known or not finite is None."""
+    """Return a row for each metric, with the columns of `COLUMNS`; what is unknown or infinite becomes None."""
     grounds = None if decision is None else decision.grounds
     others = grounds.champion_evaluation if grounds is not None else None
     found: list[list[str | float | None]] = []

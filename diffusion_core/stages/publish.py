@@ -14,12 +14,13 @@ from diffusion_core.lineage.recorded import LOCK
 from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.evaluation_table import log_table
+from diffusion_core.registry.outputs import OUTPUTS
 from diffusion_core.registry.pages import describe_run
 from diffusion_core.registry.publication import log_evaluation, original_run, record_sample, register
 from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
-from diffusion_core.registry.versions import OUTPUTS, find_version, record_evaluation, recorded_evaluation, stored_model
+from diffusion_core.registry.versions import find_version, record_evaluation, recorded_evaluation, stored_model
 from diffusion_core.stages.cost import cost_metrics
 from diffusion_core.stages.paths import (
     METRICS,
