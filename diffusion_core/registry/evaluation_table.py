@@ -1,9 +1,8 @@
 """The evaluation as a table of a run: each metric with interval, floor, ceiling, limits and the champion's value."""
 
 import json
-from typing import Any
+import math
 
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
@@ -12,6 +11,7 @@ from diffusion_core.lineage.promotion import Decision
 from diffusion_core.metrics.estimate import SUFFIXES
 
 TABLE = "evaluation/metrics.json"
+COLUMNS = ["metric", *(suffix.removeprefix("_") or "value" for suffix in SUFFIXES), "at_least", "at_most", "champion"]
 
 
 def log_table(client: MlflowClient, run_id: str, evaluation: Evaluation, decision: Decision | None) -> None:
@@ -23,25 +23,23 @@ def log_table(client: MlflowClient, run_id: str, evaluation: Evaluation, decisio
         evaluation: the metrics of the run's model.
         decision: the gate's on these metrics, or None before it.
     """
-    text = table(evaluation, decision).to_json(orient="split", index=False)
-    client.log_text(run_id, text, TABLE)
+    content = {"columns": COLUMNS, "data": rows(evaluation, decision)}
+    client.log_text(run_id, json.dumps(content, allow_nan=False), TABLE)
     logged = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     entry = {"path": TABLE, "type": "table"}
     if entry not in logged:
         client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*logged, entry]))
 
 
-def table(evaluation: Evaluation, decision: Decision | None) -> pd.DataFrame:
-    """Return a row for each metric."""
+def rows(evaluation: Evaluation, decision: Decision | None) -> list[list[str | float | None]]:
+    """Return a row for each metric, with the columns of `COLUMNS`; what is unknown or infinite becomes None."""
     grounds = None if decision is None else decision.grounds
-    champion = {} if grounds is None or grounds.champion_evaluation is None else grounds.champion_evaluation.estimates
-    limits = {} if grounds is None else grounds.gate.limits
-    rows = []
+    others = grounds.champion_evaluation if grounds is not None else None
+    found: list[list[str | float | None]] = []
     for name, estimate in evaluation.estimates.items():
-        columns = [suffix.removeprefix("_") or "value" for suffix in SUFFIXES]
-        row: dict[str, Any] = {"metric": name, **dict(zip(columns, estimate.named(name).values(), strict=True))}
-        limit = limits.get(name)
-        row["at_least"], row["at_most"] = (None, None) if limit is None else (limit.at_least, limit.at_most)
-        row["champion"] = champion[name].value if name in champion else None
-        rows.append(row)
-    return pd.DataFrame(rows)
+        limit = None if grounds is None else grounds.gate.limits.get(name)
+        bounds = (None, None) if limit is None else (limit.at_least, limit.at_most)
+        champion = others.estimates[name].value if others is not None and name in others.estimates else None
+        values = (*estimate.named(name).values(), *bounds, champion)
+        found.append([name, *(None if each is None or not math.isfinite(each) else each for each in values)])
+    return found

@@ -16,6 +16,7 @@ from diffusion_core.lineage.dataset_version import DatasetVersion
 from diffusion_core.registry.versions import find_champion
 
 GRID = "samples/grid.png"
+COLORS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 VERSION = "### Published"
 CHAMPION = "### Champion"
 
@@ -31,8 +32,8 @@ def run_tags(dataset: DatasetVersion, train: TrainSettings) -> dict[str, str]:
     return {
         MLFLOW_RUN_NAME: f"{dataset.name} {size.replace(' ', '')} {objective}, {train.images:,} images",
         MLFLOW_RUN_NOTE: (
-            f"Training on **{dataset.name}**, {dataset.profile['train']:,} images of {size} pixels with"
-            f" {dataset.profile['channels']} channels, by the objective `{objective}`. In all charts, Step is the"
+            f"Training on **{dataset.name}**, {dataset.profile['train']:,} images of {size} pixels in"
+            f" {COLORS[int(dataset.profile['channels'])]}, by the objective `{objective}`. In all charts, Step is the"
             f" number of training images, {train.images:,} in the end. At step 0 the samples are training images."
         ),
     }
@@ -63,8 +64,7 @@ def describe_model(client: MlflowClient, name: str) -> None:
     if champion is None:
         return
     before = client.get_registered_model(name).description or ""
-    body = f"Version {champion.version}. {champion.description or ''}".strip()
-    wanted = _with_section(before, CHAMPION, body)
+    wanted = _with_section(before, CHAMPION, champion.description or f"version {champion.version}")
     if wanted != before:
         client.update_registered_model(name, description=wanted)
 

@@ -7,9 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,7 +17,6 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from pydantic import TypeAdapter
 
 from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
@@ -41,35 +38,16 @@ EVALUATION = "evaluation"
 # The gate's decision as JSON, and the version that was the champion until then.
 DECISION = "decision"
 CHAMPION_BEFORE = "champion_before"
-# Tags that `publish` writes: the commit, the hashes in dvc.lock of all outputs, and how the samples were made by which
-# the gate judges. Former versions have a tag for each output.
-COMMIT, OUTPUTS, SAMPLE = "git_commit", "outputs", "sample"
-OUTPUT = "dvc."
+# Tags that `publish` writes: the commit, and how the samples were made by which the gate judges.
+COMMIT, SAMPLE = "git_commit", "sample"
 # Of a run in MLflow.
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Folder of a pyfunc's files among its artifacts.
 ARTIFACTS = "artifacts"
 
-_OUTPUTS = TypeAdapter(dict[str, str])
-
 
 class Changed(UserError):
     """The files of a version are not those that were registered."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """What registered versions name.
-
-    Attributes:
-        outputs: paths of outputs, by their hashes in dvc.lock.
-        commits: commits of versions that name their outputs too, so that these commits may be gone.
-        only_commits: commits of versions that name no output.
-    """
-
-    outputs: dict[str, str]
-    commits: set[str]
-    only_commits: set[str]
 
 
 def find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -115,49 +93,22 @@ def find_made(client: MlflowClient, run_id: str) -> ModelVersion:
 
 def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return all versions of the registered model `name`."""
-    return _all_versions(client, f"name = '{name}'")
+    return every_version(client, f"name = '{name}'")
 
 
 def versions_of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
     """Return the versions of all registered models that a run made."""
-    return _all_versions(client, f"run_id = '{run_id}'")
+    return every_version(client, f"run_id = '{run_id}'")
 
 
-def named_by_versions(client: MlflowClient) -> Named | None:
-    """Return what the versions of all registered models name, or None if there is no version."""
-    versions = _all_versions(client)
-    if not versions:
-        return None
-    named = Named({}, set(), set())
-    for each in versions:
-        outputs = {value: path for path, value in outputs_of(each).items()}
-        named.outputs.update(outputs)
-        if COMMIT in each.tags:
-            (named.commits if outputs else named.only_commits).add(each.tags[COMMIT])
-    return named
+def stored_model(version: ModelVersion) -> str | None:
+    """Return the id of the stored model of a version, or None if its files are the artifacts of a run."""
+    source = str(version.source)
+    return source.removeprefix("models:/") if source.startswith("models:/") else None
 
 
-def outputs_of(version: ModelVersion) -> dict[str, str]:
-    """Return the hash in dvc.lock of each output with which a version was published, by path."""
-    former = {tag.removeprefix(OUTPUT): value for tag, value in version.tags.items() if tag.startswith(OUTPUT)}
-    try:
-        return former | _OUTPUTS.validate_json(version.tags.get(OUTPUTS, "{}"))
-    except ValueError:
-        return former
-
-
-def versions_of(client: MlflowClient, file: Path, entry: str) -> dict[str, Callable[[], AbstractContextManager[Path]]]:
-    """Return the versions of all registered models whose tags say that `file` has this hash, newest first.
-
-    Returns:
-        For each version, by its name and number, what `downloaded` does with it.
-    """
-    found = [each for each in _all_versions(client) if outputs_of(each).get(file.as_posix()) == entry]
-    found.sort(key=lambda each: -int(each.version))
-    return {f"version {each.version} of {each.name}": partial(downloaded, each) for each in found}
-
-
-def _all_versions(client: MlflowClient, which: str | None = None) -> list[ModelVersion]:
+def every_version(client: MlflowClient, which: str | None = None) -> list[ModelVersion]:
+    """Return the versions of all registered models, or those of MLflow's filter `which`."""
     found: list[ModelVersion] = []
     token: str | None = None
     while token != "":

@@ -24,7 +24,7 @@ from diffusion_core.lineage.outbox import OUTBOX, Outbox
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.metrics.views import CACHE as FEATURES
 from diffusion_core.registry.connection import DEFAULT_STORE, answering, connect, tracking_uri
-from diffusion_core.registry.versions import Named, named_by_versions
+from diffusion_core.registry.outputs import Named, named_by_versions
 from diffusion_core.stages.paths import (
     LOSS,
     METRICS,

@@ -12,7 +12,7 @@ from diffusion_core.lineage.hashed_files import FOLDER
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.needed import Output
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import Named, named_by_versions, versions_of
+from diffusion_core.registry.outputs import Named, named_by_versions, versions_of
 from diffusion_core.stages.finding import REPAIR, Finding, Hashed, parts
 from diffusion_core.stages.paths import MODELS
 

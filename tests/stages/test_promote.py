@@ -73,7 +73,7 @@ def test_version_run_and_model_are_described_by_the_decision_and_the_samples(env
     assert "version 2 is refused" in client.get_run(refused.run_id).data.tags["mlflow.note.content"]
     # The champion's, as before.
     model = client.get_registered_model("diffusion").description
-    assert model == f"### Champion\nVersion 1. {first.description}"
+    assert model == f"### Champion\n{first.description}"
     table = mlflow.artifacts.load_dict(f"{client.get_run(refused.run_id).info.artifact_uri}/{TABLE}")
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     assert rows["frechet"]["champion"] == pytest.approx(rows["frechet"]["value"] / 2, rel=1e-4)

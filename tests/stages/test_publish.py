@@ -15,7 +15,7 @@ from diffusion_core.registry.evaluation_table import TABLE
 from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY, find_run
 from diffusion_core.registry.tracking import replay
-from diffusion_core.registry.versions import recorded_evaluation, recorded_sample
+from diffusion_core.registry.versions import recorded_evaluation, recorded_sample, stored_model
 from diffusion_core.stages import publish
 from tests.registry.projects import (
     SAMPLE,
@@ -90,7 +90,7 @@ def test_mlflows_pages_show_the_evaluation_its_model_and_its_samples(environment
     figures = read_figures(tmp_path)
     assert rows["frechet"]["value"] == pytest.approx(figures["frechet"])
     assert rows["frechet"]["floor"] == pytest.approx(figures["frechet_floor"])
-    model = client.get_logged_model(version.model_id)
+    model = client.get_logged_model(stored_model(version))
     assert {metric.key: metric.value for metric in model.metrics}["frechet"] == pytest.approx(figures["frechet"])
     assert recorded_sample(version) == SAMPLE
     assert json.loads(version.tags["outputs"]) == {}
