@@ -108,6 +108,12 @@ def test_a_trace_says_where_the_champion_comes_from(made, say, capsys):
     assert "<script" not in page
 
 
+def test_a_trace_needs_no_pytorch():
+    code = "import sys, diffusion_core.stages.trace; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_the_first_version_has_none_before_it(say, capsys):
     assert say("trace", f"{NAME}/1", "--json") == 0
     trace = json.loads(capsys.readouterr().out)
