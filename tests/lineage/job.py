@@ -13,7 +13,8 @@ from mlflow.entities import Metric
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
 from diffusion_core.lineage.recorded import CHANGES, LOCK, PARAMS
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.versions import find_named
 from diffusion_core.stages import evaluate, ingest, prepare, promote, publish, reference, sample, train
 from tests.flows.repository import CHECKOUT, commit

@@ -251,7 +251,7 @@ def test_a_version_is_made_again_to_the_last_bit_although_it_was_stopped(made, j
 
 def test_where_weights_part_is_said(made, job, say, capsys, monkeypatch):
     lock = yaml.safe_load(Path("dvc.lock").read_text())
-    lock["stages"]["train"]["params"]["params.yaml"]["train"]["warmup_images"] = 128
+    lock["stages"]["train"]["params"]["params.yaml"]["train.warmup_images"] = 128
     twin(job, "other", {}, {LOCK: yaml.safe_dump(lock)})
     before, out = state(job), job / ".cache/other-1"
     begun(out, "other", made[1])
