@@ -193,8 +193,8 @@ def _data_page(client: MlflowClient, environment: Environment, known: _Known) ->
     if changes:
         found["since the images before"] = ", ".join(f"{count:,} {name}" for name, count in changes.items())
     if known.run is not None and PAGE_OF_DATA in [each.path for each in client.list_artifacts(known.run.info.run_id)]:
-        page = run_page(environment, known.run.info.experiment_id, known.run.info.run_id)
-        found["page"] = f"{page}/artifacts/{PAGE_OF_DATA}"
+        page, mark, query = run_page(environment, known.run.info.experiment_id, known.run.info.run_id).partition("?")
+        found["page"] = f"{page}/artifacts/{PAGE_OF_DATA}{mark}{query}"
     return found
 
 

@@ -18,15 +18,14 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from diffusion_core.config.settings import SampleSettings
 from diffusion_core.errors import UserError
-from diffusion_core.files import replaced_file
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.registry.connection import ARTIFACTS as STORE_ARTIFACTS
 from diffusion_core.registry.connection import artifact_folder, is_transient, reason, sqlite_file
 
 if TYPE_CHECKING:
+    from diffusion_core.config.settings import SampleSettings
     from diffusion_core.lineage.saved_model import TrainedModel
 
 CHAMPION = "champion"
@@ -143,8 +142,11 @@ def recorded_evaluation(version: ModelVersion) -> Evaluation | None:
         return None
 
 
-def recorded_sample(version: ModelVersion) -> SampleSettings | None:
+def recorded_sample(version: ModelVersion) -> "SampleSettings | None":
     """Return how the samples were made by which the gate judges the version, or None if this code cannot read it."""
+    # Imported here, for want of PyTorch in the commands that only look.
+    from diffusion_core.config.settings import SampleSettings
+
     try:
         return SampleSettings.model_validate_json(version.tags.get(SAMPLE, ""))
     except ValueError:
@@ -198,11 +200,11 @@ def _lost(version: ModelVersion, what: str) -> str:
 
 def _moved(version: ModelVersion) -> Path | None:
     """Return where the artifacts of a version lie now, if its local store was moved with them, or None."""
-    here = _expected(version)
+    here = expected_artifacts(version)
     return here if here is not None and here.is_dir() else None
 
 
-def _expected(version: ModelVersion) -> Path | None:
+def expected_artifacts(version: ModelVersion) -> Path | None:
     """Return where the artifacts of a version belong now, if they are not where its local store was, or None."""
     if sqlite_file(mlflow.get_tracking_uri()) is None or not str(version.source).startswith("models:/"):
         return None
@@ -221,35 +223,6 @@ def moved_artifacts(location: str) -> Path | None:
     written = Path(url2pathname(urlsplit(location).path))
     _, found, rest = written.as_posix().rpartition(f"/{STORE_ARTIFACTS}/")
     return artifact_folder(uri) / rest if found and not written.exists() else None
-
-
-def restore(client: MlflowClient, version: ModelVersion, folder: Path) -> bool:
-    """Upload a version's two files again from `folder`; return whether the store has the registered files now."""
-    with tempfile.TemporaryDirectory() as temporary:
-        # A stage may write `folder` meanwhile.
-        copy = Path(temporary)
-        for name in (WEIGHTS, DESCRIPTION):
-            shutil.copyfile(folder / name, copy / name)
-        if model_digest(copy) != version.tags.get(MODEL_DIGEST):
-            return False
-        if (here := _expected(version)) is not None:
-            place = min(
-                (each for each in (here / ARTIFACTS).glob("*") if each.is_dir()), default=here / ARTIFACTS / "models"
-            )
-            place.mkdir(parents=True, exist_ok=True)
-            for name in (WEIGHTS, DESCRIPTION):
-                with replaced_file(place / name) as beside:
-                    shutil.copyfile(copy / name, beside)
-        else:
-            model = str(version.source).removeprefix("models:/")
-            folders = [each.path for each in client.list_logged_model_artifacts(model, ARTIFACTS) if each.is_dir]
-            for name in (WEIGHTS, DESCRIPTION):
-                client.log_model_artifact(model, str(copy / name), folders[0] if folders else f"{ARTIFACTS}/models")
-    try:
-        with downloaded(version):
-            return True
-    except Changed:
-        return False
 
 
 def load_version(client: MlflowClient, name: str, version: str = CHAMPION) -> "TrainedModel":

@@ -20,7 +20,8 @@ from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.connection import NoStore, answering, connect
 from diffusion_core.registry.outputs import outputs_of
-from diffusion_core.registry.versions import Changed, downloaded, find_champion, restore
+from diffusion_core.registry.restoring import restore
+from diffusion_core.registry.versions import Changed, downloaded, find_champion
 from diffusion_core.stages.copies import Copies
 from diffusion_core.stages.finding import REPAIR, Finding, Hashed, parts
 from diffusion_core.stages.paths import MODELS, PREPARED

@@ -1,5 +1,6 @@
 """A whole job on the digits, small, in a repository with the code of this checkout: trained, measured and published."""
 
+import json
 import shutil
 import subprocess
 from contextlib import chdir
@@ -7,13 +8,19 @@ from pathlib import Path
 
 import yaml
 from dvc.repo import Repo
+from mlflow.entities import Metric
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.params import load_settings
+from diffusion_core.lineage.recorded import CHANGES, LOCK, PARAMS
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
+from diffusion_core.registry.versions import find_named
 from diffusion_core.stages import evaluate, ingest, prepare, promote, publish, reference, sample, train
 from tests.flows.repository import CHECKOUT, commit
 from tests.registry.projects import empty_store
 
+NAME = "diffusion"
 NEEDED = (
     *("diffusion_core", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore", ".gitignore"),
     *("data", "models", "metrics", "plots"),
@@ -100,3 +107,41 @@ def run_job(folder):
         set_params(seed=7)
         Path("diffusion_core/mine.py").unlink()
     return made
+
+
+def store(job):
+    environment = Environment(tracking_uri=f"sqlite:///{job}/mlflow.db")
+    return connect(environment), environment
+
+
+def file_of(client, version, name):
+    run = client.get_run(find_named(client, NAME, version).run_id)
+    return Path(client.download_artifacts(run.info.run_id, name)).read_text()
+
+
+def twin(job, name, tags=None, files=None):
+    """Register version 2 once more as a model `name`, with other tags and recorded files, or without (None)."""
+    client, environment = store(job)
+    original = find_named(client, NAME, "2")
+    known = client.get_run(original.run_id)
+    run = client.create_run(experiment_id(client, environment), tags={"threads": "1"})
+    for metric in ("train/loss", "train/grad_norm", "validation/loss"):
+        points = client.get_metric_history(known.info.run_id, metric)
+        client.log_batch(run.info.run_id, [Metric(metric, each.value, 0, each.step) for each in points])
+    texts = {each: file_of(client, "2", each) for each in (PARAMS, LOCK, CHANGES)} | (files or {})
+    for file, text in texts.items():
+        if text is not None:
+            client.log_text(run.info.run_id, text, file)
+    client.create_registered_model(name)
+    merged = {tag: value for tag, value in (original.tags | (tags or {})).items() if value is not None}
+    client.create_model_version(name, original.source, run.info.run_id, tags=merged)
+
+
+def begun(folder, name, commit):
+    """What a reproduction that was killed while it made its worktree leaves; its store takes seconds to make."""
+    folder.mkdir(parents=True)
+    content = {"model": name, "version": int(folder.name.rpartition("-")[2]), "commit": commit}
+    (folder / "reproduction.json").write_text(json.dumps(content))
+    (folder / "checkout").mkdir()
+    (folder / "checkout/half.py").write_text("x")
+    (folder / "mlflow.db").write_bytes(empty_store())

@@ -1,30 +1,29 @@
 """A version says where it comes from, and can be made again from that."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from mlflow.entities import Metric
 
 from diffusion_core.__main__ import main
-from diffusion_core.config.environment import Environment
+from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.recorded import CHANGES, DATA, LOCK, PARAMS
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.origin import origin
 from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.versions import find_named
 from diffusion_core.stages import reproduce
 from diffusion_core.supervision.child import run_child
-from tests.lineage.job import run_job
-from tests.registry.projects import empty_store
+from tests.lineage.job import NAME, begun, file_of, run_job, store, twin
 from tests.registry.servers import dying_server
-
-NAME = "diffusion"
 
 
 @pytest.fixture(scope="module")
@@ -56,44 +55,6 @@ def say(job, monkeypatch):
         return 0
 
     return say
-
-
-def store(job):
-    environment = Environment(tracking_uri=f"sqlite:///{job}/mlflow.db")
-    return connect(environment), environment
-
-
-def file_of(client, version, name):
-    run = client.get_run(find_named(client, NAME, version).run_id)
-    return Path(client.download_artifacts(run.info.run_id, name)).read_text()
-
-
-def twin(job, name, tags=None, files=None):
-    """Register version 2 once more as a model `name`, with other tags and recorded files, or without (None)."""
-    client, environment = store(job)
-    original = find_named(client, NAME, "2")
-    known = client.get_run(original.run_id)
-    run = client.create_run(experiment_id(client, environment), tags={"threads": "1"})
-    for metric in ("train/loss", "train/grad_norm", "validation/loss"):
-        points = client.get_metric_history(known.info.run_id, metric)
-        client.log_batch(run.info.run_id, [Metric(metric, each.value, 0, each.step) for each in points])
-    texts = {each: file_of(client, "2", each) for each in (PARAMS, LOCK, CHANGES)} | (files or {})
-    for file, text in texts.items():
-        if text is not None:
-            client.log_text(run.info.run_id, text, file)
-    client.create_registered_model(name)
-    merged = {tag: value for tag, value in (original.tags | (tags or {})).items() if value is not None}
-    client.create_model_version(name, original.source, run.info.run_id, tags=merged)
-
-
-def begun(folder, name, commit):
-    """What a reproduction that was killed while it made its worktree leaves; its store takes seconds to make."""
-    folder.mkdir(parents=True)
-    content = {"model": name, "version": int(folder.name.rpartition("-")[2]), "commit": commit}
-    (folder / "reproduction.json").write_text(json.dumps(content))
-    (folder / "checkout").mkdir()
-    (folder / "checkout/half.py").write_text("x")
-    (folder / "mlflow.db").write_bytes(empty_store())
 
 
 def test_the_run_has_what_made_its_model(job):
@@ -145,6 +106,12 @@ def test_a_trace_says_where_the_champion_comes_from(made, say, capsys):
     assert made[1] in page
     assert trace["runs"]["MLflow page"] in page
     assert "<script" not in page
+
+
+def test_a_trace_needs_no_pytorch():
+    code = "import sys, diffusion_core.stages.trace; print('mlflow' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_the_first_version_has_none_before_it(say, capsys):
@@ -284,7 +251,7 @@ def test_a_version_is_made_again_to_the_last_bit_although_it_was_stopped(made, j
 
 def test_where_weights_part_is_said(made, job, say, capsys, monkeypatch):
     lock = yaml.safe_load(Path("dvc.lock").read_text())
-    lock["stages"]["train"]["params"]["params.yaml"]["train"]["warmup_images"] = 128
+    lock["stages"]["train"]["params"]["params.yaml"]["train.warmup_images"] = 128
     twin(job, "other", {}, {LOCK: yaml.safe_dump(lock)})
     before, out = state(job), job / ".cache/other-1"
     begun(out, "other", made[1])
@@ -301,3 +268,24 @@ def test_where_weights_part_is_said(made, job, say, capsys, monkeypatch):
     assert (out / "registered/model.safetensors").is_file()
     with chdir(out / "checkout"):
         assert yaml.safe_load(Path("params.yaml").read_text())["train"]["warmup_images"] == 128
+
+
+def test_a_training_that_began_from_a_model_begins_from_its_copy(job, tmp_path):
+    client, environment = store(job)
+    digest = find_named(client, NAME, "1").tags["model_digest"]
+    of_version = reproduce._copied_parent(environment, tmp_path / "version", f"{NAME}/1", digest)
+    again = reproduce._copied_parent(environment, tmp_path / "again", str(of_version), digest)
+    assert model_digest(of_version) == model_digest(again) == digest
+    with pytest.raises(UserError, match=f"began from {NAME}/2, which is another model now"):
+        reproduce._copied_parent(environment, tmp_path / "other", f"{NAME}/2", digest)
+
+
+def test_a_training_that_ended_by_time_ends_after_as_many_images(job):
+    client, environment = store(job)
+    made_of = origin(client, find_named(client, NAME, "2"))
+    timed = replace(made_of, params={"train": {"minutes": 5, "images": 10**6}, "sample": {}})
+    folder = job / "timed"
+    (folder / "registered").mkdir(parents=True)
+    shutil.copy("models/model.json", folder / "registered")
+    params = reproduce._params(environment, folder, timed)
+    assert params == {"train": {"minutes": None, "images": 320}, "sample": {}}
