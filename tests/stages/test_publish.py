@@ -251,4 +251,4 @@ def test_the_flow_is_told_version_and_page(environment, tmp_path):
     told = json.loads((tmp_path / ".cache/publication.json").read_text())
     (run,) = runs(environment)
     assert (told["model"], told["version"]) == (NAME, 1)
-    assert told["page"].endswith(run.info.run_id)
+    assert told["page"].endswith(f"/runs/{run.info.run_id}?workflowType=machine_learning")
