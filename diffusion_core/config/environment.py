@@ -24,8 +24,8 @@ PREFIX = "DIFFUSION_"
 NEAR = 0.85
 # How the address of a tracking store begins; a database's may name a driver too, as in postgresql+psycopg2.
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
-# Variables of deployments (prefect.yaml, docs/operate.md), not of stages.
-DEPLOYMENT = ("IMAGE", "NAMESPACE", "NETWORK", "REPOSITORY", "REVISION", "SECRETS")
+# Variables of deployments (prefect.yaml, docs/operate.md) and of MLflow's model server, not of stages.
+DEPLOYMENT = (*("IMAGE", "NAMESPACE", "NETWORK", "PYFUNC_IMAGES", "PYFUNC_STEPS", "REPOSITORY", "REVISION", "SECRETS"),)
 # Variables that Kubernetes sets for each service of a namespace.
 OF_A_SERVICE = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_(TCP|UDP)|$)")
 # Words for pydantic's error types.

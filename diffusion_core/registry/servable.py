@@ -31,7 +31,8 @@ from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
 
 BATCH_SIZE = 64
-# Images of a request, at most, where DIFFUSION_SERVE_IMAGES does not say.
+# Variables of a server that loads the model, which may not have this project's settings; and images by default.
+IMAGES_VARIABLE, STEPS_VARIABLE = "DIFFUSION_PYFUNC_IMAGES", "DIFFUSION_PYFUNC_STEPS"
 MOST_IMAGES = 1024
 # PyTorch's and NumPy's.
 MOST_SEED = 2**63 - 1
@@ -46,6 +47,18 @@ def sampler_options() -> dict[str, Any]:
     return {field.name: field.default for each in classes for field in fields(each) if field.name != "kind"}
 
 
+def _limit(variable: str, usual: int) -> int:
+    """Return the limit in a variable of the environment.
+
+    Raises:
+        MlflowException: it is not a whole number above 0.
+    """
+    value = os.environ.get(variable) or str(usual)
+    if not value.isdecimal() or int(value) < 1:
+        raise MlflowException.invalid_parameter_value(f"{variable} is {value!r}: it must be a whole number above 0")
+    return int(value)
+
+
 class Generator(PythonModel):
     """Samples images from the model in the artifact `model`."""
 
@@ -54,8 +67,8 @@ class Generator(PythonModel):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(Path(context.artifacts["model"]), device)
         timesteps = self.model.diffusion.num_timesteps
-        self.most_images = int(os.environ.get("DIFFUSION_SERVE_IMAGES") or MOST_IMAGES)
-        self.most_steps = min(int(os.environ.get("DIFFUSION_SERVE_STEPS") or timesteps), timesteps)
+        self.most_images = _limit(IMAGES_VARIABLE, MOST_IMAGES)
+        self.most_steps = min(_limit(STEPS_VARIABLE, timesteps), timesteps)
 
     def predict(
         self,

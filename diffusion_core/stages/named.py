@@ -43,8 +43,8 @@ def find_model(environment: Environment, name: str) -> NamedModel:
         UserError: there is no such folder, version or run.
         Unavailable: the tracking store does not answer.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = _folder(name)
+    if folder is not None:
         if missing := [each for each in (DESCRIPTION, WEIGHTS) if not (folder / each).is_file()]:
             raise UserError(f"{folder} has no {missing[0]}: name a folder that `train` or `diffusion import` wrote")
         return NamedModel(_public(folder), model_digest(folder), lambda: nullcontext(folder))
@@ -72,6 +72,16 @@ def load_named(environment: Environment, name: str, device: torch.device) -> Tra
     """
     with find_model(environment, name).files() as folder:
         return load_model(folder, device)
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of this name, or None if there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    # The user of ~user is not known, or the name is longer than a disk permits.
+    except (RuntimeError, OSError):
+        return None
 
 
 def _public(folder: Path) -> str:

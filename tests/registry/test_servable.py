@@ -177,13 +177,22 @@ def test_a_table_that_is_not_one_of_classes_is_a_bad_request(model, table, messa
 def test_the_limits_are_those_of_the_environment(published, monkeypatch):
     _, environment, version = published
     connect(environment)
-    monkeypatch.setenv("DIFFUSION_SERVE_IMAGES", "4")
-    monkeypatch.setenv("DIFFUSION_SERVE_STEPS", "3")
+    monkeypatch.setenv("DIFFUSION_PYFUNC_IMAGES", "4")
+    monkeypatch.setenv("DIFFUSION_PYFUNC_STEPS", "3")
     limited = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
     assert len(limited.predict(pd.DataFrame(), params={"n": 4})["images"]) == 4
     for params in ({"n": 5}, {"n": 1, "steps": 4}):
         with pytest.raises(MlflowException, match=r"at most [43] are allowed"):
             limited.predict(pd.DataFrame(), params=params)
+
+
+@pytest.mark.parametrize("value", ["lots", "0", "-1", "1.5"])
+def test_a_limit_that_is_not_a_number_is_named(published, monkeypatch, value):
+    _, environment, version = published
+    connect(environment)
+    monkeypatch.setenv("DIFFUSION_PYFUNC_IMAGES", value)
+    with pytest.raises(MlflowException, match=f"DIFFUSION_PYFUNC_IMAGES is '{value}': it must be a whole number"):
+        mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
 
 
 def test_work_ends_with_the_time_of_mlflows_server(model, monkeypatch):

@@ -191,6 +191,12 @@ def test_a_wrong_request_is_one_sentence_and_leaves_nothing(say, capsys, argumen
     assert not Path("drawn").exists()
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/models", "x" * 300])
+def test_what_can_be_no_folder_is_looked_for_in_the_store(say, capsys, name):
+    assert say(name) == 2
+    assert "in this store" in capsys.readouterr().err
+
+
 def test_a_folder_with_files_is_not_touched(say, capsys):
     Path("drawn").mkdir()
     Path("drawn/mine.png").write_bytes(b"mine")
