@@ -22,6 +22,8 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from diffusion_core.config.environment import load_environment
+
 BATCH, STEPS = 16, 25
 TURNS = 7
 # Of a turn.
@@ -57,18 +59,20 @@ class Load:
 
 SAMPLER = """
 import sys, time
+from dataclasses import replace
 import torch
 from diffusion_core.config.environment import load_environment
 from diffusion_core.registry.served import load_served
 from diffusion_core.runtime.device import choose_device, choose_dtype
-from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.noise import ImageNoise
 
 environment = load_environment()
 device = choose_device(environment.device)
 dtype = choose_dtype(environment.precision, device).dtype
-model = load_served(environment, environment.registered_model, "champion", device).model
+served = load_served(environment, environment.registered_model, "champion", device)
+model = served.model
 batch, steps, batches = map(int, sys.argv[1:])
+sampler = replace(served.judged_by.sampler, steps=steps)
 
 
 def sample():
@@ -76,7 +80,8 @@ def sample():
         labels = model.labels(batch)
         model.diffusion.sample(
             batch,
-            sampler=DDIM(steps=steps),
+            sampler=sampler,
+            guidance=served.judged_by.guidance,
             randn=ImageNoise(0, range(batch)),
             classes=None if labels is None else torch.tensor(labels),
         )
@@ -120,9 +125,10 @@ def main() -> None:
 
 
 async def _measure(address: str, server: int, bare: "subprocess.Popen[str]") -> dict[str, object]:
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(address, connector=connector) as session:
-        await _ready(session)
+    token = load_environment().serve_token
+    headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
+    async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
+        await _ready(session, server)
         turns = []
         await _batches(session)
         for _ in range(TURNS):
@@ -149,9 +155,8 @@ def _bare(process: "subprocess.Popen[str]") -> float:
     return float(process.stdout.readline())
 
 
-async def _ready(session: aiohttp.ClientSession) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+async def _ready(session: aiohttp.ClientSession, server: int) -> None:
+    while psutil.Process(server).status() != psutil.STATUS_ZOMBIE:
         try:
             async with session.get("/health") as answer:
                 if answer.status == 200:
@@ -159,7 +164,7 @@ async def _ready(session: aiohttp.ClientSession) -> None:
         except aiohttp.ClientConnectionError:
             pass
         await asyncio.sleep(0.2)
-    raise SystemExit("the server is not ready after two minutes: is there a champion?")
+    raise SystemExit("the server has ended: is there a champion? `diffusion serve-model champion` says what is wrong")
 
 
 async def _ask(session: aiohttp.ClientSession, seed: int) -> int:

@@ -126,9 +126,9 @@ def serve_model(
     port: Annotated[int, typer.Option(help="Of the server.")] = 8000,
 ) -> None:
     """Answer POST /images with images of a registered model."""
-    from diffusion_core.stages.serve_model import run
+    from diffusion_core.stages.serving import serve_model
 
-    run(load_environment(), model, host, port)
+    serve_model(load_environment(), model, host, port)
 
 
 @commands.command(epilog="Example: diffusion gallery")
@@ -137,6 +137,6 @@ def gallery(
     port: Annotated[int, typer.Option(help="Of the page.")] = 8001,
 ) -> None:
     """Look at the versions of a registered model in a browser."""
-    from diffusion_core.stages.gallery import run
+    from diffusion_core.stages.serving import gallery
 
-    run(load_environment(), model, port)
+    gallery(load_environment(), model, port)

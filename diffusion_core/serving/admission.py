@@ -109,7 +109,11 @@ class Admission:
         if body is None:
             await refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {MOST_BYTES:,} bytes")
             return
-        count, steps = _numbers(body)
+        numbers = _numbers(body)
+        if numbers is None:
+            await refuse(HTTPStatus.UNPROCESSABLE_ENTITY, "the body is not JSON")
+            return
+        count, steps = numbers
         for name, value, most in (("n", count, self._limits.images), ("steps", steps, self._limits.steps)):
             if value > most:
                 await refuse(HTTPStatus.UNPROCESSABLE_ENTITY, f"{name} is {value}: it must be at most {most}")
@@ -153,8 +157,8 @@ class Admission:
     def _has_token(self, scope: Message) -> bool:
         if self._limits.token is None:
             return True
-        sent = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(sent, f"Bearer {self._limits.token}".encode())
+        scheme, _, sent = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(sent.strip(), self._limits.token.encode())
 
     def _count(self, change: int) -> None:
         self._in_flight += change
@@ -173,13 +177,13 @@ async def _body(receive: Receive) -> bytes | None:
     return body
 
 
-def _numbers(body: bytes) -> tuple[int, int]:
-    """Return n and steps of a body; the request's type refuses what is not a whole number."""
+def _numbers(body: bytes) -> tuple[int, int] | None:
+    """Return n and steps of a body, or None if it is not JSON; the request's type refuses other than whole numbers."""
     try:
         content = json.loads(body)
     # Brackets in thousands.
     except (ValueError, RecursionError):
-        content = {}
+        return None
     found = [content.get(name) if isinstance(content, dict) else None for name in ("n", "steps")]
     count, steps = (each if isinstance(each, int) else 1 for each in found)
     return max(count, 1), steps

@@ -27,14 +27,12 @@ from diffusion_core.serving.following import Following
 from diffusion_core.serving.request import ImageRequest, Job, card, job
 
 PATH = "/images"
-# Files that the processes of a server share: what is served, and the id of the process that samples.
-CARD, SAMPLER = "model.json", "sampler"
+# Files that the processes of a server share: what is served, the id of the process that samples, and why it cannot.
+CARD, SAMPLER, PROBLEM = "model.json", "sampler", "problem"
 # How long a batch waits for more requests, in seconds: little beside the time of sampling it.
 PATIENCE = 0.005
 # Less than the start of another process takes, in seconds.
 LONGEST_WAIT = 1.0
-
-_logger = logging.getLogger(__name__)
 
 
 class ImageAPI(LitAPI):  # type: ignore[misc]
@@ -44,17 +42,17 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         environment: the environment, with the store, the device and the limits.
         name: the registered model.
         version: an alias, which is followed, or a number.
+        address: of the server, for people.
         folder: what the processes of the server share.
     """
 
-    def __init__(self, environment: Environment, name: str, version: str, folder: Path) -> None:
+    def __init__(self, environment: Environment, name: str, version: str, address: str, folder: Path) -> None:
         # Waiting is counted in images, by the loop; the number of requests has no limit of its own.
         super().__init__(max_batch_size=environment.serve_queue + 1, api_path=PATH)
-        self.loop = Gathering(environment.serve_batch)
+        self.loop = Gathering(environment.serve_batch, environment.serve_seconds)
         self._environment = environment
         self._name, self._version = name, version
-        self._folder = folder
-        self._described: Served | None = None
+        self._address, self._folder = address, folder
 
     def setup(self, device: str) -> None:  # noqa: ARG002 - the environment says which
         """Load the version, in the process that samples."""
@@ -62,14 +60,21 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         chosen = choose_device(self._environment.device)
         self._dtype = choose_dtype(self._environment.precision, chosen).dtype
-        self._following = Following(
-            self._environment, self._name, self._version, chosen, self._environment.serve_follow_seconds
-        )
+        seconds = self._environment.serve_follow_seconds
+        try:
+            self._following = Following(
+                self._environment, self._name, self._version, chosen, seconds, loaded=self._describe
+            )
+        except UserError as error:
+            # The server says it. LitServe would print a traceback, again at each attempt.
+            write_whole(self._folder / PROBLEM, str(error))
+            logging.disable()
+            raise
         served = self._following.served
         # The first pass through the network takes longer than later ones, and no client should wait for it.
         sample_jobs(served.model, [self._job(ImageRequest(), served)], self._environment.serve_batch, self._dtype)
-        self._describe(served)
         write_whole(self._folder / SAMPLER, str(os.getpid()))
+        print(f"version {served.version} of {served.name} is served at {self._address}{PATH}", flush=True)
 
     def decode_request(self, request: ImageRequest) -> ImageRequest:
         """Return the request as it is; its annotation is the type of the body."""
@@ -78,8 +83,6 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
     def predict(self, requests: list[ImageRequest]) -> list[Response]:
         """Return the response to each request; what one cannot have does not concern the others."""
         served = self._following.served
-        if served is not self._described:
-            self._describe(served)
         outcomes: list[Job | Response] = []
         for request in requests:
             try:
@@ -87,12 +90,7 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
             except UserError as error:
                 outcomes.append(refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
         jobs = [each for each in outcomes if isinstance(each, Job)]
-        begun = time.perf_counter()
         sampled = iter(sample_jobs(served.model, jobs, self._environment.serve_batch, self._dtype))
-        count = sum(len(each.keys) for each in jobs)
-        measures.images.inc(count)
-        measures.batch_images.observe(count)
-        measures.batch_seconds.observe(time.perf_counter() - begun)
         return [
             answer(request, outcome, served, next(sampled)) if isinstance(outcome, Job) else outcome
             for request, outcome in zip(requests, outcomes, strict=True)
@@ -111,7 +109,6 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         about = card(served, self._environment.serve_images, self._environment.serve_steps)
         write_whole(self._folder / CARD, json.dumps(about))
         measures.version.set(int(served.version))
-        self._described = served
 
 
 class Gathering(BatchedLoop):  # type: ignore[misc]
@@ -119,11 +116,12 @@ class Gathering(BatchedLoop):  # type: ignore[misc]
 
     Args:
         images: of a batch.
+        seconds: after which no client waits for a request any more.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, seconds: float) -> None:
         super().__init__()
-        self._images = images
+        self._images, self._seconds = images, seconds
 
     def get_batch_requests(
         self,
@@ -131,19 +129,20 @@ class Gathering(BatchedLoop):  # type: ignore[misc]
         request_queue: "Queue[Any]",
         transport: Any,  # noqa: ARG002 - of LitServe's signature
     ) -> tuple[list[tuple[int, str, ImageRequest]], list[tuple[int, str]]]:
-        """Return the requests of the next batch; none that waited too long, because the server sees to that."""
+        """Return the requests of the next batch, and those that waited too long, which are not sampled."""
         try:
             # Not longer: of a process that was killed here, the queue would give away a request at any later time.
             found = [request_queue.get(timeout=LONGEST_WAIT)]
         except Empty:
             return [], []
-        deadline = time.monotonic() + PATIENCE
-        while sum(payload.n for *_, payload in found) < self._images:
+        oldest, deadline = time.monotonic() - self._seconds, time.monotonic() + PATIENCE
+        while sum(payload.n for *_, begun, payload in found if begun >= oldest) < self._images:
             try:
                 found.append(request_queue.get(timeout=max(0.0, deadline - time.monotonic())))
             except Empty:
                 break
-        return [(consumer, uid, payload) for consumer, uid, _, payload in found], []
+        waiting = [(consumer, uid, payload) for consumer, uid, begun, payload in found if begun >= oldest]
+        return waiting, [(consumer, uid) for consumer, uid, begun, _ in found if begun < oldest]
 
 
 def samples(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from diffusion_core.generation import to_uint8
 from diffusion_core.lineage.saved_model import TrainedModel
 from diffusion_core.samplers.noise import ImageNoise
+from diffusion_core.serving import measures
 from diffusion_core.serving.request import Job
 
 
@@ -37,7 +38,10 @@ def sample_jobs(
         for begin in range(0, len(places), batch_size):
             here = places[begin : begin + batch_size]
             labels = [label for number, place in here for label in (jobs[number].labels or ())[place : place + 1]]
-            with torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32):
+            measures.images.inc(len(here))
+            measures.batch_images.observe(len(here))
+            autocast = torch.autocast(diffusion.device.type, dtype, enabled=dtype != torch.float32)
+            with measures.batch_seconds.time(), autocast:
                 made = diffusion.sample(
                     len(here),
                     sampler=sampling.sampler,
@@ -45,6 +49,7 @@ def sample_jobs(
                     classes=torch.tensor(labels) if labels else None,
                     guidance=sampling.guidance,
                 )
-            for (number, place), image in zip(here, to_uint8(made), strict=True):
+                pixels = to_uint8(made)
+            for (number, place), image in zip(here, pixels, strict=True):
                 images[number][place] = image
     return images

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -24,16 +25,27 @@ class Following:
         version: an alias or a number.
         device: where versions are loaded to.
         seconds: between two looks at the store.
+        loaded: is called with each version that is served from then on.
 
     Raises:
         UserError: there is no such version, or it cannot be loaded.
         Unavailable: the tracking store does not answer.
     """
 
-    def __init__(self, environment: Environment, name: str, version: str, device: torch.device, seconds: float) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        name: str,
+        version: str,
+        device: torch.device,
+        seconds: float,
+        loaded: Callable[[Served], None],
+    ) -> None:
         self._environment = environment
         self._name, self._version, self._device = name, version, device
+        self._loaded = loaded
         self._served = load_served(environment, name, version, device)
+        loaded(self._served)
         self._problem: str | None = None
         self._closed = threading.Event()
         # A number always names the same version.
@@ -55,6 +67,7 @@ class Following:
                 number = version_now(self._environment, self._name, self._version)
                 if number != self._served.version:
                     self._served = load_served(self._environment, self._name, number, self._device)
+                    self._loaded(self._served)
                     _logger.warning("version %s of %s is served now", number, self._name)
                 self._problem = None
             # Whatever a new version or its store does, the one before is served.

@@ -52,8 +52,10 @@ class Gallery:
         self._name = name
         self._device = choose_device(environment.device)
         self._dtype = choose_dtype(environment.precision, self._device).dtype
-        # Two denoisings at once would each take more than twice the time.
-        self._one = threading.Lock()
+        self._loading = threading.Lock()
+        # Two steps at once would each take more than twice the time. Never held across a yield: a browser that leaves
+        # abandons a generator where it is.
+        self._stepping = threading.Lock()
         self._loaded = lru_cache(MOST_VERSIONS)(lambda number: load_served(environment, name, number, self._device))
 
     def versions(self) -> list[dict[str, object]]:
@@ -83,15 +85,11 @@ class Gallery:
         limits = {"most_images": MOST_IMAGES, "most_steps": self._environment.serve_steps}
         jobs = [job(look.images, each.model, each.judged_by, **limits) for each in served]
         denoisings = [self._denoising(each, one) for each, one in zip(served, jobs, strict=True)]
-        return self._alone(frame for frame in chain.from_iterable(zip_longest(*denoisings)) if frame is not None)
+        return (frame for frame in chain.from_iterable(zip_longest(*denoisings)) if frame is not None)
 
     def _version(self, number: str) -> Served:
-        with self._one:
+        with self._loading:
             return self._loaded(number)
-
-    def _alone(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        with self._one:
-            yield from frames
 
     def _denoising(self, served: Served, one: Job) -> Iterator[Frame]:
         diffusion, sampling = served.model.diffusion, one.sampling
@@ -108,6 +106,7 @@ class Gallery:
         for step in range(last + 1):
             # Entered for each step, because a server may take each from another thread.
             with (
+                self._stepping,
                 torch.inference_mode(),
                 torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32),
             ):

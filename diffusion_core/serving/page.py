@@ -4,17 +4,20 @@ import json
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
+from fastapi import Path as PathParam
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.serving.answer import invalid_request, refusal
 from diffusion_core.serving.gallery import Frame, Gallery, Look
-from diffusion_core.serving.server import LOOPBACK, check_port
+from diffusion_core.serving.server import LOCAL_HOSTS, LOOPBACK, check_port
 
 PAGE = Path(__file__).parent / "templates" / "gallery.html"
 
@@ -28,18 +31,18 @@ def show(environment: Environment, name: str, port: int) -> None:
         port: of 1024 to 65535.
 
     Raises:
-        UserError: the port cannot be used.
+        UserError: the port or the device cannot be used.
     """
     check_port(LOOPBACK, port)
-    address = f"http://{LOOPBACK}:{port}"
-    print(f"the gallery of {name} is at {address}: Ctrl-C ends it", flush=True)
     server = uvicorn.Server(uvicorn.Config(application(environment, name), LOOPBACK, port, log_level="warning"))
+    print(f"the gallery of {name} is at http://{LOOPBACK}:{port}: Ctrl-C ends it", flush=True)
     server.run()
 
 
 def application(environment: Environment, name: str) -> FastAPI:
     """Return the page and what it asks for."""
     app = FastAPI(title=f"Gallery of {name}")
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS)
     gallery = Gallery(environment, name)
 
     @app.get("/")
@@ -51,7 +54,7 @@ def application(environment: Environment, name: str) -> FastAPI:
         return JSONResponse({"model": name, "versions": gallery.versions()})
 
     @app.get("/versions/{number}")
-    def version(number: str) -> Response:
+    def version(number: Annotated[str, PathParam(pattern=r"^\d+$")]) -> Response:
         return JSONResponse(gallery.card(number))
 
     @app.post("/frames")

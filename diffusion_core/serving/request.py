@@ -28,6 +28,7 @@ class ImageRequest(BaseModel):
         str | None,
         Field(
             alias="class",
+            max_length=200,
             description="Of all images. Without it, classes are as frequent as in the training images.",
         ),
     ] = None
@@ -41,7 +42,7 @@ class ImageRequest(BaseModel):
     ] = None
     steps: Annotated[int | None, Field(ge=1, description="Of the sampler.")] = None
     guidance: Annotated[
-        float | None, Field(allow_inf_nan=False, description="Above 1, images are more typical of their class.")
+        float | None, Field(ge=0.0, le=100.0, description="Above 1, images are more typical of their class.")
     ] = None
     format: Annotated[
         Literal["json", "png", "zip"],
@@ -72,7 +73,7 @@ def job(request: ImageRequest, model: TrainedModel, judged_by: Sampling, *, most
         model: the model.
         judged_by: sampler and guidance where the request names none.
         most_images: the most images of a request.
-        most_steps: the most steps of a sampler.
+        most_steps: the most steps of a sampler, but for the one by which the gate judged.
 
     Raises:
         UserError: there are too many images or steps, the model has no such class, or the sampler does not fit it.
@@ -80,9 +81,9 @@ def job(request: ImageRequest, model: TrainedModel, judged_by: Sampling, *, most
     if request.n > most_images:
         raise UserError(f"n is {request.n}: it must be at most {most_images}")
     sampling = _sampling(request, judged_by)
-    # DDPM without a number takes one step a timestep.
+    # DDPM without a number takes one step a timestep. What the gate judged by is not a client's choice.
     steps = sampling.sampler.steps or model.diffusion.num_timesteps
-    if steps > most_steps:
+    if steps > most_steps and sampling.sampler != judged_by.sampler:
         raise UserError(f"the sampler takes {steps} steps, and at most {most_steps} are allowed here: ask for fewer")
     try:
         sampling.sampler.transitions(model.diffusion.schedule)
@@ -122,6 +123,7 @@ def card(served: Served, most_images: int, most_steps: int) -> dict[str, Any]:
         "version": served.version,
         "image_size": diffusion.image_size,
         "channels": diffusion.channels,
+        "timesteps": diffusion.num_timesteps,
         "classes": served.model.class_names,
         "defaults": {"sampler": judged.sampler.kind, "steps": judged.sampler.steps, "guidance": judged.guidance.scale},
         "limits": {"n": most_images, "steps": min(most_steps, diffusion.num_timesteps)},

@@ -11,20 +11,27 @@ from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from litserve import LitServer
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.runtime.device import choose_device, choose_dtype
 from diffusion_core.serving import measures
 from diffusion_core.serving.admission import Admission, Limits
 from diffusion_core.serving.answer import invalid_request
-from diffusion_core.serving.api import CARD, PATH, ImageAPI, samples
+from diffusion_core.serving.api import CARD, PATH, PROBLEM, ImageAPI, samples
 
 LOOPBACK = "127.0.0.1"
+# Without a token: a page of elsewhere in somebody's browser must not ask under a name that leads here.
+LOCAL_HOSTS = [LOOPBACK, "localhost"]
+LOCAL = ((TrustedHostMiddleware, {"allowed_hosts": LOCAL_HOSTS}),)
 # What LitServe can listen on.
 HOSTS = (LOOPBACK, "0.0.0.0", "::")
 FIRST_PORT, LAST_PORT = 1024, 65535
-# Until the last request is answered after TERM.
-PATIENCE_SECONDS = 30
+# Of a token that cannot be found by trying.
+SHORTEST_TOKEN = 12
+# Beyond the time of a request, for the process that speaks HTTP to end.
+PATIENCE_SECONDS = 5
 
 
 def serve(environment: Environment, name: str, version: str, host: str, port: int) -> None:
@@ -40,25 +47,43 @@ def serve(environment: Environment, name: str, version: str, host: str, port: in
         port: of 1024 to 65535.
 
     Raises:
-        UserError: host or port cannot be used, or other machines could ask without a token.
+        UserError: host or port cannot be used, other machines could ask without a token, or the version cannot be
+            loaded.
     """
     _check_address(environment, host, port)
+    choose_dtype(environment.precision, choose_device(environment.device))
     # Two processes with spinning threads stand in each other's way, where there are few cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = Path(os.environ[measures.FOLDER])
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = LitServer(
-        ImageAPI(environment, name, version, folder),
+        ImageAPI(environment, name, version, address, folder),
         accelerator="cpu",  # one process; the environment says on which device it samples
         timeout=False,
         middlewares=[
             (Admission, {"path": PATH, "limits": _limits(environment), "samples": partial(samples, folder)}),
+            *(LOCAL if environment.serve_token is None else ()),
         ],
         restart_workers=True,
     )
     _add_routes(server.app, folder / CARD, name)
+    server.uvicorn_graceful_timeout = environment.serve_seconds
     # The process that speaks HTTP inherits the handler, and ends by itself.
-    signal.signal(signal.SIGTERM, partial(_stop, os.getpid()))
-    server.run(host, port, num_api_servers=1, generate_client_file=False, log_level="error")
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, partial(_stop, os.getpid(), environment.serve_seconds + PATIENCE_SECONDS))
+    try:
+        server.run(host, port, num_api_servers=1, generate_client_file=False, log_level="error")
+    except KeyboardInterrupt:
+        # Before it was ready.
+        pass
+    except RuntimeError:
+        if (folder / PROBLEM).exists():
+            raise UserError((folder / PROBLEM).read_text()) from None
+        raise
+    finally:
+        for child in multiprocessing.active_children():
+            child.terminate()
+            child.join(PATIENCE_SECONDS)
 
 
 def _limits(environment: Environment) -> Limits:
@@ -97,6 +122,10 @@ def _check_address(environment: Environment, host: str, port: int) -> None:
         raise UserError(f"--host is {host}: it must be one of {', '.join(HOSTS)}")
     if host != LOOPBACK and environment.serve_token is None:
         raise UserError(f"--host {host} lets other machines ask: set a token in DIFFUSION_SERVE_TOKEN, which they send")
+    if environment.serve_token is not None and len(environment.serve_token.get_secret_value()) < SHORTEST_TOKEN:
+        raise UserError(
+            f"DIFFUSION_SERVE_TOKEN has fewer than {SHORTEST_TOKEN} characters: make one with `openssl rand -hex 24`"
+        )
     check_port(host, port)
 
 
@@ -118,12 +147,12 @@ def check_port(host: str, port: int) -> None:
             raise UserError(f"--port {port} cannot be used ({error.strerror}): name another") from None
 
 
-def _stop(server: int, *_: object) -> None:
+def _stop(server: int, seconds: float, *_: object) -> None:
     """Have the process that speaks HTTP answer what it was asked, and then end the server as Ctrl-C does."""
     if os.getpid() != server:
         return
     for child in multiprocessing.active_children():
         if child.name.startswith("LitServer"):
             child.terminate()
-            child.join(PATIENCE_SECONDS)
+            child.join(seconds)
     raise KeyboardInterrupt

@@ -195,15 +195,27 @@ def test_the_override_adds_gpus_to_a_worker_that_exists_and_nothing_else():
 
 
 def test_the_served_champion_is_confined_and_watched_as_the_worker_is():
-    (name, served), *others = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"].items()
-    assert (name, others) == ("model", [])
+    services = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"]
+    guard, served = services["model-guard"], services["model"]
+    assert len(services) == 2
+    assert guard["command"] == ["guard", *guard["environment"]]
+    assert (guard["cap_drop"], guard["security_opt"], guard["network_mode"]) == (
+        served["cap_drop"],
+        served["security_opt"],
+        "none",
+    )
+    assert served["depends_on"]["model-guard"] == {"condition": "service_completed_successfully"}
     worker = SERVICES["worker"]
-    for key in ("restart", "image", "cap_drop", "security_opt", "logging", "networks", "stop_grace_period"):
+    for key in ("restart", "image", "cap_drop", "security_opt", "logging", "networks"):
         assert served[key] == worker[key], key
     assert served["read_only"]
     assert "mem_limit" in served
     assert set(worker["healthcheck"]) == set(served["healthcheck"])
-    assert set(served["depends_on"]) <= set(SERVICES)
+    assert set(served["depends_on"]) <= {*SERVICES, "model-guard"}
+    seconds = Environment.model_fields["serve_seconds"].default
+    assert int(served["stop_grace_period"].removesuffix("s")) > seconds
+    deployment = next(yaml.safe_load_all((FOLDER / "kubernetes-serve.yaml").read_text()))
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > seconds
     assert re.fullmatch(r"127\.0\.0\.1:\$\{SERVE_PORT:-8000\}:8000", *served["ports"])
     assert {each.removeprefix("DIFFUSION_").lower() for each in served["environment"] if "DIFFUSION" in each} <= set(
         Environment.model_fields
@@ -211,7 +223,7 @@ def test_the_served_champion_is_confined_and_watched_as_the_worker_is():
 
 
 def test_the_served_champion_listens_where_compose_and_kubernetes_ask_it():
-    (served,) = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"].values()
+    served = yaml.safe_load((FOLDER / "compose.serve.yaml").read_text())["services"]["model"]
     deployment, service = yaml.safe_load_all((FOLDER / "kubernetes-serve.yaml").read_text())
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["args"] == served["command"]

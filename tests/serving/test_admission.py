@@ -129,6 +129,8 @@ def test_clients_of_a_process_that_died_are_told_to_ask_again():
         ({"Authorization": "Bearer wrong"}, 401),
         ({"Authorization": "secret"}, 401),
         ({"Authorization": "Bearer secret"}, 200),
+        ({"Authorization": "bearer secret"}, 200),
+        ({"Authorization": "Basic secret"}, 401),
     ],
 )
 def test_the_token_is_asked_for(headers, status):
@@ -170,8 +172,18 @@ def test_a_long_body_is_refused_before_it_is_parsed():
     with_guard(OPEN, body)
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"[" * 60_000, json.dumps({"n": "many"}).encode(), b"\xff"])
-def test_what_is_no_request_is_passed_on_as_it_came(content):
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 60_000, b"\xff", b'{"n": ' + b"9" * 5000 + b"}"])
+def test_what_is_not_json_is_refused_in_a_sentence(content):
+    async def body(sampling, client):
+        answer = await client.post(PATH, content=content)
+        assert (answer.status_code, answer.json()) == (422, {"detail": "the body is not JSON"})
+        assert sampling.bodies == []
+
+    with_guard(OPEN, body)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'"n"', json.dumps({"n": "many"}).encode()])
+def test_json_of_another_form_is_passed_on_as_it_came(content):
     async def body(sampling, client):
         sampling.may_answer.set()
         assert (await client.post(PATH, content=content)).status_code == 200

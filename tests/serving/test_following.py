@@ -35,10 +35,10 @@ def client(environment):
 @pytest.fixture
 def follow(environment):
     """Return a function that follows a version, until the test ends."""
-    opened = []
+    opened, served = [], []
 
     def follow(version=CHAMPION, environment=environment):
-        opened.append(Following(environment, "diffusion", version, CPU, OFTEN))
+        opened.append(Following(environment, "diffusion", version, CPU, OFTEN, served.append))
         return opened[-1]
 
     yield follow
@@ -97,7 +97,7 @@ def test_a_store_that_is_gone_leaves_the_version_and_is_found_again(project, cli
 @pytest.mark.parametrize("version", ["3", "challenger", "../2"])
 def test_a_version_that_is_not_there_is_refused_at_the_start(environment, version):
     with pytest.raises(UserError, match="in this store"):
-        Following(environment, "diffusion", version, CPU, OFTEN)
+        Following(environment, "diffusion", version, CPU, OFTEN, print)
 
 
 def test_versions_are_listed_with_their_aliases_newest_first(environment, client):

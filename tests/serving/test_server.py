@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 
 import httpx
 import numpy as np
@@ -21,8 +22,10 @@ from PIL import Image
 from diffusion_core.generation import generate
 from diffusion_core.registry.connection import connect
 from diffusion_core.registry.served import load_served
-from diffusion_core.registry.versions import CHAMPION
+from diffusion_core.registry.versions import CHAMPION, MODEL_DIGEST
 from diffusion_core.samplers.ddim import DDIM
+from diffusion_core.serving.api import Gathering
+from diffusion_core.serving.request import ImageRequest
 from tests.ports import free_port
 
 pytestmark = pytest.mark.servers
@@ -156,7 +159,7 @@ def test_clients_that_ask_together_share_batches(client):
         ({"lable": 1}, 422, "lable: Extra inputs are not permitted"),
         ({"n": "many"}, 422, "n: Input should be a valid integer"),
         ({"steps": 9}, 422, "8 timesteps"),
-        ([], 422, ""),
+        ([], 422, "the body: Input should be a valid dictionary"),
     ],
 )
 def test_a_wrong_request_is_answered_with_its_fault(client, body, status, words):
@@ -186,7 +189,7 @@ def test_the_service_describes_itself(client):
     card = client.get("/model").json()
     assert card["classes"] == ["0", "1", "2"]
     assert card["defaults"] == {"sampler": "ddim", "steps": 2, "guidance": 1.0}
-    assert card["limits"] == {"n": 64, "steps": 8}
+    assert (card["limits"], card["timesteps"]) == ({"n": 64, "steps": 8}, 8)
     described = client.get("/openapi.json").json()
     assert described["paths"]["/images"]["post"]["summary"] == "Sample images"
     fields = described["components"]["schemas"]["ImageRequest"]["properties"]
@@ -200,9 +203,12 @@ def test_an_alias_that_moves_is_served_without_a_restart(client, environment):
     for version in ("2", "1"):
         store.set_registered_model_alias("diffusion", CHAMPION, version)
         deadline = time.monotonic() + 30
-        while (answer := ask(client, seed=3, steps=STEPS)).headers["x-model-version"] != version:
+        # Also while no client asks for images.
+        while client.get("/model").json()["version"] != version:
             assert time.monotonic() < deadline
-        assert client.get("/model").json()["version"] == version
+            time.sleep(0.1)
+        answer = ask(client, seed=3, steps=STEPS)
+        assert answer.headers["x-model-version"] == version
         assert (answer.json()["images"][0]["png"] == before) == (version == "1")
 
 
@@ -226,7 +232,8 @@ def test_a_process_that_dies_is_replaced(server):
     ask(client, steps=STEPS)
 
 
-def test_term_answers_what_was_asked_and_leaves_no_process(project):
+@pytest.mark.parametrize("each", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_answers_what_was_asked_and_leaves_no_process(project, each):
     folder, _ = project
     port = free_port()
     process = start(folder, "1", port)
@@ -236,7 +243,8 @@ def test_term_answers_what_was_asked_and_leaves_no_process(project):
             answer = clients.submit(ask, client, n=64, steps=8)
             while "diffusion_images_in_flight 64" not in client.get("/metrics").text:
                 assert not answer.done()
-            process.send_signal(signal.SIGTERM)
+            # A terminal sends INT to all of them, and a supervisor TERM to the first.
+            os.killpg(process.pid, each) if each == signal.SIGINT else process.send_signal(each)
             assert len(answer.result().json()["images"]) == 64
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -245,6 +253,42 @@ def test_term_answers_what_was_asked_and_leaves_no_process(project):
     while any(_group(each) == process.pid for each in psutil.pids()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_term_before_the_server_is_ready_ends_it_without_a_traceback(project):
+    process = start(project[0], "1", free_port())
+    # The process that samples has begun.
+    while len(psutil.Process(process.pid).children()) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in output
+
+
+def test_a_version_that_cannot_be_loaded_is_said_in_a_sentence(project, environment):
+    store = connect(environment)
+    digest = store.get_model_version("diffusion", "2").tags[MODEL_DIGEST]
+    store.set_model_version_tag("diffusion", "2", MODEL_DIGEST, "0" * 64)
+    try:
+        process = start(project[0], "2", free_port())
+        output, _ = process.communicate(timeout=60)
+    finally:
+        store.set_model_version_tag("diffusion", "2", MODEL_DIGEST, digest)
+    assert process.returncode == 2
+    assert output.startswith("error: the files of version 2 of diffusion are missing, or not those")
+    assert "Traceback" not in output
+
+
+def test_what_waited_too_long_is_not_sampled():
+    waiting = Queue()
+    now = time.monotonic()
+    for age in (100.0, 1.0, 100.0):
+        waiting.put((0, f"of {age}", now - age, ImageRequest()))
+    found, late = Gathering(images=2, seconds=10.0).get_batch_requests(None, waiting, None)
+    assert [uid for _, uid, _ in found] == ["of 1.0"]
+    assert late == [(0, "of 100.0"), (0, "of 100.0")]
 
 
 def _group(pid):
@@ -274,7 +318,11 @@ def test_other_machines_need_a_token(project, monkeypatch, capsys):
     monkeypatch.setenv("DIFFUSION_SERVE_TOKEN", "")
     code, error = said(project[0], monkeypatch, capsys, "champion", "--host", "0.0.0.0")
     assert code == 2
-    assert "DIFFUSION_SERVE_TOKEN" in error
+    assert "set a token in DIFFUSION_SERVE_TOKEN" in error
+    monkeypatch.setenv("DIFFUSION_SERVE_TOKEN", "change-me")
+    code, error = said(project[0], monkeypatch, capsys, "champion", "--host", "0.0.0.0")
+    assert code == 2
+    assert "fewer than 12 characters" in error
 
 
 def test_a_port_in_use_is_said(project, monkeypatch, capsys, server):
