@@ -35,7 +35,9 @@ class Cost:
         self._processes = processes
         self._earlier = {name: float(earlier.get(name, 0.0)) for name in ("seconds", "device_seconds", "joules")}
         self._began = time.monotonic()
-        self._energy = EnergyMeter(counters(device, processes), self._earlier["joules"])
+        # Earlier work whose energy is not known makes that of the whole unknown.
+        is_known = "joules" in earlier or not self._earlier["seconds"]
+        self._energy = EnergyMeter(counters(device, processes) if is_known else [], self._earlier["joules"])
 
     @property
     def spent(self) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """Energy is that of the hardware's counters, which wrap, and of earlier processes."""
 
 import sys
+import threading
+from itertools import count
 from types import ModuleType
 
 import pytest
@@ -54,6 +56,36 @@ def test_a_cost_continues_that_of_earlier_processes(powercap):
     found = as_metrics("train", spent)
     assert set(found) == {"cost/train_device_hours", "cost/train_energy_kwh"}
     assert found["cost/train_energy_kwh"] == pytest.approx(1.0)
+
+
+def test_a_counter_that_fails_later_ends_the_counting_and_no_training(powercap, caplog):
+    cost = Cost(CPU)
+    assert "joules" in cost.spent
+    (powercap / "intel-rapl:1/energy_uj").unlink()
+    assert "joules" not in cost.spent
+    assert "joules" not in cost.spent
+    assert caplog.text.count("energy is not counted any more") == 1
+    # A sum of the processes after it would be too small.
+    (powercap / "intel-rapl:1/energy_uj").write_text("0\n")
+    assert "joules" not in Cost(CPU, earlier=cost.spent).spent
+    assert "joules" in Cost(CPU, earlier=cost.spent | {"joules": 1.0}).spent
+
+
+def test_a_counter_that_wraps_between_two_reads_of_the_stage_loses_nothing(monkeypatch):
+    monkeypatch.setattr(energy, "SECONDS", 0.01)
+    values, wrapped = count(0.0, 4.0), threading.Event()
+
+    def read():
+        value = next(values)
+        if value > 100.0:
+            wrapped.set()
+        return value % 10.0
+
+    meter = EnergyMeter([Counter(read, wraps_at=10.0)])
+    assert wrapped.wait(10.0)
+    joules = meter.joules
+    assert 100.0 < joules < next(values)
+    assert joules % 4.0 == 0.0
 
 
 class NoSuchCounter(Exception):
