@@ -138,7 +138,7 @@ class LockedStage(BaseModel):
     """
 
     outs: list[_Entry] = []
-    params: dict[str, Any] = {}
+    params: dict[str, dict[str, Any]] = {}
 
 
 def locked_stages(lock: Path) -> dict[str, LockedStage]:

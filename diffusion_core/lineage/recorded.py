@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from diffusion_core.documents import parse_yaml
+from diffusion_core.lineage.provenance import LockedStage
 
 # Files of the run.
 FOLDER = "lineage"
@@ -29,12 +30,6 @@ MACHINE = {
 UNRECORDED = "git_changes_unrecorded"
 # Of the version: the model that the training began from, and the sha256 of its files.
 PARENT, PARENT_DIGEST = "parent", "parent_digest"
-
-
-class LockedStage(BaseModel):
-    """A stage in dvc.lock."""
-
-    params: dict[str, dict[str, Any]] = {}
 
 
 class Lock(BaseModel):

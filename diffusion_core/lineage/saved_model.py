@@ -135,7 +135,7 @@ def save_model(
         network: arguments of `Unet`.
         process: arguments of `GaussianDiffusion`.
         dataset: description of the training data as JSON values, including `class_counts`.
-        parent: name and digest of the model that the training began from, or None.
+        parent: name, kind and digest of the model that the training began from, or None.
 
     Raises:
         ValueError: a weight is not finite.

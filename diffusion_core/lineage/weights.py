@@ -55,6 +55,6 @@ def first_difference(one: Mapping[str, History], other: Mapping[str, History]) -
         (images, name)
         for name in one.keys() & other.keys()
         for images in one[name].keys() & other[name].keys()
-        if one[name][images] != other[name][images]
+        if not np.array_equal(one[name][images], other[name][images], equal_nan=True)
     ]
     return min(apart, default=None)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -22,13 +23,20 @@ class NamedModel:
 
     Attributes:
         name: `NAME/NUMBER` of a version, or the folder, without what lies outside of this project.
+        kind: "version" or "folder".
         digest: sha256 of its files.
         files: opens a folder with its files.
     """
 
     name: str
+    kind: Literal["version", "folder"]
     digest: str
     files: Callable[[], AbstractContextManager[Path]]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Name, kind and digest, as model.json has them of the model that a training began from."""
+        return {"name": self.name, "kind": self.kind, "digest": self.digest}
 
 
 def find_model(environment: Environment, name: str) -> NamedModel:
@@ -47,7 +55,7 @@ def find_model(environment: Environment, name: str) -> NamedModel:
     if folder is not None:
         if missing := [each for each in (DESCRIPTION, WEIGHTS) if not (folder / each).is_file()]:
             raise UserError(f"{folder} has no {missing[0]}: name a folder that `train` or `diffusion import` wrote")
-        return NamedModel(_public(folder), model_digest(folder), lambda: nullcontext(folder))
+        return NamedModel(_public(folder), "folder", model_digest(folder), lambda: nullcontext(folder))
     client = connect(environment, may_create=False)
     with answering(environment):
         if RUN_ID.fullmatch(name):
@@ -60,7 +68,7 @@ def find_model(environment: Environment, name: str) -> NamedModel:
         with answering(environment), downloaded(version) as files:
             yield files
 
-    return NamedModel(f"{version.name}/{version.version}", str(version.tags.get(MODEL_DIGEST)), fetched)
+    return NamedModel(f"{version.name}/{version.version}", "version", str(version.tags.get(MODEL_DIGEST)), fetched)
 
 
 def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:

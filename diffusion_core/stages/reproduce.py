@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import SecretStr
+from pydantic import PositiveInt, SecretStr, TypeAdapter, ValidationError
 
-from diffusion_core.config.environment import PREFIX, Environment
+from diffusion_core.config.environment import PREFIX, Environment, ThreadsUsed
 from diffusion_core.config.params import PARAMS_FILE
 from diffusion_core.documents import read_json
 from diffusion_core.errors import UserError
-from diffusion_core.files import write_whole
+from diffusion_core.files import discard, leftovers, sweep_discarded, write_whole
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
 from diffusion_core.lineage.provenance import DVC_LOCK
 from diffusion_core.lineage.record import RunInfo
@@ -32,6 +32,7 @@ from diffusion_core.registry.versions import downloaded, find_named
 from diffusion_core.stages.paths import MODELS, PREPARED, REPRODUCED, RUN_INFO
 from diffusion_core.stages.version_names import registered_name
 from diffusion_core.supervision.child import leave, run_child
+from diffusion_core.training.validation import affordable_images, share_of
 
 # In the folder of a reproduction: which version it is of, its worktree, its checkpoints and its tracking store.
 OF, CHECKOUT, CHECKPOINTS, STORE = "reproduction.json", "checkout", "checkpoints", "mlflow.db"
@@ -85,8 +86,7 @@ def run(environment: Environment, name: str, out: Path | None) -> bool:
         if found.different:
             print(f"reproduce: {folder} stays, with the model made again in {CHECKOUT}/{MODELS} and the registered one")
             return False
-        remove_worktree(folder / CHECKOUT)
-    shutil.rmtree(folder)
+        _remove(folder)
     return True
 
 
@@ -95,25 +95,36 @@ def _owned(folder: Path, made_of: Origin) -> Iterator[None]:
     """Use a folder in the block; a new one is removed again if the block raises an error before it trains.
 
     Raises:
-        UserError: the folder has other files, or another process uses it.
+        UserError: the folder is a file or has other files, or another process uses it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name another with --out")
+    sweep_discarded(folder.parent)
     content = json.dumps({"model": made_of.model, "version": made_of.version, "commit": made_of.commit})
     of = folder / OF
-    if folder.exists() and any(folder.iterdir()) and not (of.is_file() and of.read_text(encoding="utf-8") == content):
-        raise UserError(f"{folder} has other files than those of this version: name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
+    # What a process leaves that is killed before it has written `of`.
+    others = {*folder.iterdir()} - {folder / LOCK, *leftovers(of)}
+    if others and not (of.is_file() and of.read_text(encoding="utf-8") == content):
+        raise UserError(f"{folder} has other files than those of this version: name another folder with --out")
     try:
         with exclusive_lock(folder / LOCK):
+            # One of an earlier call may have its result.
+            is_new = not of.exists()
             write_whole(of, content)
             try:
                 yield
             except UserError:
-                if not (folder / CHECKPOINTS).exists():
-                    remove_worktree(folder / CHECKOUT)
-                    shutil.rmtree(folder)
+                if is_new and not (folder / CHECKPOINTS).exists():
+                    _remove(folder)
                 raise
     except Locked as locked:
         raise UserError(f"another process reproduces in {folder}{locked.holder}: wait until it has ended") from None
+
+
+def _remove(folder: Path) -> None:
+    remove_worktree(folder / CHECKOUT)
+    discard(folder)
 
 
 def _params(environment: Environment, folder: Path, made_of: Origin) -> dict[str, Any]:
@@ -125,17 +136,36 @@ def _params(environment: Environment, folder: Path, made_of: Origin) -> dict[str
     train = dict(made_of.params.get("train", {}))
     parent = read_json(folder / REGISTERED / DESCRIPTION).get("parent")
     if parent is not None:
-        train["from"] = str(_copied_parent(environment, folder / PARENT, str(parent["name"]), str(parent["digest"])))
+        train["from"] = str(_copied_parent(environment, folder / PARENT, parent))
     rows = made_of.trained.history.get("train/loss")
     if train.get("minutes") is not None and rows:
-        train |= {"minutes": None, "images": max(rows)}
+        train |= {"minutes": None, "images": max(rows)} | _validated(train, max(rows))
     return made_of.params | {"train": train}
 
 
-def _copied_parent(environment: Environment, place: Path, name: str, digest: str) -> Path:
+def _validated(train: Mapping[str, Any], images: int) -> dict[str, float]:
+    """Return the share with which a training that ends after `images` measures as many images as it did."""
+    every = train.get("validate_every_images", 0)
+    if images >= min(every, train["images"]):
+        return {}
+    share = share_of(affordable_images(train["images"], every, train["validation_share"]), images)
+    # A training has no more time for it than for itself; then the measurement at its end has fewer images.
+    return {"validation_share": min(share, 0.99)}
+
+
+def _copied_parent(environment: Environment, place: Path, parent: Mapping[str, str]) -> Path:
     """Copy a version, or a folder, that model.json names, and return where the copy is."""
     shutil.rmtree(place, ignore_errors=True)
-    if (Path(name) / DESCRIPTION).is_file():
+    name, digest = parent["name"], parent["digest"]
+    is_here = (Path(name) / DESCRIPTION).is_file()
+    # Earlier code did not record which kind it is.
+    if parent.get("kind", "folder" if is_here else "version") == "folder":
+        if not is_here or model_digest(Path(name)) != digest:
+            problem = "is another model now" if is_here else "is not here"
+            raise UserError(
+                f"the training began from the folder {name}, which {problem}: bring the model whose files have the"
+                f" sha256 {digest} to {Path(name).absolute()}"
+            )
         shutil.copytree(name, place)
     else:
         client = connect(environment, may_create=False)
@@ -172,10 +202,21 @@ def _variables(environment: Environment, folder: Path, made_of: Origin) -> dict[
     for name, tag in ROUNDING.items():
         if name in environment.model_fields_set:
             own[name] = str(getattr(environment, name))
+        elif name == "threads" and tag in machine and not _can_repeat(machine[tag]):
+            print(f"reproduce: its threads cannot be repeated ({machine[tag]}), so the last bits may differ")
         elif tag in machine:
             own[name] = machine[tag].partition(" ")[0] if name == "device" else machine[tag]
     kept = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "MLFLOW_", "PREFECT_"))}
     return kept | {f"{PREFIX}{name.upper()}": value for name, value in own.items()}
+
+
+def _can_repeat(threads: str) -> bool:
+    """Return whether DIFFUSION_THREADS takes a run's tag `threads`."""
+    try:
+        TypeAdapter(PositiveInt | ThreadsUsed).validate_python(threads)
+    except ValidationError:
+        return False
+    return True
 
 
 def _train(project: Path, variables: dict[str, str]) -> None:

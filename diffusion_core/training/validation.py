@@ -33,6 +33,16 @@ COLUMNS = ("images", "loss", *(f"loss_quarter_{number + 1}" for number in range(
 Row = dict[str, float]
 
 
+def affordable_images(images: int, every_images: int, share: float) -> int:
+    """Return how many images a measurement may have; the arguments are those of `Validation`."""
+    return min(int(share * min(images, every_images) * PASSES_TRAINED / PASSES_VALIDATED), MOST_IMAGES)
+
+
+def share_of(count: int, images: int) -> float:
+    """Return a share with which a training of so many images affords `count` of them, whatever the rounding."""
+    return (count + 0.5) * PASSES_VALIDATED / PASSES_TRAINED / images
+
+
 class Validation:
     """Measures the loss of some validation images, and keeps the weights of the lowest.
 
@@ -53,8 +63,7 @@ class Validation:
 
     def __init__(self, data: TrainingData, images: int, every_images: int, share: float, seed: int) -> None:
         self.data = data
-        affordable = int(share * min(images, every_images) * PASSES_TRAINED / PASSES_VALIDATED)
-        self.count = min(len(data), affordable, MOST_IMAGES)
+        self.count = min(len(data), affordable_images(images, every_images, share))
         self.seed = derive_seed(seed, "validation")
         self.rows: list[Row] = []
         self.best: dict[str, Tensor] = {}

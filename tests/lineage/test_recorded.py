@@ -10,7 +10,7 @@ stages:
   train:
     params: {params.yaml: {train: {seed: 0, network: {dim: 8}}}}
     outs:
-    - {path: models/model.json, md5: 0123, size: 4}
+    - {path: models/model.json, md5: '0123', size: 4}
 """
 DOTTED = """
 stages:

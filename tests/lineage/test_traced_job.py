@@ -22,6 +22,7 @@ from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.versions import find_named
 from diffusion_core.stages import reproduce
 from diffusion_core.supervision.child import run_child
+from diffusion_core.training.validation import affordable_images
 from tests.lineage.job import NAME, begun, file_of, run_job, store, twin
 from tests.registry.servers import dying_server
 
@@ -176,7 +177,7 @@ def test_a_server_that_stops_answering_is_named(say, capsys, monkeypatch, comman
         (
             "nodata",
             {},
-            {LOCK: "b873|0000"},
+            {},
             "data/prepared of that commit is not in DVC's cache, and there is no remote",
         ),
     ],
@@ -273,19 +274,30 @@ def test_where_weights_part_is_said(made, job, say, capsys, monkeypatch):
 def test_a_training_that_began_from_a_model_begins_from_its_copy(job, tmp_path):
     client, environment = store(job)
     digest = find_named(client, NAME, "1").tags["model_digest"]
-    of_version = reproduce._copied_parent(environment, tmp_path / "version", f"{NAME}/1", digest)
-    again = reproduce._copied_parent(environment, tmp_path / "again", str(of_version), digest)
-    assert model_digest(of_version) == model_digest(again) == digest
+
+    def copied(place, name, **kind):
+        parent = {"name": name, "digest": digest, **kind}
+        return reproduce._copied_parent(environment, tmp_path / place, parent)
+
+    of_version = copied("version", f"{NAME}/1", kind="version")
+    again, earlier = copied("again", str(of_version), kind="folder"), copied("earlier", f"{NAME}/1")
+    assert model_digest(of_version) == model_digest(again) == model_digest(earlier) == digest
     with pytest.raises(UserError, match=f"began from {NAME}/2, which is another model now"):
-        reproduce._copied_parent(environment, tmp_path / "other", f"{NAME}/2", digest)
+        copied("other", f"{NAME}/2", kind="version")
+    for name, problem in (("models", "is another model now"), ("imported", "is not here")):
+        with pytest.raises(UserError, match=f"folder {name}, which {problem}: bring the .* sha256 {digest} to {job}"):
+            copied("other", name, kind="folder")
 
 
 def test_a_training_that_ended_by_time_ends_after_as_many_images(job):
     client, environment = store(job)
     made_of = origin(client, find_named(client, NAME, "2"))
-    timed = replace(made_of, params={"train": {"minutes": 5, "images": 10**6}, "sample": {}})
+    keys = {"validate_every_images": 50_000, "validation_share": 0.01}
+    timed = replace(made_of, params={"train": {"minutes": 5, "images": 10**6} | keys, "sample": {}})
     folder = job / "timed"
     (folder / "registered").mkdir(parents=True)
     shutil.copy("models/model.json", folder / "registered")
     params = reproduce._params(environment, folder, timed)
-    assert params == {"train": {"minutes": None, "images": 320}, "sample": {}}
+    share = params["train"].pop("validation_share")
+    assert params == {"train": {"minutes": None, "images": 320, "validate_every_images": 50_000}, "sample": {}}
+    assert affordable_images(320, 50_000, share) == min(affordable_images(10**6, 50_000, 0.01), 739)

@@ -1,5 +1,7 @@
 """Two models are the same to the last bit, or it is told where they differ."""
 
+from math import nan
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -36,7 +38,9 @@ def test_a_bit_a_shape_or_a_name_makes_a_difference(tmp_path, other, difference)
         ({"loss": {128: 0.25, 192: 0.25}}, (128, "loss")),
         ({"loss": {192: 0.25}, "more": {64: 1.0}}, None),
         ({}, None),
+        ({"bad": {64: nan}}, None),
+        ({"bad": {64: 1.0}}, (64, "bad")),
     ],
 )
 def test_histories_part_at_their_first_difference(other, place):
-    assert first_difference({"loss": {64: 1.0, 128: 0.5}, "norm": {64: 2.0}}, other) == place
+    assert first_difference({"loss": {64: 1.0, 128: 0.5}, "norm": {64: 2.0}, "bad": {64: nan}}, other) == place
