@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.params import PARAMS_FILE
 from diffusion_core.documents import read_json, read_small
+from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.provenance import DVC_LOCK
@@ -35,6 +36,9 @@ def ingredients(info: RunInfo, hashes: Mapping[str, str]) -> Ingredients:
     Args:
         info: its models/run_info.json.
         hashes: see `dvc_hashes`; what differs from dvc.lock is not described by it.
+
+    Raises:
+        UserError: params.yaml cannot be read.
     """
     files = {PARAMS: read_small(PARAMS_FILE).decode()} if PARAMS_FILE.exists() else {}
     lock = None
@@ -43,7 +47,10 @@ def ingredients(info: RunInfo, hashes: Mapping[str, str]) -> Ingredients:
         lock = Lock.parse(files[LOCK])
     if DATA_METRICS.as_posix() in hashes and hashes.get(PREPARED.as_posix()) == info.dataset_md5:
         files[DATA] = read_small(DATA_METRICS).decode()
-    sections = all_params(files.get(PARAMS), lock)
+    try:
+        sections = all_params(files.get(PARAMS), lock)
+    except ValueError as error:
+        raise UserError(f"{PARAMS_FILE} cannot be read ({error}): correct it, or restore it from git") from None
     sections.pop("train", None)
     params = {name: without_userinfo(value) if "://" in value else value for name, value in flattened(sections).items()}
     parent = read_json(MODELS / DESCRIPTION).get("parent")

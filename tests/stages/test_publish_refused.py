@@ -75,3 +75,11 @@ def test_a_server_that_dies_is_told(environment, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with dying_server() as address, pytest.raises(UserError, match=rf"{address} stopped answering.*run this again"):
         run_stage(Environment(tracking_uri=address))
+
+
+@pytest.mark.parametrize("content", ["train: [", "- a list"])
+def test_a_broken_file_of_parameters_is_named(environment, tmp_path, content):
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"params.yaml cannot be read \(.*\): correct it"):
+        run_stage(environment)
+    assert published_versions(environment) == []
