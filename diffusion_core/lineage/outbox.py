@@ -11,7 +11,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
@@ -58,9 +57,11 @@ class Outbox:
         if not (folder / KEY).exists():
             write_whole(folder / KEY, uuid.uuid4().hex)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """A random name of the training's run, kept in the folder. The store has it as the tag `run_key`.
+
+        It is read each time, because a training with another budget puts a new queue in the place of this one.
 
         Raises:
             DamagedQueue: the file is damaged.

@@ -51,7 +51,8 @@ class Sender:
         self._client = client
         self._environment = environment
         self._outbox = outbox
-        self._last_steps: dict[str, int] = {}
+        # By run and metric: the queue in this folder may be another run's meanwhile.
+        self._last_steps: dict[tuple[str, str], int] = {}
 
     def send(self) -> Iterator[int]:
         """Send what was not acknowledged, and yield the number of entries after each call of the store.
@@ -97,13 +98,13 @@ class Sender:
 
     def _log(self, metrics: list[Metric], count: int, number: int) -> Iterator[int]:
         run = self._run_id()
-        for name in {metric.key for metric in metrics} - self._last_steps.keys():
-            history = self._client.get_metric_history(run, name)
-            self._last_steps[name] = max((metric.step for metric in history), default=-1)
+        for place in {(run, metric.key) for metric in metrics} - self._last_steps.keys():
+            history = self._client.get_metric_history(*place)
+            self._last_steps[place] = max((metric.step for metric in history), default=-1)
         new, last_steps = [], dict(self._last_steps)
         for metric in metrics:
-            if metric.step > last_steps[metric.key]:
-                last_steps[metric.key] = metric.step
+            if metric.step > last_steps[run, metric.key]:
+                last_steps[run, metric.key] = metric.step
                 new.append(metric)
         if new:
             self._client.log_batch(run, metrics=new)
@@ -179,7 +180,6 @@ class Sender:
             with sent_once():
                 run = self._client.create_run(experiment, start_time=entry["time"], tags=resolve_tags(tags))
             run_id = run.info.run_id
-            self._last_steps = {}
         else:
             self._client.update_run(run_id, "RUNNING")
         self._outbox.set_run_id(run_id)

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.files import sweep_discarded, write_whole
 from diffusion_core.lineage.checkpoints import (
     LOCK,
@@ -22,7 +22,7 @@ from diffusion_core.lineage.checkpoints import (
     training_folders,
 )
 from diffusion_core.lineage.identity import FILE, Identity
-from diffusion_core.lineage.outbox import OUTBOX, Outbox
+from diffusion_core.lineage.outbox import LONGEST_CALL, OUTBOX, Outbox
 from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.tracking import end_killed
 from diffusion_core.stages.backup import backup
@@ -77,22 +77,30 @@ def fitting(checkpoint: Checkpoint, folder: Path) -> Iterator[None]:
         ) from None
 
 
-def begins_run(plan: Plan, budget: str) -> bool:
-    """Return whether this training begins a run in MLflow, also because its budget was another one before.
+def set_aside_other_run(plan: Plan, budget: str) -> None:
+    """Let this training begin another run in MLflow if its budget was another one before. Only within `keeping`.
 
-    The queue of the run before is set aside in the same folder until it is sent. Only within `keeping`.
+    The queue of the run before is set aside in the same folder until it is sent.
 
     Args:
         plan: the plan.
         budget: its budget, in words.
+
+    Raises:
+        Unavailable: another process is sending that queue, and would take the new one for it.
     """
     queue, known = plan.folder / OUTBOX, plan.folder / BUDGET
     if queue.exists() and known.exists() and known.read_text(encoding="utf-8") != budget:
         end_killed(Outbox(queue))
         free = (queue.with_name(f"{OUTBOX}-{number}") for number in count(1))
-        queue.rename(next(each for each in free if not each.exists()))
+        try:
+            with Outbox(queue).sending(LONGEST_CALL):
+                queue.rename(next(each for each in free if not each.exists()))
+        except Locked as locked:
+            raise Unavailable(
+                f"another process{locked.holder} sends what waits in {queue}: wait until it has ended"
+            ) from None
     write_whole(known, budget)
-    return not queue.exists()
 
 
 def report_unused(plan: Plan) -> None:

@@ -19,6 +19,7 @@ from diffusion_core.lineage.dataset_version import dataset_version
 from diffusion_core.lineage.outbox import OUTBOX
 from diffusion_core.lineage.provenance import dvc_tags, git_state, known_tags, provenance_tags
 from diffusion_core.lineage.record import RunInfo
+from diffusion_core.lineage.recorded import PARENT, PARENT_DIGEST
 from diffusion_core.lineage.saved_model import TrainedModel, build_model, save_model
 from diffusion_core.progress import Progress
 from diffusion_core.randomness import derive_seed
@@ -29,7 +30,7 @@ from diffusion_core.runtime.compile_cache import use_compile_cache
 from diffusion_core.runtime.device import choose_compiled, choose_device, choose_dtype, choose_threads
 from diffusion_core.runtime.distributed import Ranks, assert_same_on_all_ranks
 from diffusion_core.stages.cost import Cost, as_metrics
-from diffusion_core.stages.keeping import begins_run, fitting, keeping, report_unused
+from diffusion_core.stages.keeping import fitting, keeping, report_unused, set_aside_other_run
 from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.origin import record_origin, record_threads
 from diffusion_core.stages.parent import find_parent, first_checkpoint
@@ -94,9 +95,9 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
     commit = git_state()
     tags = known_tags({"dataset_md5": version.md5, "dataset_digest": version.digest})
     tags |= provenance_tags() | dvc_tags(within="data/") | run_tags(version, train)
-    parent = None if plan.parent is None else {"name": plan.parent.name, "digest": plan.parent.digest}
-    tags |= {} if parent is None else {"parent": parent["name"], "parent_digest": parent["digest"]}
-    begins = begins_run(plan, f"{train.images} images, {train.minutes} minutes")
+    parent = None if plan.parent is None else plan.parent.named
+    tags |= {} if parent is None else {PARENT: parent["name"], PARENT_DIGEST: parent["digest"]}
+    set_aside_other_run(plan, f"{train.images} images, {train.minutes} minutes")
     with training_run(
         environment,
         plan.folder / OUTBOX,
@@ -105,8 +106,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
         tags=tags,
     ) as tracked:
         model = TrainedModel(trainer.ema.module, plan.dataset.class_counts)
-        if begins:
-            log_data(plan.dataset, model, tracked)
+        log_data(plan.dataset, model, tracked)
         for row in history.rows:
             # The process that saved the checkpoint may have died before it logged the last row. The others are known.
             log_row(row, tracked)

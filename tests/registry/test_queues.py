@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,9 @@ from diffusion_core.lineage.queue_errors import DamagedQueue, InaccessibleQueue,
 from diffusion_core.registry import tracking
 from diffusion_core.registry.connection import answering, connect, store_name
 from diffusion_core.registry.delivery import Delivery
-from diffusion_core.registry.sending import find_run
+from diffusion_core.registry.sending import Sender, find_run
 from diffusion_core.registry.tracking import replay, replay_training
+from diffusion_core.stages import keeping
 from tests.registry.projects import new_environment
 from tests.registry.trainings import DATASET, deliver, history, is_sent, stored, track, waiting
 
@@ -277,3 +279,23 @@ def test_an_error_that_passes_is_tried_again(environment, monkeypatch):
                 publishes()
     # The control: a queue that can be read stops no publication.
     replay_training(environment, "another")
+
+
+def test_a_queue_that_a_process_sends_is_not_set_aside_for_another_budget(environment, monkeypatch):
+    monkeypatch.setattr(keeping, "LONGEST_CALL", 0.1)
+    outbox = waiting("one", ({"loss": 1.0}, 1))
+    plan, first = SimpleNamespace(folder=outbox.folder.parent), outbox.key
+    keeping.set_aside_other_run(plan, "1 image")
+    sender = Sender(connect(environment), environment, outbox)
+    with outbox.sending(), pytest.raises(Unavailable, match="sends what waits in .*: wait until"):
+        keeping.set_aside_other_run(plan, "2 images")
+    assert outbox.count_unsent() == len(list(sender.send())) == 3
+    # The control, with a sender that has sent the queue before it.
+    keeping.set_aside_other_run(plan, "2 images")
+    again = waiting("one", ({"loss": 2.0}, 1))
+    assert again.folder == outbox.folder
+    list(sender.send())
+    assert [history(environment, find_run(connect(environment), key), "loss") for key in (first, again.key)] == [
+        [(1, 1.0)],
+        [(1, 2.0)],
+    ]
