@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from diffusion_core.config.section import BY_KIND, Fraction, Section, Seed
 from diffusion_core.process.loss import DiffusionLoss
@@ -22,6 +22,11 @@ NOT_OF_WEIGHTS = REPORTED | {"images", "minutes", "max_skipped_share", "parent"}
 NOT_THE_TRAINERS = REPORTED | {
     *("network", "process", "parent", "minutes", "validate_every_images", "validation_share"),
 }
+
+
+def _name(value: object) -> object:
+    """A version's number is its name, which YAML reads as a number."""
+    return str(value) if type(value) is int else value
 
 
 class NetworkSettings(Section):
@@ -92,7 +97,9 @@ class TrainSettings(Section):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    parent: str | None = Field(None, alias="from", description="model whose weights it begins from; None: random ones")
+    parent: Annotated[str | None, BeforeValidator(_name)] = Field(
+        None, alias="from", description="model whose weights it begins from; None: random ones"
+    )
     seed: Seed = 0
     images: PositiveInt = Field(description="training budget, in images")
     minutes: PositiveFloat | None = Field(None, description="the training ends after these, if it was not done before")

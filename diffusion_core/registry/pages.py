@@ -34,7 +34,7 @@ def run_tags(dataset: DatasetVersion, train: TrainSettings) -> dict[str, str]:
         MLFLOW_RUN_NOTE: (
             f"Training on **{dataset.name}**, {dataset.profile['train']:,} images of {size} pixels in"
             f" {COLORS[int(dataset.profile['channels'])]}, by the objective `{objective}`. In all charts, Step is the"
-            f" number of training images, {train.images:,} in the end. At step 0 the samples are training images."
+            f" number of training images, {train.images:,} in the end. Training images are beside the samples."
         ),
     }
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def find_parent(train: TrainSettings, environment: Environment) -> NamedModel | 
     if train.parent is None:
         return None
     parent = find_model(environment, train.parent)
-    if parent.name == MODELS.as_posix():
+    if parent.kind == "folder" and Path(train.parent).expanduser().resolve() == MODELS.resolve():
         raise UserError(f"train.from is {train.parent}, which this training replaces: copy it, or name a version")
     return parent
 

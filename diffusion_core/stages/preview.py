@@ -19,16 +19,16 @@ from diffusion_core.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 IMAGES, COLUMNS = 20, 10
-# In MLflow: a section of their own, above the charts.
-SAMPLES_KEY = "samples/training"
+# In MLflow: a section of their own, above the charts. At step 0, samples may be those of the model in `train.from`.
+SAMPLES_KEY, DATA_KEY = "samples/training", "samples/data"
 STEPS = 25
 
 
 def log_data(dataset: ImageDataset, model: TrainedModel, tracked: Run) -> None:
-    """Log the page of the images, and training images as the samples of step 0, which MLflow shows first."""
+    """Log the page of the images, and training images beside the samples; the store keeps each once."""
     if DATA_PAGE.exists():
         tracked.text(DATA_PAGE.read_text(encoding="utf-8"), DATA_PAGE.name)
-    tracked.image(training_images(dataset, model.labels(IMAGES)), key=SAMPLES_KEY, step=0)
+    tracked.image(training_images(dataset, model.labels(IMAGES)), key=DATA_KEY, step=0)
 
 
 def training_images(dataset: ImageDataset, labels: list[int] | None) -> NDArray[np.uint8]:

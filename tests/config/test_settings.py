@@ -128,6 +128,11 @@ def test_a_color_is_a_number_of_channels(tmp_path, color, channels):
     assert load_settings(changed(tmp_path, "prepare.color", color)).prepare.channels == channels
 
 
+@pytest.mark.parametrize(("value", "name"), [(3, "3"), ("champion", "champion"), ("~", "~")])
+def test_a_model_to_begin_from_may_be_a_number(tmp_path, value, name):
+    assert load_settings(changed(tmp_path, "train.from", value)).train.parent == name
+
+
 def test_a_missing_or_broken_file_is_told(tmp_path):
     with pytest.raises(UserError, match=r"params.yaml is missing: run the command from the project's folder"):
         load_settings(tmp_path / "params.yaml")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.checkpoints import checkpoints
-from diffusion_core.lineage.saved_model import load_model, model_digest, save_model
+from diffusion_core.lineage.model_files import model_digest
+from diffusion_core.lineage.saved_model import load_model, save_model
 from diffusion_core.process.schedules import Cosine
 from diffusion_core.stages import train
 from diffusion_core.stages.paths import LOSS, MODELS, VALIDATION
@@ -97,16 +98,36 @@ def parent(trained):
     return Path("parent")
 
 
+def shown(run):
+    """Key and step of the images of a run."""
+    files = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db").list_artifacts(run.info.run_id, "images")
+    parts = [Path(file.path).name.split("+") for file in files]
+    return {(part[0], int(part[2])) for part in parts}
+
+
+def test_a_training_that_the_store_has_refused_shows_its_images_when_it_may(trained, environment):
+    client = MlflowClient(f"sqlite:///{Path.cwd()}/mlflow.db")
+    refused = client.create_experiment(environment.experiment, artifact_location="file:///elsewhere/mlartifacts")
+    with pytest.raises(UserError, match="keeps its artifacts in"):
+        trained(images=32)
+    client.rename_experiment(refused, "refused")
+    trained(images=32)
+    (run,) = runs(Path.cwd())
+    assert ("samples~data", 0) in shown(run)
+
+
 def test_a_training_from_a_model_that_is_killed_resumes_and_never_from_others(parent, trained, capsys):
     tuned = trained(parent="parent", seed=3)
     assert "train: begins from the weights of parent" in capsys.readouterr().out
     description = json.loads((MODELS / "model.json").read_text(encoding="utf-8"))
-    assert description["parent"] == {"name": "parent", "digest": model_digest(parent)}
+    assert description["parent"] == {"name": "parent", "kind": "folder", "digest": model_digest(parent)}
     # The first row is the parent's own loss, as it was at its end.
     rows = VALIDATION.read_text(encoding="utf-8").splitlines()
     assert rows[1].startswith("0,")
     (run,) = [run for run in runs(Path.cwd()) if run.data.tags.get("parent") == "parent"]
     assert run.data.tags["parent_digest"] == model_digest(parent)
+    # The parent's own samples are shown, beside the training images.
+    assert {("samples~data", 0), ("samples~training", 0)} <= shown(run)
     assert not equal(tuned, load_file(parent / "model.safetensors"))
     shutil.rmtree(".checkpoints")
 
@@ -127,7 +148,7 @@ def test_a_training_from_a_model_that_is_killed_resumes_and_never_from_others(pa
     assert "is of another training: the weights that it begins from are others" in capsys.readouterr().out
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_keys(parent, trained, project):
+def test_a_model_that_does_not_fit_is_refused_with_the_keys(parent, trained, project, tmp_path_factory):
     network, process = project.train.network, project.train.process
     for changes, words in (
         ({"network": network.model_copy(update={"dim": 12})}, "train.network.dim is 12 here and 8 there: change"),
@@ -154,7 +175,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_keys(parent, trained, pro
     (parent / "model.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match="final_conv.bias has values that are not finite"):
         trained(parent="parent")
-    # The control: what changes no meaning of the weights may differ.
-    shutil.copytree(MODELS, "other")
+    # The control: what changes no meaning of the weights may differ, and a folder elsewhere is called as it likes.
+    other = tmp_path_factory.mktemp("other") / "models"
+    shutil.copytree(MODELS, other)
     free = {"network": network.model_copy(update={"dropout": 0.0}), "images": 32}
-    assert trained(parent="other", **free).keys() == values.keys()
+    assert trained(parent=str(other), **free).keys() == values.keys()
