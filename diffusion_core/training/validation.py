@@ -39,7 +39,7 @@ def affordable_images(images: int, every_images: int, share: float) -> int:
 
 
 def share_of(count: int, images: int) -> float:
-    """Return a share with which a training of so many images affords `count` of them, whatever the rounding."""
+    """Return a share with which a training of `images` images affords `count` of them, whatever the rounding."""
     return (count + 0.5) * PASSES_VALIDATED / PASSES_TRAINED / images
 
 
