@@ -1,5 +1,6 @@
 """Serve a registered model over HTTP, by LitServe."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -155,4 +156,6 @@ def _stop(server: int, seconds: float, *_: object) -> None:
         if child.name.startswith("LitServer"):
             child.terminate()
             child.join(seconds)
+    # LitServe's thread that watches processes reports the end of what it asks.
+    logging.disable()
     raise KeyboardInterrupt
