@@ -10,7 +10,7 @@ from diffusion_core.registry.versions import moved_artifacts
 
 
 def put_file(client: MlflowClient, run_id: str, file: str, text: str) -> None:
-    """Log a text as a file of a run, unless the run has just that."""
+    """Log a text as a file of a run, unless the run has it already."""
     if run_file(client, client.get_run(run_id), file) != text.encode():
         client.log_text(run_id, text, file)
 
