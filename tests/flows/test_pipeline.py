@@ -98,8 +98,8 @@ def flow_run(state):
 
 
 def test_a_run_is_called_and_tagged_by_what_it_runs_and_what_became_of_it(project_after_a_run):
-    source = "{kind: url, url: 'https://h/cats.zip?sig=canary'}"
-    (project_after_a_run / "params.yaml").write_text(f"ingest: {{source: {source}}}\ntrain: 0\n")
+    source = "kind: url\n    url: https://h/cats.zip?sig=canary"
+    (project_after_a_run / "params.yaml").write_text(f"ingest:\n  source:\n    {source}\ntrain: 0\n")
     commit(project_after_a_run)
     before = git(project_after_a_run, "rev-parse", "HEAD")[:7]
     run = flow_run(pipeline(refresh_data=False, return_state=True))
