@@ -3,6 +3,9 @@
 import re
 from dataclasses import dataclass
 
+# After `://`. A quote or what closes a list of YAML ends a query.
+_ADDRESS = re.compile(r"(?<=://)(?:[^\s/@\"']*@)?(?P<place>[^\s?\"']*)(?:\?[^\s\"']*?)?(?P<end>[,;}\])]*(?=[\s\"']|$))")
+
 
 @dataclass(frozen=True)
 class S3Address:
@@ -31,6 +34,11 @@ def parse_s3(text: str) -> S3Address:
     if found is None or not prefix.isprintable() or {"", ".", ".."} & set(prefix.split("/") if prefix else ()):
         raise ValueError(f"{without_userinfo(text)!r} is not an address in an object store: write s3://bucket/prefix")
     return S3Address(found[1], f"{prefix}/" if prefix else "")
+
+
+def without_credentials(text: str) -> str:
+    """Return a text, as YAML, without user, password and query in each address in it: a query may be a signature."""
+    return _ADDRESS.sub(r"\g<place>\g<end>", text)
 
 
 def without_userinfo(uri: str) -> str:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -54,19 +54,19 @@ def renew_passwords() -> None:
     _run("stack", "renew-passwords")
 
 
-def flow_runs() -> list[dict[str, str]] | None:
-    """Return the runs that the user's Prefect server knows, or None if there is no checkout or no server.
+def flow_runs(model: str) -> list[dict[str, Any]] | None:
+    """Return a registered model's runs on the user's Prefect server, or None if there is no checkout or no server.
 
     Raises:
         UserError: the server cannot be used.
     """
     if not Path("flows").is_dir():
         return None
-    child = subprocess.run([sys.executable, "-m", "flows.nights"], capture_output=True, text=True, check=False)
+    child = subprocess.run([sys.executable, "-m", "flows.nights", model], capture_output=True, text=True, check=False)
     if child.returncode:
         lines = child.stderr.strip().splitlines() or ["error: Prefect cannot read its settings"]
         raise UserError(lines[-1].removeprefix("error: "))
-    found: list[dict[str, str]] | None = json.loads(child.stdout)
+    found: list[dict[str, Any]] | None = json.loads(child.stdout)
     return found
 
 

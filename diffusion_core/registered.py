@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffusion_core.config.environment import load_environment
+from diffusion_core.errors import UserError
 
 commands = typer.Typer()
 
@@ -32,10 +33,13 @@ def history(
     """Show who was the champion when, by which metrics and why."""
     from diffusion_core.stages.history import run, write_page
 
+    if page and as_json:
+        raise UserError("--page and --json exclude each other: name one")
     if page:
         from diffusion_core.checkout import flow_runs
 
-        write_page(load_environment(), flow_runs())
+        environment = load_environment()
+        write_page(environment, flow_runs(environment.registered_model))
     else:
         run(load_environment(), as_json)
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from diffusion_core.address import without_credentials
 from diffusion_core.documents import parse_yaml, read_yaml
 from diffusion_core.files import disk_refusal, write_whole
 from diffusion_core.locks import Locked, exclusive_lock
@@ -86,7 +87,7 @@ def params_kept(overrides: Sequence[Override]) -> Iterator[None]:
         _logger.warning(
             "%s is restored, and dvc.lock and the outputs here are those of the overrides (%s): `git checkout dvc.lock"
             " && dvc checkout` restores what was committed, and the next run what %s says",
-            *(PARAMS, ", ".join(overrides), PARAMS),
+            *(PARAMS, without_credentials(", ".join(overrides)), PARAMS),
         )
 
 

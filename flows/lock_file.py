@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 
+from diffusion_core.address import without_credentials
 from flows.checkout import LockPolicy
 from flows.failure import StageFailed
 from flows.tasks import NETWORK_SECONDS, task_options
@@ -36,7 +37,8 @@ def keep_lock(policy: LockPolicy) -> None:
 
 
 def _to_page() -> str:
-    text = f"```yaml\n{LOCK.read_text(encoding='utf-8')}```"
+    # Prefect's database keeps it.
+    text = f"```yaml\n{without_credentials(LOCK.read_text(encoding='utf-8'))}```"
     create_markdown_artifact(text, key="dvc-lock", description="Put it in the place of dvc.lock, and `dvc pull`.")
     return "dvc.lock is an artifact of this run"
 

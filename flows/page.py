@@ -51,7 +51,7 @@ class RunPage:
         """Add how far the model was trained, and by which code and data."""
         info = read(RUN_INFO)
         known = [(name, info[name]) for name in OF_TRAINING if info.get(name) is not None]
-        self._sections.append(_section("Training", _table(("what", "value"), known)))
+        self._add("Training", _table(("what", "value"), known))
 
     def samples(self) -> None:
         """Add the grid of samples, embedded because Prefect's pages cannot show files."""
@@ -77,6 +77,7 @@ class RunPage:
         """Add the gate's decision as the first section."""
         decision = read(PROMOTION)
         self._sections.insert(0, _section("Decision", f"**{decision['outcome']}**: {decision['sentence']}"))
+        self._send()
 
     def links(self) -> None:
         """Add the version, and where its run and report are."""
@@ -86,6 +87,9 @@ class RunPage:
 
     def _add(self, title: str, *paragraphs: str) -> None:
         self._sections.append(_section(title, *paragraphs))
+        self._send()
+
+    def _send(self) -> None:
         text = "\n\n".join(self._sections)
         if self._artifact is None:
             created = create_markdown_artifact(text, key="run", description=runtime.flow_run.name)

@@ -28,7 +28,7 @@ from flows.missed import take_over
 from flows.notices import check_addresses
 from flows.page import RunPage
 from flows.user_server import NoServer, reason, user_server
-from flows.verdict import decided, published, run_name
+from flows.verdict import decided, published, run_name, tag_by_model
 
 # Free bytes that a temporary server needs: a new database has about 2 MB, and grows with each run.
 SERVER_BYTES = 16 * 2**20
@@ -57,6 +57,7 @@ def pipeline(
         promote: run the gate of the alias champion; otherwise only publish the model.
         lock: how to store the run's dvc.lock: none, artifact or branch.
     """
+    tag_by_model()
     check_addresses()
     take_over()
     page = RunPage()

@@ -3,6 +3,9 @@
 from diffusion_core.lineage.git import GitRefuses, git
 from diffusion_core.lineage.provenance import DVC_LOCK
 
+# Files with texts of their own in the run, without what addresses have of secrets.
+RECORDED_APART = (DVC_LOCK, "params.yaml")
+
 # A text of the tracking store; more than this is data and not code.
 MOST_BYTES = 2**20
 # Nothing that a user has configured changes what it looks like.
@@ -17,15 +20,15 @@ class Unrecordable(Exception):
 
 
 def checkout_changes() -> str:
-    """Return the changes of tracked files, except dvc.lock, and the package's untracked files.
+    """Return the changes of tracked files, except dvc.lock and params.yaml, and the package's untracked files.
 
-    It is empty for what `git_state` calls clean.
+    It is empty for what `git_state` calls clean. The run has a text of each of the two apart.
 
     Raises:
         Unrecordable: they are too long or not UTF-8, or git refuses.
     """
     try:
-        parts = [git("diff", *PLAIN, "HEAD", "--", ":/", f":(exclude){DVC_LOCK}")]
+        parts = [git("diff", *PLAIN, "HEAD", "--", ":/", *(f":(exclude){name}" for name in RECORDED_APART))]
         root = git("rev-parse", "--show-cdup").strip() or "."
         untracked = ("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", ":/diffusion_core")
         for name in filter(None, git(*untracked).split("\0")):

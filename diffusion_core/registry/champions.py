@@ -26,8 +26,9 @@ GATE = "gate"
 # The how-manieth champion a version was, the last time. Clocks of machines differ, so it is counted.
 GENERATION = "champion_generation"
 REJECTED = "rejected"
-# A sentence for each event, by its time in UTC.
+# A sentence for each event, by its time in UTC; each of the words is in those of its kind alone.
 EVENT = "event."
+BY_ROLLBACK, IS_REFUSED = "is the champion by a rollback", "is refused"
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +44,13 @@ class Event:
     time: str
     version: int
     sentence: str
+
+    @property
+    def outcome(self) -> str:
+        """One word: promoted, refused or rollback."""
+        if BY_ROLLBACK in self.sentence.partition(";")[0]:
+            return "rollback"
+        return "refused" if IS_REFUSED in self.sentence.partition(":")[0] else "promoted"
 
 
 def settle(client: MlflowClient, version: ModelVersion, decision: Decision) -> bool:
@@ -137,7 +145,7 @@ def roll_back(client: MlflowClient, name: str, number: int | None) -> str:
     client.set_registered_model_alias(name, CHAMPION, target.version)
     if REJECTED in target.tags:
         client.delete_model_version_tag(name, target.version, REJECTED)
-    sentence = f"version {target.version} is the champion by a rollback; version {champion.version} is rejected"
+    sentence = f"version {target.version} {BY_ROLLBACK}; version {champion.version} is rejected"
     _become(client, target, sentence)
     return sentence
 

@@ -9,22 +9,23 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from diffusion_core.lineage.evaluation import Evaluation
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.metrics.estimate import SUFFIXES
+from diffusion_core.registry.run_files import put_file
 
 TABLE = "evaluation/metrics.json"
 COLUMNS = ["metric", *(suffix.removeprefix("_") or "value" for suffix in SUFFIXES), "at_least", "at_most", "champion"]
 
 
 def log_table(client: MlflowClient, run_id: str, evaluation: Evaluation, decision: Decision | None) -> None:
-    """Log the table to a run; MLflow's own `log_table` would append to the one that is there.
+    """Log the table to a run that has another or none; MLflow's own `log_table` would append to the one that is there.
 
     Args:
         client: client of the current store.
         run_id: the run.
         evaluation: the metrics of the run's model.
-        decision: the gate's on these metrics, or None before it.
+        decision: the gate's last on the model, or None before it.
     """
     content = {"columns": COLUMNS, "data": rows(evaluation, decision)}
-    client.log_text(run_id, json.dumps(content, allow_nan=False), TABLE)
+    put_file(client, run_id, TABLE, json.dumps(content, allow_nan=False))
     logged = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     entry = {"path": TABLE, "type": "table"}
     if entry not in logged:
@@ -32,9 +33,13 @@ def log_table(client: MlflowClient, run_id: str, evaluation: Evaluation, decisio
 
 
 def rows(evaluation: Evaluation, decision: Decision | None) -> list[list[str | float | None]]:
-    """Return a row for each metric, with the columns of `COLUMNS`; what is unknown or infinite becomes None."""
+    """Return a row for each metric, with the columns of `COLUMNS`; what is unknown or infinite becomes None.
+
+    So does the champion's value where it was measured in another way than the model's.
+    """
     grounds = None if decision is None else decision.grounds
     others = grounds.champion_evaluation if grounds is not None else None
+    others = others if others is not None and others.key == evaluation.key else None
     found: list[list[str | float | None]] = []
     for name, estimate in evaluation.estimates.items():
         limit = None if grounds is None else grounds.gate.limits.get(name)

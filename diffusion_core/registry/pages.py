@@ -1,7 +1,7 @@
 """What people read on MLflow's pages: names and descriptions of runs, versions and registered models.
 
-Descriptions are Markdown. What is written here begins with a heading of its own, and the text before it stays: somebody
-may have written it.
+Descriptions are Markdown. What is written here lies between a heading of its own and a comment, which pages hide.
+The text above and below stays: somebody may have written it.
 """
 
 from urllib.parse import quote
@@ -17,8 +17,7 @@ from diffusion_core.registry.versions import find_champion
 
 GRID = "samples/grid.png"
 COLORS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
-VERSION = "### Published"
-CHAMPION = "### Champion"
+VERSION, CHAMPION, DECIDED = "### Published", "### Champion", "### Decision"
 
 
 def run_tags(dataset: DatasetVersion, train: TrainSettings) -> dict[str, str]:
@@ -42,7 +41,8 @@ def run_tags(dataset: DatasetVersion, train: TrainSettings) -> dict[str, str]:
 def describe_run(client: MlflowClient, version: ModelVersion) -> None:
     """Add to the description of a version's run which version it made, what the gate decided, and samples."""
     run = client.get_run(str(version.run_id))
-    decided = f": {version.description.partition(chr(10))[0]}" if version.description else ""
+    sentence = _section(version.description, DECIDED).partition("\n")[0]
+    decided = f": {sentence}" if sentence else ""
     link = f"[version {version.version} of {version.name}](#/models/{quote(version.name)}/versions/{version.version})"
     before = run.data.tags.get(MLFLOW_RUN_NOTE, "")
     wanted = _with_section(before, VERSION, f"{link}{decided}\n\n{_picture(client, run)}")
@@ -53,8 +53,9 @@ def describe_run(client: MlflowClient, version: ModelVersion) -> None:
 def describe_version(client: MlflowClient, version: ModelVersion, sentence: str) -> None:
     """Describe a version by the gate's sentence and its samples."""
     picture = _picture(client, client.get_run(str(version.run_id)))
-    wanted = f"{sentence}\n\n{picture}".strip()
-    if version.description != wanted:
+    before = version.description or ""
+    wanted = _with_section(before, DECIDED, f"{sentence}\n\n{picture}")
+    if wanted != before:
         client.update_model_version(version.name, version.version, description=wanted)
 
 
@@ -64,14 +65,32 @@ def describe_model(client: MlflowClient, name: str) -> None:
     if champion is None:
         return
     before = client.get_registered_model(name).description or ""
-    wanted = _with_section(before, CHAMPION, champion.description or f"version {champion.version}")
+    body = _section(champion.description, DECIDED) or f"version {champion.version}"
+    wanted = _with_section(before, CHAMPION, body)
     if wanted != before:
         client.update_registered_model(name, description=wanted)
 
 
+def _section(text: str | None, heading: str) -> str:
+    """Return what a description has below one of the headings, or nothing."""
+    return _parts(text or "", heading)[1].strip()
+
+
 def _with_section(text: str, heading: str, body: str) -> str:
-    above = text.partition(heading)[0].strip()
-    return f"{above}\n\n{heading}\n{body}".strip()
+    above, _, below = _parts(text, heading)
+    parts = (above.strip(), f"{heading}\n{body.strip()}\n{_end(heading)}", below.strip())
+    return "\n\n".join(part for part in parts if part)
+
+
+def _parts(text: str, heading: str) -> tuple[str, str, str]:
+    """Return what is above, in and below a section; all of a text without one, or without its end, is above."""
+    before, ended, below = text.partition(_end(heading))
+    above, found, body = before.rpartition(f"{heading}\n")
+    return (above, body, below) if found and ended else (text, "", "")
+
+
+def _end(heading: str) -> str:
+    return f"<!-- end of {heading.lstrip('# ')}: write above or below -->"
 
 
 def _picture(client: MlflowClient, run: Run) -> str:

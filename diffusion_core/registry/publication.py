@@ -24,9 +24,10 @@ from diffusion_core.registry.connection import sent_once
 from diffusion_core.registry.evaluation_table import log_table
 from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.pages import describe_model, describe_run, describe_version
+from diffusion_core.registry.run_files import put_file
 from diffusion_core.registry.sending import find_run
 from diffusion_core.registry.signature import has_same_names, signature
-from diffusion_core.registry.versions import MODEL_DIGEST, SAMPLE
+from diffusion_core.registry.versions import MODEL_DIGEST, SAMPLE, recorded_evaluation
 
 STANDS_IN_FOR = "stands_in_for_run"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch", "tqdm")
@@ -128,10 +129,9 @@ def log_decision(client: MlflowClient, version: ModelVersion, decision: Decision
     The run gets it as JSON, and in the table of its evaluation.
     """
     run_id = str(version.run_id)
-    if (version.description or "").partition("\n")[0] != decision.sentence:
-        client.log_dict(run_id, decision.model_dump(mode="json"), f"gate/version-{version.version}.json")
-        log_table(client, run_id, decision.grounds.evaluation, decision)
-    # After the file, because it says that the file is there.
+    put_file(client, run_id, f"gate/version-{version.version}.json", decision.model_dump_json(indent=2))
+    # A champion's metrics may be newer than the decision on it.
+    log_table(client, run_id, recorded_evaluation(version) or decision.grounds.evaluation, decision)
     describe_version(client, version, decision.sentence)
     describe_run(client, client.get_model_version(version.name, version.version))
     describe_model(client, version.name)

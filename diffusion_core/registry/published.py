@@ -11,8 +11,8 @@ from diffusion_core.errors import UserError
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
-from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.publication import STANDS_IN_FOR
+from diffusion_core.registry.sending import has_run
 from diffusion_core.registry.versions import find_named, find_version, recorded_evaluation, versions_named
 
 # Tags of a version that say where it comes from, by what they are called on a page.
@@ -87,7 +87,9 @@ def cost_of(run: Run) -> dict[str, str]:
     if seconds is None:
         return {}
     hours = seconds / 3600
-    shown = {"images trained on": f"{float(run.data.params.get('train.images', 0)):,.0f}"}
+    # A training may end before its budget, by time.
+    images = run.data.tags.get("trained_images", run.data.params.get("train.images", "0"))
+    shown = {"images trained on": f"{float(images):,.0f}"}
     shown["from begin to end"] = f"{hours * 60:.1f} minutes" if hours < 1 else f"{hours:.1f} hours"
     for tag, title in (("device", "device"), ("precision", "precision")):
         if tag in run.data.tags:
@@ -119,17 +121,23 @@ class Measured:
     Attributes:
         flow_run: id of the flow run that published it, or None.
         metrics: those of its samples by name, as text.
-        page: address of the run that trained it.
+        page: address of the run that trained it, or None if that was deleted in MLflow.
     """
 
     flow_run: str | None
     metrics: dict[str, str]
-    page: str
+    page: str | None
+
+
+def _page(client: MlflowClient, environment: Environment, run_id: str) -> str | None:
+    """Return the address of a run, whose experiment may be another than the environment's."""
+    if not has_run(client, run_id):
+        return None
+    return run_page(environment, client.get_run(run_id).info.experiment_id, run_id)
 
 
 def measured_versions(client: MlflowClient, environment: Environment) -> dict[int, Measured]:
     """Return all versions of the registered model by number."""
-    experiment = experiment_id(client, environment)
     found = {}
     for version in versions_named(client, environment.registered_model):
         evaluation = recorded_evaluation(version)
@@ -137,6 +145,6 @@ def measured_versions(client: MlflowClient, environment: Environment) -> dict[in
         found[int(version.version)] = Measured(
             version.tags.get("prefect_flow_run"),
             {name: f"{each.value:.4g}" for name, each in estimates.items()},
-            run_page(environment, experiment, str(version.run_id)),
+            _page(client, environment, str(version.run_id)),
         )
     return found

@@ -9,6 +9,12 @@ from mlflow.entities import Run
 from diffusion_core.registry.versions import moved_artifacts
 
 
+def put_file(client: MlflowClient, run_id: str, file: str, text: str) -> None:
+    """Log a text as a file of a run, unless the run has it already."""
+    if run_file(client, client.get_run(run_id), file) != text.encode():
+        client.log_text(run_id, text, file)
+
+
 def run_file(client: MlflowClient, run: Run, file: str) -> bytes | None:
     """Return the content of a file of a run, or None if the run has no such file.
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 # Versions that a message names.
 MOST_SHOWN = 10
+# Stores refuse to look for a larger number.
+LARGEST_NUMBER = 2**31 - 1
 
 MODEL_DIGEST = "model_digest"
 EVALUATION = "evaluation"
@@ -67,7 +69,7 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
         UserError: there is no such version.
     """
     look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
-    found = _found(look, name, version)
+    found = None if version.isdecimal() and int(version) > LARGEST_NUMBER else _found(look, name, version)
     if found is None:
         there = sorted(int(each.version) for each in versions_named(client, name))
         hint = (

@@ -16,7 +16,7 @@ class Night:
 
     Attributes:
         time: when it began, ISO 8601 with a time zone.
-        outcome: one word: promoted, refused, unchanged, failed, crashed.
+        outcome: one word: promoted, refused, unchanged, rollback, failed, crashed.
         sentence: what became of it, and why.
         metrics: of the version that it decided on, by name, as text.
         pages: addresses of its pages by what they are called.

@@ -1,9 +1,9 @@
 """Show who was the champion when, by which metrics and why; or a calendar of all runs."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
@@ -43,12 +43,12 @@ def run(environment: Environment, as_json: bool) -> None:
     print(f"history: {present} of {name}")
 
 
-def write_page(environment: Environment, runs: Sequence[Mapping[str, str]] | None) -> None:
+def write_page(environment: Environment, runs: Sequence[Mapping[str, Any]] | None) -> None:
     """Write plots/history.html: what became of each run, with the metrics of its version.
 
     Args:
         environment: the environment, with store and registered model.
-        runs: those that Prefect knows; None if no server is configured.
+        runs: those that Prefect knows, as `flows.nights` has them; None if no server is configured.
 
     Raises:
         UserError: there is no run and no version yet.
@@ -61,8 +61,12 @@ def write_page(environment: Environment, runs: Sequence[Mapping[str, str]] | Non
         found = events(client, name)
     known = {str(run["id"]) for run in runs or ()}
     nights = [_of_run(run, versions) for run in runs or ()]
-    # The others are shown by the run that made them.
-    nights += [_of_event(each, versions) for each in found if versions[each.version].flow_run not in known]
+    # The gate's others are shown by the run that made them. No run rolls back.
+    nights += [
+        _of_event(each, versions)
+        for each in found
+        if each.outcome == "rollback" or versions[each.version].flow_run not in known
+    ]
     if not nights:
         raise UserError(f"{name} has no history yet: publish a model and promote it, with `diffusion run`")
     HISTORY.parent.mkdir(exist_ok=True)
@@ -75,16 +79,18 @@ def write_page(environment: Environment, runs: Sequence[Mapping[str, str]] | Non
     print(f"history: {HISTORY} shows {len(nights)} runs and events")
 
 
-def _of_run(run: Mapping[str, str], versions: Mapping[int, Measured]) -> Night:
-    # A run that trains nothing new decides again on a version of an earlier one, which its sentence names.
-    number = re.search(r"version (\d+)", run["sentence"])
+def _of_run(run: Mapping[str, Any], versions: Mapping[int, Measured]) -> Night:
+    # A run that trains nothing new decides again on a version of an earlier one.
     by_run = next((each for each in versions.values() if each.flow_run == run["id"]), None)
-    version = by_run or (versions.get(int(number[1])) if number else None)
-    pages = {"Prefect": run["page"]} | ({} if version is None else {"MLflow": version.page})
-    return Night(run["time"], run["outcome"], run["sentence"], {} if version is None else version.metrics, pages)
+    version = versions.get(run["version"]) or by_run
+    metrics = {} if version is None else version.metrics
+    return Night(run["time"], run["outcome"], run["sentence"], metrics, {"Prefect": run["page"]} | _pages(version))
 
 
 def _of_event(event: Event, versions: Mapping[int, Measured]) -> Night:
     version = versions[event.version]
-    outcome = "refused" if " is refused" in event.sentence else "promoted"
-    return Night(event.time, outcome, event.sentence, version.metrics, {"MLflow": version.page})
+    return Night(event.time, event.outcome, event.sentence, version.metrics, _pages(version))
+
+
+def _pages(version: Measured | None) -> dict[str, str]:
+    return {} if version is None or version.page is None else {"MLflow": version.page}

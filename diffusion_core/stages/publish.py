@@ -12,6 +12,7 @@ from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.recorded import LOCK
 from diffusion_core.lineage.samples import SamplesOrigin
+from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.evaluation_table import log_table
 from diffusion_core.registry.outputs import OUTPUTS
@@ -20,7 +21,7 @@ from diffusion_core.registry.publication import log_evaluation, original_run, re
 from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
-from diffusion_core.registry.versions import find_version, record_evaluation, recorded_evaluation, stored_model
+from diffusion_core.registry.versions import find_version, record_evaluation, stored_model
 from diffusion_core.stages.cost import cost_metrics
 from diffusion_core.stages.paths import (
     METRICS,
@@ -76,8 +77,7 @@ def run(environment: Environment) -> None:
         values = {name: each.value for name, each in evaluation.estimates.items()}
         costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
         log_evaluation(client, training, evaluation.counts | values | costs, pictures, stored_model(version))
-        if recorded_evaluation(version) != evaluation:
-            log_table(client, training.info.run_id, evaluation, None)
+        log_table(client, training.info.run_id, evaluation, recorded_decision(version))
         record_evaluation(client, version, evaluation)
         if sample is not None:
             record_sample(client, version, MODELS, sample)

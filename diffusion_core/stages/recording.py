@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from diffusion_core.address import without_userinfo
+from diffusion_core.address import without_credentials
 from diffusion_core.config.params import PARAMS_FILE
 from diffusion_core.documents import read_json, read_small
 from diffusion_core.errors import UserError
@@ -38,21 +39,39 @@ def ingredients(info: RunInfo, hashes: Mapping[str, str]) -> Ingredients:
         hashes: see `dvc_hashes`; what differs from dvc.lock is not described by it.
 
     Raises:
-        UserError: params.yaml cannot be read.
+        UserError: params.yaml or dvc.lock cannot be read.
     """
-    files = {PARAMS: read_small(PARAMS_FILE).decode()} if PARAMS_FILE.exists() else {}
+    files = {PARAMS: _text(PARAMS_FILE)} if PARAMS_FILE.exists() else {}
     lock = None
     if (MODELS / WEIGHTS).as_posix() in hashes:
-        files[LOCK] = read_small(DVC_LOCK).decode()
-        lock = Lock.parse(files[LOCK])
+        files[LOCK] = _text(DVC_LOCK)
+        try:
+            lock = Lock.parse(files[LOCK])
+        except ValueError as error:
+            raise UserError(f"{DVC_LOCK} cannot be read ({_why(error)}): restore it from git") from None
     if DATA_METRICS.as_posix() in hashes and hashes.get(PREPARED.as_posix()) == info.dataset_md5:
         files[DATA] = read_small(DATA_METRICS).decode()
     try:
         sections = all_params(files.get(PARAMS), lock)
     except ValueError as error:
-        raise UserError(f"{PARAMS_FILE} cannot be read ({error}): correct it, or restore it from git") from None
+        raise UserError(f"{PARAMS_FILE} cannot be read ({_why(error)}): correct it") from None
     sections.pop("train", None)
-    params = {name: without_userinfo(value) if "://" in value else value for name, value in flattened(sections).items()}
     parent = read_json(MODELS / DESCRIPTION).get("parent")
     tags = {} if parent is None else {PARENT: str(parent["name"]), PARENT_DIGEST: str(parent["digest"])}
-    return Ingredients(files, params, tags)
+    return Ingredients(files, flattened(sections), tags)
+
+
+def _text(file: Path) -> str:
+    """Return the text of a file of YAML as the store may have it.
+
+    Raises:
+        UserError: it is not text, or too large.
+    """
+    try:
+        return without_credentials(read_small(file).decode())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read ({_why(error)}): correct it") from None
+
+
+def _why(error: ValueError) -> str:
+    return " ".join(str(error).split())

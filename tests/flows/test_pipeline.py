@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ParameterTypeError
 
-from flows import tasks
+from flows import nights, tasks
 from flows.automations import FAILED, PROMOTED, REFUSED
 from flows.failure import StageFailed
 from flows.pipeline import pipeline
@@ -85,23 +85,43 @@ def test_one_page_shows_data_training_samples_metrics_decision_and_links(finishe
         assert (picture.format, picture.size) == ("PNG", (1000, 200))
 
 
+def test_the_page_of_a_run_whose_samples_fail_has_its_training(project):
+    (project / "on_sample.py").write_text("import sys; sys.exit(2)")
+    state = pipeline(return_state=True)
+    assert state.is_failed()
+    assert "## Training" in artifacts(state.state_details.flow_run_id)["run"]["data"]
+
+
 def flow_run(state):
     with get_client(sync_client=True) as client:
         return client.read_flow_run(state.state_details.flow_run_id)
 
 
 def test_a_run_is_called_and_tagged_by_what_it_runs_and_what_became_of_it(project_after_a_run):
-    (project_after_a_run / "params.yaml").write_text("ingest: {source: {kind: zip, path: ~/cats.zip}}\ntrain: 0\n")
+    source = "kind: url\n    url: https://h/cats.zip?sig=canary"
+    (project_after_a_run / "params.yaml").write_text(f"ingest:\n  source:\n    {source}\ntrain: 0\n")
     commit(project_after_a_run)
     before = git(project_after_a_run, "rev-parse", "HEAD")[:7]
     run = flow_run(pipeline(refresh_data=False, return_state=True))
     assert run.name == f"cats.zip @ {before}: refused version 7"
-    assert run.tags == ["refused"]
+    assert run.tags == ["model:diffusion", "refused", "version:7"]
     assert run.state.message == "refused: version 7 is refused: frechet is 2.5, 1.5 above 1"
     assert run.state.name == "Completed"
-    run = flow_run(pipeline(refresh_data=False, promote=False, overrides=["train=1"], return_state=True))
-    assert run.name == f"cats.zip @ {before}, train=1: published version 7"
-    assert (run.tags, run.state.message) == (["published"], "published: version 7")
+    run = flow_run(pipeline(refresh_data=False, promote=False, overrides=["train=s3://b/x?y"], return_state=True))
+    assert run.name == f"cats.zip @ {before}, train=s3://b/x: published version 7"
+    assert run.tags == ["model:diffusion", "published", "version:7"]
+    assert run.state.message == "published: version 7"
+
+
+def test_the_calendar_has_all_runs_of_its_model_and_no_others(finished_project, monkeypatch):
+    monkeypatch.setattr(nights, "PAGE", 1)
+    found = nights.nights("http://p", "diffusion")
+    run = str(finished_project[1])
+    (night,) = (each for each in found if each["id"] == run)
+    assert len({each["id"] for each in found}) == len(found)
+    assert (night["outcome"], night["version"]) == ("refused", 7)
+    assert night["page"] == f"http://p/runs/flow-run/{run}"
+    assert nights.nights("http://p", "another") == []
 
 
 @pytest.mark.parametrize("params", [None, "a: [", "ingest: 3", "ingest: {source: {url: ''}}"])

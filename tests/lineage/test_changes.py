@@ -21,6 +21,7 @@ def checkout(tmp_path, monkeypatch):
     (folder / PACKAGE).mkdir(parents=True)
     git(folder, "init")
     (folder / "params.yaml").write_text("seed: 0\n")
+    (folder / "dvc.yaml").write_text("stages: {}\n")
     (folder / "dvc.lock").write_text("stages: {}\n")
     (folder / PACKAGE / "code.py").write_text("1\n")
     git(folder, "add", ".")
@@ -43,7 +44,7 @@ def test_another_checkout_of_the_commit_becomes_the_same(checkout, tmp_path, mon
     new = {"code.py": b"1\n2\n", "a name\u00e9.py": b"new\n", "empty.py": b"", "table.bin": bytes(range(256))}
     for name, content in new.items():
         (checkout / PACKAGE / name).write_bytes(content)
-    (checkout / "params.yaml").unlink()
+    (checkout / "dvc.yaml").unlink()
     monkeypatch.chdir(checkout / place)
     assert git_state().dirty
     changes = checkout_changes()
@@ -52,7 +53,16 @@ def test_another_checkout_of_the_commit_becomes_the_same(checkout, tmp_path, mon
     (tmp_path / "changes.diff").write_text(changes, encoding="utf-8", newline="")
     git(other, "apply", str(tmp_path / "changes.diff"))
     assert {name: (other / PACKAGE / name).read_bytes() for name in new} == new
-    assert not (other / "params.yaml").exists()
+    assert not (other / "dvc.yaml").exists()
+
+
+def test_secrets_of_addresses_in_params_are_no_changes(checkout):
+    """The run has params.yaml apart, without them."""
+    (checkout / "params.yaml").write_text("url: https://h/x.zip?sig=canary\n")
+    (checkout / PACKAGE / "code.py").write_text("2\n")
+    assert git_state().dirty
+    assert "canary" not in checkout_changes()
+    assert "+2" in checkout_changes()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_core.address import without_userinfo
+from diffusion_core.address import without_credentials, without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import artifact_folder, connect, run_page, tracking_uri
@@ -46,6 +46,23 @@ def test_the_projects_own_variable_comes_first(monkeypatch):
 )
 def test_no_userinfo_and_no_query_is_shown(uri, shown):
     assert without_userinfo(uri) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("url: https://h/x.zip?sig=canary\nsha256: 1 # ?\n", "url: https://h/x.zip\nsha256: 1 # ?\n"),
+        ("{url: 'https://h/x?a=canary', kind: url}", "{url: 'https://h/x', kind: url}"),
+        ("[https://h/x?a=can,ary, s3://canary:canary@h/y?b]", "[https://h/x, s3://h/y]"),
+        (
+            "# url: https://h/x?canary}ary\n{a: {url: https://h/x?a=canary}}",
+            "# url: https://h/x\n{a: {url: https://h/x}}",
+        ),
+        ("why? s3://bucket/a (see https://h/x).", "why? s3://bucket/a (see https://h/x)."),
+    ],
+)
+def test_no_credentials_are_in_a_text_and_the_rest_stays(text, shown):
+    assert without_credentials(text) == shown
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def test_noises_of_a_strip_are_noise():
         (["../x"], "has no alias x"),
         (["diffusion@"], "names no version"),
         (["."], ". has no model.json"),
+        (["9" * 20], f"diffusion has no version {'9' * 20} in this store: it has 1"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_leaves_nothing(say, capsys, arguments, sentence):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_core import registered
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
 from diffusion_core.report.calendar import Night, months
@@ -28,15 +29,22 @@ def environment(tmp_path_factory):
         yield environment
 
 
-def run(number, outcome, day, sentence="Flow run encountered an exception"):
+def run(number, outcome, day, sentence="Flow run encountered an exception", version=None):
     page = f"http://127.0.0.1:4200/runs/flow-run/{number}"
-    return {"id": number, "time": f"{day}T02:00:00+00:00", "outcome": outcome, "sentence": sentence, "page": page}
+    return {
+        "id": number,
+        "time": f"{day}T02:00:00+00:00",
+        "outcome": outcome,
+        "sentence": sentence,
+        "version": version,
+        "page": page,
+    }
 
 
 RUNS = [
-    run("first", "promoted", "2026-02-01", "promoted: version 1 is the champion now"),
-    run("second", "unchanged", "2026-02-28", "unchanged: version 1 is the champion already"),
-    run("third", "failed", "2026-03-01", "ingest: <b>no images</b>"),
+    run("first", "promoted", "2026-02-01", "promoted: version 1 is the champion now", 1),
+    run("second", "unchanged", "2026-02-28", "unchanged: version 1 is the champion already", 1),
+    run("third", "failed", "2026-03-01", "ingest: <b>no images</b> of version 1 of cats"),
 ]
 
 
@@ -54,6 +62,15 @@ def test_each_run_has_its_outcome_the_metrics_of_its_version_and_links(environme
     frechet = f"{publish.measured(publish.model_digest(publish.MODELS)).estimates['frechet'].value:.4g}"
     assert content.count(f"</b>{frechet}</a>") == 2
     assert "<b>no images</b>" not in content
+
+
+def test_a_version_leads_to_its_run_in_its_own_experiment_and_nothing_is_created(environment):
+    before = len(connect(environment).search_experiments())
+    history.write_page(environment.model_copy(update={"experiment": "another"}), RUNS)
+    (version,) = connect(environment).search_model_versions("name = 'diffusion'")
+    experiment = connect(environment).get_run(version.run_id).info.experiment_id
+    assert f"/experiments/{experiment}/runs/{version.run_id}" in HISTORY.read_text(encoding="utf-8")
+    assert len(connect(environment).search_experiments()) == before
 
 
 def test_without_prefect_the_page_has_what_the_registry_knows_and_says_so(environment, capsys):
@@ -96,3 +113,22 @@ def test_a_browser_shows_it(environment, tmp_path):
     page = f"file://{Path.cwd() / HISTORY}"
     subprocess.run([CHROMIUM, *options, page], check=True, capture_output=True, timeout=60)
     assert picture.stat().st_size > 10_000
+
+
+def test_a_rollback_is_shown_where_its_versions_run_is_known(environment, monkeypatch):
+    projects.write_model(Path("models"), seed=1)
+    projects.evaluate_model(Path())
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "fourth")
+    publish.run(environment)
+    promote.run(promote.PromoteSettings(), projects.SAMPLE, projects.EVALUATE, environment)
+    runs = [*RUNS, run("fourth", "promoted", "2026-03-02", "promoted: version 2 is the champion now", 2)]
+    rollback.run(environment, None)
+    history.write_page(environment, runs)
+    content = HISTORY.read_text(encoding="utf-8")
+    assert content.count('class="run rollback"') == 1
+    assert content.count('class="run promoted"') == 2
+
+
+def test_a_page_is_no_json():
+    with pytest.raises(UserError, match="--page and --json exclude each other"):
+        registered.history(as_json=True, page=True)

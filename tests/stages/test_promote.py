@@ -54,6 +54,11 @@ def write_other_model(folder, sample=projects.SAMPLE, evaluate=projects.EVALUATE
     projects.write_figures(folder, **changes)
 
 
+def section(description):
+    """What lies between heading and mark."""
+    return description.partition("\n")[2].rpartition("\n")[0]
+
+
 def test_the_first_model_within_its_limits_becomes_the_champion(environment, tmp_path, capsys):
     publish_and_promote(environment, PromoteSettings(limits={"precision": Limit(at_least=0.0)}))
     assert champion(environment) == 1
@@ -69,14 +74,44 @@ def test_version_run_and_model_are_described_by_the_decision_and_the_samples(env
     publish_and_promote(environment, NOT_WORSE)
     client, refused = connect(environment), version(environment, 2)
     picture = f"![samples](get-artifact?path=samples%2Fgrid.png&run_uuid={refused.run_id})"
-    assert refused.description == f"{decision(tmp_path)['sentence']}\n\n{picture}"
+    assert section(refused.description) == f"{decision(tmp_path)['sentence']}\n\n{picture}"
     assert "version 2 is refused" in client.get_run(refused.run_id).data.tags["mlflow.note.content"]
     # The champion's, as before.
     model = client.get_registered_model("diffusion").description
-    assert model == f"### Champion\n{first.description}"
+    assert section(model) == section(first.description)
     table = mlflow.artifacts.load_dict(f"{client.get_run(refused.run_id).info.artifact_uri}/{TABLE}")
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     assert rows["frechet"]["champion"] == pytest.approx(rows["frechet"]["value"] / 2, rel=1e-4)
+
+
+def test_what_people_wrote_around_a_section_stays(environment):
+    publish_and_promote(environment, OPEN)
+    client, first = connect(environment), version(environment, 1)
+    model = client.get_registered_model("diffusion").description
+    client.update_model_version("diffusion", "1", f"Mine.\n\n{first.description}\n\nMy notes.")
+    client.update_registered_model("diffusion", description=f"Mine.\n\n{model}\n\nMy notes.")
+    publish_and_promote(environment, OPEN)
+    assert version(environment, 1).description == f"Mine.\n\n{first.description}\n\nMy notes."
+    assert client.get_registered_model("diffusion").description == f"Mine.\n\n{model}\n\nMy notes."
+    # Without the marks, all of it is theirs.
+    client.update_model_version("diffusion", "1", "### Decision\nIt is mine.")
+    publish_and_promote(environment, OPEN)
+    assert version(environment, 1).description == f"### Decision\nIt is mine.\n\n{first.description}"
+
+
+def test_the_table_keeps_limits_and_champion_when_a_champion_is_measured_again(environment, tmp_path):
+    publish_and_promote(environment, OPEN)
+    frechet = projects.read_figures(tmp_path)["frechet"]
+    gate = NOT_WORSE.model_copy(update={"limits": {"frechet": Limit(at_most=1e9)}})
+    write_other_model(tmp_path, frechet=frechet / 2)
+    publish_and_promote(environment, gate)
+    projects.write_figures(tmp_path, frechet=frechet / 4)
+    publish_and_promote(environment, gate)
+    run = connect(environment).get_run(version(environment, 2).run_id)
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{TABLE}")
+    row = next(dict(zip(table["columns"], row, strict=True)) for row in table["data"] if row[0] == "frechet")
+    assert row["value"] == pytest.approx(frechet / 4, rel=1e-4)
+    assert (row["at_most"], row["champion"]) == (1e9, pytest.approx(frechet, rel=1e-4))
 
 
 def test_a_model_beyond_a_limit_is_refused_with_the_amount(environment, tmp_path, capsys):

@@ -1,18 +1,22 @@
+import hashlib
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import EvaluateSettings
-from diffusion_core.errors import Unavailable
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.lineage.queue_errors import InaccessibleQueue
+from diffusion_core.lineage.recorded import LOCK, PARAMS
 from diffusion_core.registry import publication
 from diffusion_core.registry.connection import connect, store_name
 from diffusion_core.registry.evaluation_table import TABLE
 from diffusion_core.registry.experiments import experiment_id
+from diffusion_core.registry.run_files import run_file
 from diffusion_core.registry.sending import RUN_KEY, find_run
 from diffusion_core.registry.tracking import replay
 from diffusion_core.registry.versions import recorded_evaluation, recorded_sample, stored_model
@@ -96,14 +100,14 @@ def test_mlflows_pages_show_the_evaluation_its_model_and_its_samples(environment
     assert json.loads(version.tags["outputs"]) == {}
 
 
-def test_what_somebody_wrote_above_stays_and_nothing_is_written_twice(environment):
+def test_what_somebody_wrote_above_and_below_stays_and_nothing_is_written_twice(environment):
     run_stage(environment)
     (version,) = published_versions(environment)
     client = connect(environment)
     written = client.get_run(version.run_id).data.tags["mlflow.note.content"]
-    client.set_tag(version.run_id, "mlflow.note.content", f"Mine.\n\n{written}")
+    client.set_tag(version.run_id, "mlflow.note.content", f"Mine.\n\n{written}\n\nMy notes.")
     run_stage(environment)
-    assert client.get_run(version.run_id).data.tags["mlflow.note.content"] == f"Mine.\n\n{written}"
+    assert client.get_run(version.run_id).data.tags["mlflow.note.content"] == f"Mine.\n\n{written}\n\nMy notes."
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,47 @@ def test_a_version_whose_recording_was_cut_off_is_completed(environment, tmp_pat
     run_stage(environment)
     (version,) = published_versions(environment)
     assert recorded_evaluation(version).figures == read_figures(tmp_path)
+
+
+LOCKED = """stages:
+  ingest: {{params: {{params.yaml: {{ingest.source: {{kind: url, url: 'https://h/b.zip?sig=canary'}}}}}}}}
+  train: {{params: {params}, outs: [{{path: models/model.safetensors, md5: {md5}}}]}}
+"""
+
+
+def lock(params):
+    md5 = hashlib.md5(Path("models/model.safetensors").read_bytes()).hexdigest()
+    Path("dvc.lock").write_text(LOCKED.format(params=params, md5=md5))
+
+
+def test_the_store_gets_no_secret_of_an_address(environment, tmp_path):
+    lock(params="{}")
+    Path("params.yaml").write_text("ingest:\n  source: {kind: url, url: https://h/a.zip?sig=canary}  # of the store\n")
+    run_stage(environment)
+    (version,) = published_versions(environment)
+    client = connect(environment)
+    run = client.get_run(version.run_id)
+    assert run.data.params["ingest.source.url"] == "https://h/b.zip"
+    assert run_file(client, run, PARAMS) == b"ingest:\n  source: {kind: url, url: https://h/a.zip}  # of the store\n"
+    assert b"'https://h/b.zip'" in run_file(client, run, LOCK)
+    assert b"canary" in Path("params.yaml").read_bytes() + Path("dvc.lock").read_bytes()
+    written = [tmp_path / "mlflow.db", *(file for file in (tmp_path / "mlartifacts").rglob("*") if file.is_file())]
+    assert not [file for file in written if b"canary" in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("params", "locked", "sentence"),
+    [
+        ("a: [", "{}", r"params\.yaml cannot be read \(.*\): correct it"),
+        ("[1, 2]", "{}", r"params\.yaml cannot be read \(ingest.source has no place in params\.yaml\)"),
+        ("a: 1", "{params.yaml: 3}", r"dvc\.lock cannot be read \(.*\): restore it from git"),
+    ],
+)
+def test_params_that_cannot_be_read_are_told(environment, params, locked, sentence):
+    lock(params=locked)
+    Path("params.yaml").write_text(params)
+    with pytest.raises(UserError, match=sentence):
+        run_stage(environment)
 
 
 def test_a_model_of_another_store_is_published_under_a_stand_in(environment, tmp_path, capsys):
