@@ -49,9 +49,18 @@ def test_what_the_store_refuses_is_found_without_a_secret(environment, change, w
     assert not any(secret in found.sentence + found.remedy for secret in (SECRET, "wrong"))
 
 
+def test_a_bucket_that_is_missing_does_not_hide_the_others(environment):
+    places = {"dvc_remote": "s3://elsewhere/dvc", "checkpoint_copies": "s3://outputs/copies"}
+    missing, there = object_store(environment.model_copy(update=places))
+    assert "has no bucket elsewhere" in missing.sentence
+    assert (there.verdict, "the bucket outputs (DIFFUSION_CHECKPOINT_COPIES)" in there.sentence) == ("ok", True)
+
+
 def test_a_store_that_never_answers_is_found_soon(environment, silent_port):
     began = time.monotonic()
-    found = worst(object_store, environment.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{silent_port}"}))
+    address, copies = f"http://127.0.0.1:{silent_port}", "s3://another/copies"
+    update = {"s3_endpoint": address, "checkpoint_copies": copies}
+    found = worst(object_store, environment.model_copy(update=update))
     assert "does not answer" in found.sentence or "stalled" in found.sentence
     assert time.monotonic() - began < 8.0
 
