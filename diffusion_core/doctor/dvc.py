@@ -78,7 +78,7 @@ def cache_folder(environment: Environment) -> Path:
     if environment.dvc_cache:
         return environment.dvc_cache.expanduser()
     for file in (CONFIG, DVC / "config"):
-        with suppress(ConfigObjError, UnicodeDecodeError):
+        with suppress(ConfigObjError, UnicodeDecodeError, AttributeError):
             if folder := ConfigObj(str(file), encoding="utf-8", interpolation=False).get("cache", {}).get("dir"):
                 return DVC / str(folder)
     return DVC / "cache"
@@ -91,7 +91,7 @@ def _repository_lock() -> Iterator[Diagnosis]:
     whose name it has as its content, and it does not name its process.
     """
     try:
-        content = LOCK.read_text(encoding="utf-8").strip()
+        content = LOCK.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return
     if content.endswith(".lock"):
@@ -114,23 +114,24 @@ def _paths_lock() -> Iterator[Diagnosis]:
         infos = [*content.get("write", {}).items()]
         infos += [(path, info) for path, several in content.get("read", {}).items() for info in several]
         holders = {(int(info["pid"]), str(info["cmd"])): path for path, info in infos}
+        living = {process for process, _ in holders if psutil.pid_exists(process)}
     except FileNotFoundError:
         return
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         yield problem(
             f"{RWLOCK} is damaged, and every DVC command will refuse it", f"see that no dvc works, and `rm {RWLOCK}`"
         )
         return
     for (process, command), path in holders.items():
-        if _is_other(process):
-            yield problem(
-                f"{RWLOCK} locks {path} for `{command[:80]}`, which died; another process has its number {process}",
-                f"see that no dvc works here, and `rm {RWLOCK}`",
-            )
-        elif not psutil.pid_exists(process):
+        if process not in living:
             yield warning(
                 f"{RWLOCK} locks {path} for `{command[:80]}`, which died (process {process})",
                 "nothing: the next DVC command drops it",
+            )
+        elif _is_other(process):
+            yield problem(
+                f"{RWLOCK} locks {path} for `{command[:80]}`, which died; another process has its number {process}",
+                f"see that no dvc works here, and `rm {RWLOCK}`",
             )
 
 

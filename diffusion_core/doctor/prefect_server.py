@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -11,6 +10,7 @@ import httpx
 from diffusion_core.config.environment import Environment
 from diffusion_core.doctor.diagnosis import Diagnosis, of_error, ok, problem, warning
 from diffusion_core.doctor.prefect_settings import PrefectServer, prefect_server
+from diffusion_core.doctor.versions import installed_version
 from diffusion_core.errors import UserError
 
 SECONDS_TO_ANSWER = 4.0
@@ -31,21 +31,23 @@ def prefect_api(_: Environment) -> Iterator[Diagnosis]:
         yield ok("no Prefect server is named: `diffusion run` starts a temporary one")
         return
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
-    with httpx.Client(auth=server.login, headers=headers, timeout=SECONDS_TO_ANSWER) as client:
-        try:
+    try:
+        with httpx.Client(auth=server.login, headers=headers, timeout=SECONDS_TO_ANSWER) as client:
             yield from _asked(client, server)
-        except httpx.HTTPStatusError as error:
-            code, remedy = error.response.status_code, "see its log, and PREFECT_API_URL"
-            if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-                remedy = "correct PREFECT_API_AUTH_STRING (that of `make stack` is in .stack/env)"
-            yield problem(f"the Prefect server {server.shown} answers {code}", remedy)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-            # An address in the message of some errors has the password.
-            why = str(error) if isinstance(error, httpx.ConnectError) else type(error).__name__
-            yield problem(
-                f"the Prefect server {server.shown} does not answer as one ({why})",
-                "start it, or correct PREFECT_API_URL",
-            )
+    except httpx.HTTPStatusError as error:
+        code, remedy = error.response.status_code, "see its log, and PREFECT_API_URL"
+        if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            remedy = "correct PREFECT_API_AUTH_STRING (that of `make stack` is in .stack/env)"
+        yield problem(f"the Prefect server {server.shown} answers {code}", remedy)
+    except UnicodeEncodeError:
+        yield problem("PREFECT_API_KEY has characters that no key has", "copy it again from Prefect Cloud")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        # An address in the message of some errors has the password.
+        why = str(error) if isinstance(error, httpx.ConnectError) else type(error).__name__
+        yield problem(
+            f"the Prefect server {server.shown} does not answer as one ({why})",
+            "start it, or correct PREFECT_API_URL",
+        )
 
 
 def _asked(client: httpx.Client, server: PrefectServer) -> Iterator[Diagnosis]:
@@ -54,6 +56,10 @@ def _asked(client: httpx.Client, server: PrefectServer) -> Iterator[Diagnosis]:
         answer.raise_for_status()
         content: list[dict[str, Any]] = answer.json()
         return content
+
+    def runs(**state: object) -> list[dict[str, Any]]:
+        # The oldest first: they are the likeliest to have no process.
+        return post("flow_runs/filter", flow_runs={"state": state}, sort="EXPECTED_START_TIME_ASC", limit=MOST_RUNS)
 
     @cache
     def has_worker(pool: str) -> bool:
@@ -64,24 +70,16 @@ def _asked(client: httpx.Client, server: PrefectServer) -> Iterator[Diagnosis]:
         return datetime.fromisoformat(last[0]["timestamp"] if last else run["state"]["timestamp"])
 
     client.get(f"{server.api}/health").raise_for_status()
-    runs = post(
-        "flow_runs/filter",
-        flow_runs={"state": {"type": {"any_": ["RUNNING", "CANCELLING", "SCHEDULED"]}}},
-        sort="EXPECTED_START_TIME_DESC",
-        limit=MOST_RUNS,
-    )
+    # Asked for each by itself, so that many of one kind do not hide the other.
+    begun, late = runs(type={"any_": ["RUNNING", "CANCELLING"]}), runs(name={"any_": ["Late"]})
     yield ok(f"the Prefect server {server.shown} answers")
-    there = client.get(f"{server.api}/admin/version")
-    if there.is_success and (other := str(there.json())).split(".")[:2] != version("prefect").split(".")[:2]:
-        yield warning(
-            f"the server is Prefect {other[:20]}, and {version('prefect')} is installed here", "install one of both"
-        )
-    for run in runs:
+    there, here = client.get(f"{server.api}/admin/version"), installed_version("prefect")
+    if here and there.is_success and (other := str(there.json())).split(".")[:2] != here.split(".")[:2]:
+        yield warning(f"the server is Prefect {other[:20]}, and {here} is installed here", "install one of both")
+    for run in late:
+        yield warning(f"the flow run {run['name']} should have begun and waits", START)
+    for run in begun:
         state, pool, name = run["state"]["name"], run.get("work_pool_name"), f"the flow run {run['name']}"
-        if state == "Late":
-            yield warning(f"{name} should have begun and waits", START)
-        if run["state"]["type"] == "SCHEDULED":
-            continue
         hours = (datetime.now(UTC) - heard(run)).total_seconds() / 3600
         if pool and not has_worker(pool):
             yield warning(f"{name} is {state}, and no worker of the pool {pool} is online", START)

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def prefect_server() -> PrefectServer | None:
     Prefect's order: variables, `.env`, `prefect.toml`, and the profile in use.
 
     Raises:
-        UserError: a file of settings is not TOML.
+        UserError: a file of settings is not TOML, or has no settings where Prefect has them.
     """
     found: dict[str, str] = {}
     for settings in _settings():
@@ -55,19 +55,28 @@ def prefect_server() -> PrefectServer | None:
 def _settings() -> Iterator[Mapping[str, str | None]]:
     yield os.environ
     yield dotenv_values(".env")
-    api = _toml(Path("prefect.toml")).get("api", {})
-    yield {f"PREFECT_API_{name.upper()}": str(value) for name, value in api.items()}
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    profiles = _toml(Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser())
-    active = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
-    yield profiles.get("profiles", {}).get(active, {})
+    api = _table(Path("prefect.toml"), lambda content: content.get("api", {}))
+    yield {f"PREFECT_API_{name.upper()}": value for name, value in api.items()}
+    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml")
+    yield _table(profiles, _profile)
 
 
-def _toml(file: Path) -> dict[str, Any]:
+def _profile(content: dict[str, Any]) -> dict[str, Any]:
+    active = os.environ.get("PREFECT_PROFILE") or content.get("active", "")
+    profile: dict[str, Any] = content.get("profiles", {}).get(active, {})
+    return profile
+
+
+def _table(file: Path, of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, str]:
+    """Return the part of a file with Prefect's settings; empty if there is none."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.expanduser().read_text(encoding="utf-8"))
+        return {name: str(value) for name, value in of(content).items()}
     except FileNotFoundError:
         return {}
     except ValueError:
         # Its message may show a line with a password.
         raise UserError(f"{file}, a file of Prefect's settings, is not TOML: correct it") from None
+    except (AttributeError, TypeError):
+        raise UserError(f"{file} has a value where Prefect has a table of settings: correct it") from None

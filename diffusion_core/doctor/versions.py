@@ -39,11 +39,11 @@ def lock(_: Environment) -> Iterator[Diagnosis]:
     """Check that the installed packages are those of requirements.lock, with which the tests run."""
     if not LOCK.exists():
         return
-    found = re.finditer(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.finditer(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     other = [
         f"{name} {installed} instead of {wanted}"
         for name, wanted in (each.groups() for each in found)
-        if (installed := _installed(name)) not in (None, wanted)
+        if (installed := installed_version(name)) not in (None, wanted)
     ]
     if other:
         yield warning(f"other versions are installed than in {LOCK}: {_listed(other)}", SETUP)
@@ -53,7 +53,7 @@ def lock(_: Environment) -> Iterator[Diagnosis]:
 
 def prefect_import(_: Environment) -> Iterator[Diagnosis]:
     """Check that Prefect's server can be imported, in another process."""
-    if _installed("prefect") is None:
+    if installed_version("prefect") is None:
         return
     command = [sys.executable, "-c", f"import {SERVER}"]
     try:
@@ -67,7 +67,7 @@ def prefect_import(_: Environment) -> Iterator[Diagnosis]:
         why = (done.stderr.strip().splitlines() or ["no reason is known"])[-1]
         yield problem(f"Prefect {version('prefect')} cannot be imported: {why[:200]}", SETUP)
     else:
-        yield ok(f"Prefect's server can be imported, with FastAPI {_installed('fastapi')}")
+        yield ok(f"Prefect's server can be imported, with FastAPI {installed_version('fastapi')}")
 
 
 def _unmet(package: Requirement) -> tuple[list[str], int]:
@@ -75,7 +75,7 @@ def _unmet(package: Requirement) -> tuple[list[str], int]:
     sentences, waiting, seen = [], deque([(package, "this project")]), set[tuple[str, frozenset[str]]]()
     while waiting:
         wanted, parent = waiting.popleft()
-        name, installed = canonicalize_name(wanted.name), _installed(wanted.name)
+        name, installed = canonicalize_name(wanted.name), installed_version(wanted.name)
         if installed is None:
             sentences.append(f"{name} is not installed, and {parent} requires it")
         elif not wanted.specifier.contains(installed, prereleases=True):
@@ -91,7 +91,7 @@ def _unmet(package: Requirement) -> tuple[list[str], int]:
     return [*dict.fromkeys(sentences)], len({name for name, _ in seen})
 
 
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     """Return the version of an installed package without its local part, which names a build, or None."""
     try:
         return version(name).partition("+")[0]

@@ -97,7 +97,9 @@ def read_config() -> ConfigObj:
     """
     try:
         config = ConfigObj(str(CONFIG), encoding="utf-8", interpolation=False)
-    except (ConfigObjError, UnicodeDecodeError):
+        if config.scalars:
+            raise ValueError("a value is outside of the sections")
+    except (ConfigObjError, ValueError):
         # The original message would show the line, which may include a secret.
         raise UserError(f"{CONFIG} is not a configuration of DVC: correct it, or remove it") from None
     # Without a file name, write() returns the lines.

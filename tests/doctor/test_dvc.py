@@ -59,10 +59,31 @@ def test_a_path_that_a_dead_command_has_locked_is_found_and_worse_if_its_number_
     assert (found.verdict, f"another process has its number {sleeping}" in found.sentence) == ("problem", True)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"write": {"a": {}}}'])
+def rwlock(number):
+    return f'{{"write": {{"a": {{"pid": {number}, "cmd": "dvc repro"}}}}}}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"write": {"a": {}}}', rwlock("99999999999"), rwlock("Infinity"), rwlock("null")]
+)
 def test_a_damaged_file_of_locks_is_found(dvc, content):
     (dvc / "tmp/rwlock").write_text(content)
     assert "is damaged" in worst(dvc_locks, ENVIRONMENT).sentence
+
+
+def test_a_number_that_no_process_can_have_is_that_of_a_dead_one(dvc):
+    (dvc / "tmp/rwlock").write_text(rwlock("-5"))
+    assert "which died (process -5)" in worst(dvc_locks, ENVIRONMENT).sentence
+    (dvc / "tmp/rwlock").unlink()
+    (dvc / "tmp/lock").write_bytes(b"\xff")
+    assert is_silent(dvc_locks, ENVIRONMENT)
+
+
+def test_a_configuration_without_sections_is_found(dvc):
+    (dvc / "config.local").write_text("remote = canary\ncache = canary\n")
+    found = worst(dvc_config, Environment(dvc_remote="s3://outputs/of/us"))
+    assert (found.sentence, "canary" in found.remedy) == (".dvc/config.local is not a configuration of DVC", False)
+    assert cache_folder(ENVIRONMENT) == dvc.relative_to(dvc.parent) / "cache"
 
 
 def test_without_locks_there_is_nothing_to_say(dvc):

@@ -12,6 +12,7 @@ from diffusion_core.doctor import passwords
 from diffusion_core.doctor.clock import clock
 from diffusion_core.doctor.object_store import object_store
 from diffusion_core.doctor.passwords import compose_passwords, readable_secrets, stack_passwords
+from diffusion_core.errors import UserError
 from stack.home import keep_home, open_home
 from tests.doctor.findings import is_silent, worst
 from tests.registry.servers import serving
@@ -49,9 +50,18 @@ def test_what_the_store_refuses_is_found_without_a_secret(environment, change, w
     assert not any(secret in found.sentence + found.remedy for secret in (SECRET, "wrong"))
 
 
+def test_a_bucket_that_is_missing_does_not_hide_the_others(environment):
+    places = {"dvc_remote": "s3://elsewhere/dvc", "checkpoint_copies": "s3://outputs/copies"}
+    missing, there = object_store(environment.model_copy(update=places))
+    assert "has no bucket elsewhere" in missing.sentence
+    assert (there.verdict, "the bucket outputs (DIFFUSION_CHECKPOINT_COPIES)" in there.sentence) == ("ok", True)
+
+
 def test_a_store_that_never_answers_is_found_soon(environment, silent_port):
     began = time.monotonic()
-    found = worst(object_store, environment.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{silent_port}"}))
+    address, copies = f"http://127.0.0.1:{silent_port}", "s3://another/copies"
+    update = {"s3_endpoint": address, "checkpoint_copies": copies}
+    found = worst(object_store, environment.model_copy(update=update))
     assert "does not answer" in found.sentence or "stalled" in found.sentence
     assert time.monotonic() - began < 8.0
 
@@ -132,10 +142,64 @@ def test_secrets_that_others_can_read_are_found(folder):
     assert not [*readable_secrets(ENVIRONMENT)]
     (folder / ".env").write_text("DIFFUSION_S3_SECRET_KEY=canary\n")
     assert worst(readable_secrets, ENVIRONMENT).remedy == "`chmod 600 .env`"
+    (folder / ".env").write_text("DIFFUSION_TRACKING_URI=http://127.0.0.1:5000\n")
+    assert not [*readable_secrets(ENVIRONMENT)]
+    for each in ("SERVE_TOKEN=canary", "NOTIFY=slack://canary", "TRACKING_URI=http://me:canary@127.0.0.1:5000"):
+        (folder / ".env").write_text(f"DIFFUSION_{each}\n")
+        assert worst(readable_secrets, ENVIRONMENT).remedy == "`chmod 600 .env`"
     (folder / ".env").chmod(0o600)
     assert not [*readable_secrets(ENVIRONMENT)]
 
 
-def test_a_damaged_file_of_the_stack_is_found(home):
-    (home.folder / "home.json").write_text(json.dumps({"ports": 3}))
+class _Foreign(BaseHTTPRequestHandler):
+    """A server that has nothing to do with the files."""
+
+    code = 200
+
+    def do_GET(self):
+        self.server.logins.append(self.headers["Authorization"])
+        self.send_response(self.code)
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize(("code", "verdicts"), [(200, {"warning"}), (403, set()), (404, set()), (500, set())])
+def test_a_server_that_asks_for_no_login_gets_no_password(folder, monkeypatch, code, verdicts):
+    monkeypatch.setattr(_Foreign, "code", code)
+    with serving(_Foreign) as server:
+        server.logins, port = [], server.server_port
+        (folder / "docker").mkdir()
+        (folder / "docker/.env").write_text(
+            f"MLFLOW_PASSWORD=canary\nMLFLOW_PORT={port}\nPREFECT_PASSWORD=canary\nPREFECT_PORT={port}\n"
+        )
+        found = [*compose_passwords(ENVIRONMENT)]
+        assert server.logins == [None, None]
+    assert {each.verdict for each in found} == verdicts
+    assert all("asks for no password" in each.sentence for each in found)
+
+
+@pytest.mark.parametrize("port", ["abc", "70000"])
+def test_a_port_that_is_none_is_found_and_the_other_server_is_asked(folder, locked_server, port):
+    (folder / "docker").mkdir()
+    (folder / "docker/.env").write_text(f"MLFLOW_PORT={port}\nPREFECT_PASSWORD=right\nPREFECT_PORT={locked_server}\n")
+    wrong, asked = compose_passwords(ENVIRONMENT)
+    assert (wrong.verdict, wrong.sentence) == ("problem", "MLFLOW_PORT in docker/.env is not a port")
+    assert asked.sentence.startswith("the prefect server at port")
+
+
+def test_a_file_of_passwords_that_is_not_text_is_refused(folder):
+    (folder / "docker").mkdir()
+    (folder / "docker/.env").write_bytes(b"MLFLOW_PASSWORD=\xff\n")
+    with pytest.raises(UserError, match=r"^docker/\.env is not text in UTF-8: "):
+        [*compose_passwords(ENVIRONMENT)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"ports": 3}, {"ports": {}}, {"ports": {"mlflow": "abc", "prefect": 1}}, {"passwords": {}}]
+)
+def test_a_damaged_file_of_the_stack_is_found(home, change):
+    file = home.folder / "home.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert "is damaged" in worst(passwords.stack_passwords, ENVIRONMENT).sentence

@@ -1,5 +1,6 @@
 """What doctor finds at a Prefect server."""
 
+import importlib.metadata
 import os
 import time
 from datetime import UTC, datetime, timedelta
@@ -61,6 +62,51 @@ def test_a_run_that_no_worker_begins_is_found(client):
     late = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(hours=1), name="Late")
     client.set_flow_run_state(client.create_flow_run(empty, name="waiting").id, late, force=True)
     assert worst(prefect_api, ENVIRONMENT).sentence == "the flow run waiting should have begun and waits"
+
+
+def test_runs_of_the_future_and_late_ones_do_not_hide_one_without_a_worker(client, monkeypatch):
+    monkeypatch.setattr(prefect_server, "MOST_RUNS", 1)
+    monkeypatch.setattr(prefect_server, "SILENCE_HOURS", 0.0)
+    now = datetime.now(UTC)
+    late = Scheduled(scheduled_time=now - timedelta(hours=1), name="Late")
+    for state in (late, Scheduled(scheduled_time=now + timedelta(hours=1))):
+        client.set_flow_run_state(client.create_flow_run(empty).id, state, force=True)
+    client.set_flow_run_state(client.create_flow_run(empty, name="silent").id, Running(), force=True)
+    time.sleep(0.1)
+    waits, silent = (each.sentence for each in prefect_api(ENVIRONMENT) if each.verdict == "warning")
+    assert waits.endswith("should have begun and waits")
+    assert silent.startswith("the flow run silent is Running")
+
+
+def test_without_prefect_its_server_is_still_looked_at(client, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert [each.sentence.endswith(" answers") for each in prefect_api(ENVIRONMENT)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prefect.toml", 'api = "http://canary"\n'),
+        ("profiles.toml", "profiles = 3\n"),
+        ("profiles.toml", 'active = "mine"\nprofiles.mine = "canary"\n'),
+        ("profiles.toml", "active = []\n[profiles]\n"),
+    ],
+)
+def test_settings_of_another_form_are_found(tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / name).write_text(text)
+    found = worst(prefect_api, ENVIRONMENT).sentence
+    assert found.endswith(f"{name} has a value where Prefect has a table of settings")
+
+
+def test_a_key_that_is_not_text_of_a_header_is_found(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    monkeypatch.setenv("PREFECT_API_KEY", "clé")
+    assert worst(prefect_api, ENVIRONMENT).sentence == "PREFECT_API_KEY has characters that no key has"
 
 
 def test_where_prefect_has_its_settings_the_server_is_found(client, tmp_path, monkeypatch):
