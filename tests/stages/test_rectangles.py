@@ -72,7 +72,7 @@ def test_rectangles_with_alpha_go_through_every_stage(settings, environment):
     train.run(settings.train, environment)
     assert json.loads((MODELS / "model.json").read_text())["process"]["image_size"] == [HEIGHT, WIDTH]
     assert load_model(MODELS).diffusion.image_size == (HEIGHT, WIDTH)
-    (preview,) = Path().glob("ml*/**/*samples*.png")
+    (preview,) = Path().glob("ml*/**/*samples*training*.png")
     assert Image.open(preview).mode == "RGBA"
 
     sample.run(settings.sample, environment)

@@ -55,7 +55,7 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     assert run.data.params["train.network.dim"] == "8"
     assert run.data.metrics["train/loss"] == pytest.approx(float(rows[-1]["loss"]))
     assert run.inputs.dataset_inputs[0].dataset.digest
-    assert list(Path("mlruns").rglob("*samples*.png")) or list(Path("mlartifacts").rglob("*samples*.png"))
+    assert list(Path("mlruns").rglob("*samples*training*.png")) or list(Path("mlartifacts").rglob("*samples*training*.png"))
     # The last checkpoint stays, until DVC has recorded the model.
     (folder,) = Path(".checkpoints").iterdir()
     assert load_newest(folder).step == 10
@@ -105,7 +105,7 @@ def test_a_preview_that_finds_no_memory_does_not_cost_the_training(project, envi
     monkeypatch.setattr(Trainer, "forget_recording", forgets)
     train.run(project.train, environment)
     assert forgotten, "a recorded step gives its memory back"
-    pictures = [*Path("mlruns").rglob("*samples*.png"), *Path("mlartifacts").rglob("*samples*.png")]
+    pictures = [*Path("mlruns").rglob("*samples*training*.png"), *Path("mlartifacts").rglob("*samples*training*.png")]
     assert bool(pictures) == (failures == 1)
     assert ("no preview is made (CUDA out of memory)" in caplog.text) == (failures == 2)
 
@@ -264,4 +264,4 @@ def test_a_signal_in_the_last_preview_leaves_it_to_the_next_start(project, envir
     (folder,) = Path(".checkpoints").iterdir()
     assert load_newest(folder).step == 10
     train.run(project.train, environment)
-    assert len([*Path().glob("ml[ra]*/**/*samples*.png")]) == 1
+    assert len([*Path().glob("ml[ra]*/**/*samples*training*.png")]) == 1
