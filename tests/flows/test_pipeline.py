@@ -126,7 +126,9 @@ def test_the_calendar_has_all_runs_of_its_model_and_no_others(finished_project, 
 
 @pytest.mark.parametrize("params", [None, "a: [", "ingest: 3", "ingest: {source: {url: ''}}"])
 def test_a_run_without_a_source_that_can_be_read_has_a_name_too(project, params):
-    if params is not None:
+    if params is None:
+        (project / "params.yaml").unlink()
+    else:
         (project / "params.yaml").write_text(params)
     assert re.fullmatch(r"pipeline( @ [0-9a-f]{7}\+?)?", run_name())
 
