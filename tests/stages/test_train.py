@@ -55,7 +55,9 @@ def test_training_leaves_a_model_its_history_and_its_run(project, environment):
     assert run.data.params["train.network.dim"] == "8"
     assert run.data.metrics["train/loss"] == pytest.approx(float(rows[-1]["loss"]))
     assert run.inputs.dataset_inputs[0].dataset.digest
-    assert list(Path("mlruns").rglob("*samples*training*.png")) or list(Path("mlartifacts").rglob("*samples*training*.png"))
+    assert list(Path("mlruns").rglob("*samples*training*.png")) or list(
+        Path("mlartifacts").rglob("*samples*training*.png")
+    )
     # The last checkpoint stays, until DVC has recorded the model.
     (folder,) = Path(".checkpoints").iterdir()
     assert load_newest(folder).step == 10
