@@ -11,6 +11,7 @@ from queue import Empty, Queue
 from typing import Any
 
 import psutil
+import torch
 from fastapi import Response
 from litserve import LitAPI
 from litserve.loops.simple_loops import BatchedLoop
@@ -19,7 +20,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.registry.served import Served
-from diffusion_core.runtime.device import choose_device, choose_dtype
+from diffusion_core.runtime.device import choose_device, choose_dtype, cores
 from diffusion_core.serving import measures
 from diffusion_core.serving.answer import answer, refusal
 from diffusion_core.serving.batch import sample_jobs
@@ -60,6 +61,10 @@ class ImageAPI(LitAPI):  # type: ignore[misc]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         chosen = choose_device(self._environment.device)
         self._dtype = choose_dtype(self._environment.precision, chosen).dtype
+        if chosen.type == "cpu":
+            # A core is left to HTTP: threads wait for one another, so one that must share its core slows all of them.
+            threads = self._environment.threads
+            torch.set_num_threads(threads if isinstance(threads, int) else max(1, cores() - 1))
         seconds = self._environment.serve_follow_seconds
         try:
             self._following = Following(
