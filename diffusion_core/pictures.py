@@ -1,10 +1,15 @@
-"""Grids of images, and atomic writes of PNG files."""
+"""Grids of images, and PNG files."""
 
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from diffusion_core.files import replaced_file
 
@@ -50,3 +55,18 @@ def save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(file) as temporary:
         image.save(temporary, format="PNG")
+
+
+def png(picture: Image.Image, about: Mapping[str, Any] | None = None) -> bytes:
+    """Return a PNG file, with what is known of the picture as JSON in its metadata."""
+    text = PngInfo()
+    if about is not None:
+        text.add_text("diffusion", json.dumps(about))
+    file = io.BytesIO()
+    picture.save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def picture(image: NDArray[np.uint8]) -> Image.Image:
+    """Return one image, uint8 (H, W, C) with C 1, 3 or 4, as a picture."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -57,7 +57,7 @@ def load_served(environment: Environment, name: str, version: str, device: torch
     return Served(name, str(found.version), model, judged or usual_sampling(model.diffusion.num_timesteps))
 
 
-def numbers(environment: Environment, name: str) -> dict[str, list[str]]:
+def aliases_by_version(environment: Environment, name: str) -> dict[str, list[str]]:
     """Return the aliases of each version of a registered model, newest first.
 
     Raises:

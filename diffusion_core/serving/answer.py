@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import zipfile
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -12,10 +11,8 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from diffusion_core.pictures import grid
+from diffusion_core.pictures import grid, picture, png
 from diffusion_core.registry.served import Served
 from diffusion_core.serving.request import ImageRequest, Job
 
@@ -34,12 +31,12 @@ def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.u
     headers = {"X-Model": served.name, "X-Model-Version": served.version}
     if request.format == "png":
         if len(images) == 1:
-            content = png(images[0], _about(job, served, 0))
+            content = png(picture(images[0]), _about(job, served, 0))
         else:
-            content = picture_bytes(grid(images, columns=min(COLUMNS, len(images))))
+            content = png(grid(images, columns=min(COLUMNS, len(images))))
         return Response(content, media_type="image/png", headers=headers)
     abouts = [_about(job, served, place) for place in range(len(images))]
-    files = [png(image, about) for image, about in zip(images, abouts, strict=True)]
+    files = [png(picture(image), about) for image, about in zip(images, abouts, strict=True)]
     if request.format == "zip":
         folder = io.BytesIO()
         # PNG files are compressed already.
@@ -63,20 +60,6 @@ async def invalid_request(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or "the body"
     return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{field}: {first['msg']}")
-
-
-def png(image: NDArray[np.uint8], about: Mapping[str, Any]) -> bytes:
-    """Return a PNG file of an image, uint8 (H, W, C), with what is known of it in its metadata."""
-    text = PngInfo()
-    text.add_text("diffusion", json.dumps(about))
-    return picture_bytes(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), text)
-
-
-def picture_bytes(picture: Image.Image, text: PngInfo | None = None) -> bytes:
-    """Return a picture as a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, format="PNG", pnginfo=text)
-    return file.getvalue()
 
 
 def _about(job: Job, served: Served, place: int) -> dict[str, Any]:

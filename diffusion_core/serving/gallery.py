@@ -12,12 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.generation import to_uint8
-from diffusion_core.pictures import grid
+from diffusion_core.pictures import grid, png
 from diffusion_core.process.sampling import sample_steps
-from diffusion_core.registry.served import Served, load_served, numbers
+from diffusion_core.registry.served import Served, aliases_by_version, load_served
 from diffusion_core.runtime.device import choose_device, choose_dtype
 from diffusion_core.samplers.noise import ImageNoise
-from diffusion_core.serving.answer import picture_bytes
 from diffusion_core.serving.request import ImageRequest, Job, card, job
 
 # Pictures of a denoising, at most.
@@ -64,7 +63,7 @@ class Gallery:
         Raises:
             Unavailable: the tracking store does not answer.
         """
-        found = numbers(self._environment, self._name)
+        found = aliases_by_version(self._environment, self._name)
         return [{"version": version, "aliases": aliases} for version, aliases in found.items()]
 
     def card(self, number: str) -> dict[str, object]:
@@ -112,6 +111,5 @@ class Gallery:
             ):
                 images = next(steps)
             if step == last or step % -(-last // MOST_FRAMES) == 0:
-                sheet = picture_bytes(grid(to_uint8(images), columns=round(count**0.5)))
-                png = base64.b64encode(sheet).decode()
-                yield {"version": served.version, "step": step, "steps": last, "png": png}
+                sheet = png(grid(to_uint8(images), columns=round(count**0.5)))
+                yield {"version": served.version, "step": step, "steps": last, "png": base64.b64encode(sheet).decode()}

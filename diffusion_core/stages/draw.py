@@ -1,6 +1,5 @@
 """Sample images of any model: new ones, of an image, inside a mask, or a strip from one seed to another."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from diffusion_core.arrays import save_array
@@ -23,7 +20,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.files import replaced, replaced_file
 from diffusion_core.generation import Make, make_all
 from diffusion_core.lineage.saved_model import TrainedModel
-from diffusion_core.pictures import grid, save
+from diffusion_core.pictures import grid, picture, png, save
 from diffusion_core.runtime.device import choose_device, choose_dtype
 from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
@@ -240,7 +237,4 @@ def _write(
                 about = made | {"index": index}
                 if labels is not None:
                     about["class"] = classes[labels[index]]
-                text = PngInfo()
-                text.add_text("diffusion", json.dumps(about))
-                picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-                picture.save(folder / f"{index:05d}.png", format="PNG", pnginfo=text)
+                (folder / f"{index:05d}.png").write_bytes(png(picture(image), about))

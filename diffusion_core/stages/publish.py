@@ -15,14 +15,15 @@ from diffusion_core.lineage.samples import SamplesOrigin
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import answering, connect, is_server, run_page, tracking_uri
 from diffusion_core.registry.evaluation_table import log_table
+from diffusion_core.registry.ingredients import log_lineage
 from diffusion_core.registry.outputs import OUTPUTS
 from diffusion_core.registry.pages import describe_run
 from diffusion_core.registry.publication import log_evaluation, original_run, record_sample, register
-from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import find_version, record_evaluation, stored_model
 from diffusion_core.stages.cost import cost_metrics
+from diffusion_core.stages.ingredients import ingredients
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,
@@ -34,7 +35,6 @@ from diffusion_core.stages.paths import (
     SAMPLES_ORIGIN,
     needs,
 )
-from diffusion_core.stages.recording import ingredients
 
 
 def run(environment: Environment) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.registry.served import numbers, version_now
+from diffusion_core.registry.served import aliases_by_version, version_now
 from diffusion_core.stages.version_names import registered_name
 
 
@@ -48,7 +48,7 @@ def gallery(environment: Environment, name: str | None, port: int) -> None:
         Unavailable: the tracking store does not answer.
     """
     model = name or environment.registered_model
-    if not numbers(environment, model):
+    if not aliases_by_version(environment, model):
         raise UserError(
             f"{model} has no version in this store: publish one with `diffusion run`, or name another model"
         )

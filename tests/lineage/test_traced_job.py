@@ -17,8 +17,8 @@ from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import flattened
 from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.recorded import CHANGES, DATA, LOCK, PARAMS
+from diffusion_core.registry.ingredients import log_lineage
 from diffusion_core.registry.origin import origin
-from diffusion_core.registry.recording import log_lineage
 from diffusion_core.registry.versions import find_named
 from diffusion_core.stages import reproduce
 from diffusion_core.supervision.child import run_child

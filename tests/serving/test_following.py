@@ -8,7 +8,7 @@ import torch
 
 from diffusion_core.errors import UserError
 from diffusion_core.registry.connection import connect
-from diffusion_core.registry.served import load_served, numbers, version_now
+from diffusion_core.registry.served import aliases_by_version, load_served, version_now
 from diffusion_core.registry.versions import CHAMPION, MODEL_DIGEST
 from diffusion_core.serving.following import Following
 
@@ -101,6 +101,6 @@ def test_a_version_that_is_not_there_is_refused_at_the_start(environment, versio
 
 
 def test_versions_are_listed_with_their_aliases_newest_first(environment, client):
-    assert numbers(environment, "diffusion") == {"2": [], "1": [CHAMPION]}
-    assert numbers(environment, "another") == {}
+    assert aliases_by_version(environment, "diffusion") == {"2": [], "1": [CHAMPION]}
+    assert aliases_by_version(environment, "another") == {}
     assert version_now(environment, "diffusion", CHAMPION) == "1"
