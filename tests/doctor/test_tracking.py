@@ -9,7 +9,8 @@ from diffusion_core.doctor.tracking import queues, tracking_store
 from diffusion_core.lineage.checkpoints import LOCK
 from diffusion_core.lineage.outbox import Outbox
 from diffusion_core.locks import exclusive_lock
-from diffusion_core.registry.connection import connect, experiment_id
+from diffusion_core.registry.connection import connect
+from diffusion_core.registry.experiments import experiment_id
 from diffusion_core.registry.sending import RUN_KEY
 from tests.doctor.findings import is_silent, worst
 from tests.ports import free_port
