@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 
+from diffusion_core.stages.moved import moved_by
 from diffusion_core.stages.paths import (
     DATA_METRICS,
     DATA_PAGE,
@@ -78,6 +79,12 @@ class RunPage:
         decision = read(PROMOTION)
         self._sections.insert(0, _section("Decision", f"**{decision['outcome']}**: {decision['sentence']}"))
         self._send()
+
+    def network(self) -> None:
+        """Add what each stage moved over this machine's network."""
+        moved = moved_by(str(runtime.flow_run.id))
+        rows = [(stage, f"{count / 1e6:,.1f}") for stage, count in moved.items()]
+        self._add("Network", _table(("stage", "MB received and sent by this machine"), rows))
 
     def links(self) -> None:
         """Add the version, and where its run and report are."""

@@ -85,6 +85,7 @@ def pipeline(
             tasks.promote()
             page.decision()
         tasks.report()
+        page.network()
         page.links()
     return decided() if promote else published()
 

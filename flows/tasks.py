@@ -21,6 +21,8 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.config.environment import load_environment
 from diffusion_core.errors import Unavailable, UserError
+from diffusion_core.runtime.network import bytes_moved
+from diffusion_core.stages.moved import add_moved
 from diffusion_core.supervision.child import TimeIsUp, killed, run_child
 from flows.automations import notify_decision
 from flows.checkout import Override
@@ -139,7 +141,7 @@ def has_remote() -> bool:
 
 
 def run_module(stage: str, module: Sequence[str]) -> None:
-    """Run a Python module with its arguments in a child process, and log its output.
+    """Run a Python module with its arguments in a child process, log its output, and record the bytes that it moved.
 
     Raises:
         StageFailed: the exit code of the module is not 0, or the hours of the run are used up.
@@ -154,6 +156,7 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     # `ingest` uses the user's bucket with the user's AWS configuration, and DVC does not use the remote meanwhile.
     shares = module[0] == "dvc" and stage != "ingest"
     hours, seconds = _hours_left()
+    moved = bytes_moved()
     try:
         code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed, seconds)
     except TimeIsUp:
@@ -161,6 +164,9 @@ def run_module(stage: str, module: Sequence[str]) -> None:
             f"{stage}: the run has used the {hours:g} hours of {HOURS}: set more, or start it again, which resumes",
             is_mistake=True,
         ) from None
+    finally:
+        if runtime.flow_run.id is not None:
+            add_moved(str(runtime.flow_run.id), stage, bytes_moved() - moved)
     transcript.close()
     if code == 0:
         progress.finish()

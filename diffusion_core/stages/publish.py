@@ -24,6 +24,7 @@ from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import find_version, record_evaluation, stored_model
 from diffusion_core.stages.cost import cost_metrics
 from diffusion_core.stages.ingredients import ingredients
+from diffusion_core.stages.moved import moved_metrics
 from diffusion_core.stages.paths import (
     METRICS,
     METRICS_ORIGIN,
@@ -69,6 +70,7 @@ def run(environment: Environment) -> None:
             )
         name = environment.registered_model
         version = find_version(client, name, digest)
+        is_new = version is None
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
             tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | made.parent
@@ -76,6 +78,9 @@ def run(environment: Environment) -> None:
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}
         costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
+        if is_new:
+            # A later run that finds all done moves next to nothing.
+            costs |= moved_metrics(flow_run_id())
         log_evaluation(client, training, evaluation.counts | values | costs, pictures, stored_model(version))
         log_table(client, training.info.run_id, evaluation, recorded_decision(version))
         record_evaluation(client, version, evaluation)

@@ -21,6 +21,7 @@ from diffusion_core.registry.sending import RUN_KEY, find_run
 from diffusion_core.registry.tracking import replay
 from diffusion_core.registry.versions import recorded_evaluation, recorded_sample, stored_model
 from diffusion_core.stages import publish
+from diffusion_core.stages.moved import add_moved
 from tests.registry.projects import (
     SAMPLE,
     UNKNOWN_RUN,
@@ -78,6 +79,15 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
     client = connect(environment)
     files = [file.path for folder in ("samples", "plots") for file in client.list_artifacts(run.info.run_id, folder)]
     assert files == ["samples/grid.png", "plots/nearest.png"]
+
+
+def test_the_run_gets_what_the_flow_run_that_published_its_model_moved(environment, monkeypatch):
+    for flow_run, count in {"first": 5_000_000, "second": 7}.items():
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", flow_run)
+        add_moved(flow_run, "pull", count)
+        run_stage(environment)
+        (run,) = runs(environment)
+        assert run.data.metrics["cost/pull_network_gb"] == pytest.approx(0.005)
 
 
 def test_mlflows_pages_show_the_evaluation_its_model_and_its_samples(environment, tmp_path):
