@@ -26,8 +26,10 @@ from diffusion_core.config.environment import load_environment
 
 BATCH, STEPS = 16, 25
 TURNS = 7
-# Of a turn.
-BATCHES = 6
+# Of a turn: many, because the first is not full.
+BATCHES = 40
+# Images of a request: of many clients of one image each, and of two with a batch each.
+REQUESTS = (1, BATCH)
 CLIENTS, SECONDS = 50, 60.0
 # A client that was refused waits so long before it asks again.
 PATIENCE = 0.05
@@ -127,22 +129,25 @@ def main() -> None:
 async def _measure(address: str, server: int, bare: "subprocess.Popen[str]") -> dict[str, object]:
     token = load_environment().serve_token
     headers = {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
-    async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
+    # The server closes connections that are idle for five seconds, and a turn of the sampler takes as long.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+    async with aiohttp.ClientSession(address, connector=connector, headers=headers) as session:
         await _ready(session, server)
-        turns = []
-        await _batches(session)
-        for _ in range(TURNS):
-            served = BATCH * BATCHES / await _batches(session)
-            turns.append((served, _bare(bare)))
-        rate, sampler = (statistics.median(each) for each in zip(*turns, strict=True))
-        load = await _load(session, server, BATCH / rate)
+        await _batches(session, 1)
+        turns = [([await _batches(session, count) for count in REQUESTS], _bare(bare)) for _ in range(TURNS)]
+        sampler = statistics.median(each for _, each in turns)
+        rates = [statistics.median(served[place] for served, _ in turns) for place in range(len(REQUESTS))]
+        shares = [statistics.median(served[place] / each for served, each in turns) for place in range(len(REQUESTS))]
+        load = await _load(session, server, BATCH / rates[0])
     return {
         "machine": f"{psutil.cpu_count()} cores",
         "batch": BATCH,
         "steps": STEPS,
         "sampler_images_per_second": round(sampler, 1),
-        "served_images_per_second": round(rate, 1),
-        "share": round(statistics.median(each / other for each, other in turns), 3),
+        "served": {
+            f"{count} images a request": {"images_per_second": round(rate, 1), "share": round(share, 3)}
+            for count, rate, share in zip(REQUESTS, rates, shares, strict=True)
+        },
         "load": asdict(load),
     }
 
@@ -167,26 +172,26 @@ async def _ready(session: aiohttp.ClientSession, server: int) -> None:
     raise SystemExit("the server has ended: is there a champion? `diffusion serve-model champion` says what is wrong")
 
 
-async def _ask(session: aiohttp.ClientSession, seed: int) -> int:
-    async with session.post("/images", json={"seed": seed, "steps": STEPS}) as answer:
+async def _ask(session: aiohttp.ClientSession, seed: int, count: int = 1) -> int:
+    async with session.post("/images", json={"n": count, "seed": seed, "steps": STEPS}) as answer:
         await answer.read()
         return answer.status
 
 
-async def _batches(session: aiohttp.ClientSession) -> float:
-    """Return the seconds that clients of one image each wait for some batches; two batches ask at any time."""
-    seeds = iter(range(BATCH * BATCHES))
+async def _batches(session: aiohttp.ClientSession, count: int) -> float:
+    """Return the images per second of clients that ask for `count` each; they ask for two batches at any time."""
+    seeds = iter(range(BATCH * BATCHES // count))
 
     async def client() -> None:
         for seed in seeds:
             # The queue is full of those whose answers are on their way.
-            while (status := await _ask(session, seed)) == 429:
+            while (status := await _ask(session, seed, count)) == 429:
                 await asyncio.sleep(0)
             assert status == 200, status
 
     begun = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(2 * BATCH)))
-    return time.perf_counter() - begun
+    await asyncio.gather(*(client() for _ in range(2 * BATCH // count)))
+    return BATCH * BATCHES / (time.perf_counter() - begun)
 
 
 async def _load(session: aiohttp.ClientSession, server: int, batch_seconds: float) -> Load:

@@ -3,6 +3,8 @@
 `diffusion run` and `python -m flows.pipeline` run it once, with a temporary Prefect server if none is configured.
 """
 
+import atexit
+import gc
 import shutil
 import signal
 import subprocess
@@ -94,6 +96,8 @@ def main() -> None:
     """Run the flow once; exit code 2 for a user's error or a server that does not answer, 1 for a failed stage."""
     ArgumentParser("python -m flows.pipeline", description=__doc__).parse_args()
     signal.signal(signal.SIGTERM, leave)
+    # As the command `diffusion` does.
+    atexit.register(gc.freeze)
     try:
         # Before a server starts, because a temporary one has its database in this folder.
         with only_run():

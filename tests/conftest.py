@@ -1,5 +1,6 @@
 """Networks whose answer is known, shared by the tests of process and samplers."""
 
+import gc
 import logging
 import os
 from pathlib import Path
@@ -91,6 +92,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(marker)
     first = ("stack", "slow", "servers")
     items.sort(key=lambda item: next((i for i, name in enumerate(first) if item.get_closest_marker(name)), len(first)))
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector from all that was imported, through which it would go again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -53,8 +53,6 @@ def serve(environment: Environment, name: str, version: str, host: str, port: in
     """
     _check_address(environment, host, port)
     choose_dtype(environment.precision, choose_device(environment.device))
-    # Two processes with spinning threads stand in each other's way, where there are few cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = Path(os.environ[measures.FOLDER])
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     server = LitServer(
