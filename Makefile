@@ -47,6 +47,7 @@ MINUTES ?= 15
 SEED ?=
 
 soak: setup ## Disturb trainings and flows at random for MINUTES=15, and compare them to the last bit (make soak SEED=1)
+	$(BIN)/python -m pytest -q tests/soak/control.py
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)

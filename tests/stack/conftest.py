@@ -29,7 +29,19 @@ def place():
 
 
 @pytest.fixture(scope="package")
-def stack(place):
+def images(place):
+    """A folder of the digits, one file each."""
+    folder = place / "digits"
+    items = Digits().items()
+    for item, content in zip(items, Digits().contents(items), strict=True):
+        file = folder / item.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def stack(place, images):
     """The project's folder, while its stack runs; its images lie in the bucket."""
     folder = place / "project"
     write_project(folder)
@@ -40,12 +52,6 @@ def stack(place):
             [sys.executable, "-m", "stack", "up"], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        images = place / "digits"
-        items = Digits().items()
-        for item, content in zip(items, Digits().contents(items), strict=True):
-            file = images / item.path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
         sent = python(folder, "diffusion_core", "upload", str(images), SOURCE)
         assert sent.returncode == 0, sent.stderr
         yield folder

@@ -12,13 +12,12 @@ from tests.stack.project import write_project
 TEXT = (CHECKOUT / "docs/operate.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh run\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
-# The folder where the stack's fixture has put the digits.
-SMALL = {"PICTURES=~/pictures": "PICTURES=../digits"}
+PICTURES = "PICTURES=~/pictures"
 
 
 @pytest.fixture
-def project(place, stack, monkeypatch):
-    """A project of somebody who has cloned it and made its environment, with another stack than that of the tests."""
+def project(place, monkeypatch):
+    """A project of somebody who has cloned it and made its environment."""
     folder = place / "operated"
     write_project(folder)
     params = folder / "params.yaml"
@@ -35,11 +34,10 @@ def project(place, stack, monkeypatch):
     subprocess.run(["make", "stack-down"], cwd=folder, check=True, capture_output=True)
 
 
-def test_every_command_that_the_guide_shows_works_in_its_order(project):
+def test_every_command_that_the_guide_shows_works_in_its_order(project, images):
     script = "".join(COMMANDS)
-    for shown, instead in SMALL.items():
-        assert shown in script
-        script = script.replace(shown, instead)
+    assert PICTURES in script
+    script = script.replace(PICTURES, f"PICTURES={images}")
     assert len(COMMANDS) > 10
     log = project.parent / "operate.log"
     with log.open("w") as output:
