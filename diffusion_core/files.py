@@ -35,6 +35,18 @@ def disk_refusal(error: OSError) -> UserError | None:
     return UserError(f"the disk refuses{where} ({error.strerror}): make room or correct its rights")
 
 
+def expanded(key: str, path: Path) -> Path:
+    """Return a path of params.yaml with the folder that `~` means.
+
+    Raises:
+        UserError: it begins with `~name` of an unknown user; the message begins with `key`.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}, with the ~ of a user whom this machine does not know: correct it") from None
+
+
 def read_differently(file: Path) -> OSError:
     """Return the error to raise where a disk gives back other bytes than were written."""
     return OSError(errno.EIO, "what was written is read back differently", str(file))

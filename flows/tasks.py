@@ -21,8 +21,7 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.config.environment import load_environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.runtime.network import bytes_moved
-from diffusion_core.stages.moved import add_moved
+from diffusion_core.stages.moved import add_moved, bytes_moved
 from diffusion_core.supervision.child import TimeIsUp, killed, run_child
 from flows.automations import notify_decision
 from flows.checkout import Override

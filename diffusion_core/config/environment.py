@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv.parser import parse_stream
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
@@ -38,6 +39,17 @@ WORDS = {
 # The first number, then each other one after the steps before it: 2 4:1 7:2.
 ThreadsUsed = Annotated[str, Field(pattern=r"^[1-9]\d*( [1-9]\d*:[1-9]\d*)+$")]
 
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise PydanticCustomError("home", "a path without the ~ of a user whom this machine does not know") from None
+
+
+# With the folder that `~` means.
+Expanded = Annotated[Path, AfterValidator(_expanded)]
+
 DOTENV = Path(".env")
 
 # Containers mount secrets here, one file each with the name of the variable, for example diffusion_s3_secret_key.
@@ -61,7 +73,7 @@ class Environment(BaseSettings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="the network's kernels by torch.compile; auto: on a CUDA GPU"
     )
-    compile_cache: Path = Field(
+    compile_cache: Expanded = Field(
         default=Path(".cache/compile"), description="a folder for compiled kernels, kept for the next process"
     )
     threads: Literal["auto"] | PositiveInt | ThreadsUsed = Field(
@@ -81,7 +93,7 @@ class Environment(BaseSettings):
     )
     experiment: str = "diffusion"
     registered_model: str = "diffusion"
-    checkpoints: Path = Field(
+    checkpoints: Expanded = Field(
         default=Path(".checkpoints"), description="a folder that outlives the checkout, where each run has a new one"
     )
     keep_checkpoints: int = Field(
@@ -94,7 +106,7 @@ class Environment(BaseSettings):
         default=None,
         description="s3://bucket/prefix for copies of checkpoints, where disks are lost with their machines",
     )
-    downloads: Path | None = Field(
+    downloads: Expanded | None = Field(
         default=None,
         description="a folder that outlives the checkout, for what is fetched; else .cache/downloads for web files",
     )
@@ -122,7 +134,7 @@ class Environment(BaseSettings):
         default=None, description="of a run: the flow then ends, and its training resumes in the next run"
     )
     dvc_remote: str | None = Field(default=None, description="s3://bucket/prefix of the outputs that machines share")
-    dvc_cache: Path | None = Field(default=None, description="a folder that several checkouts keep outputs in")
+    dvc_cache: Expanded | None = Field(default=None, description="a folder that several checkouts keep outputs in")
 
 
 def load_environment() -> Environment:

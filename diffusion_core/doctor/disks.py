@@ -57,7 +57,7 @@ def _places(environment: Environment) -> dict[str, Path]:
         "compiled kernels": environment.compile_cache,
         "temporary files": Path(tempfile.gettempdir()),
     }
-    return {name: path.expanduser().absolute() for name, path in places.items()}
+    return {name: path.absolute() for name, path in places.items()}
 
 
 def _existing(path: Path) -> Path:

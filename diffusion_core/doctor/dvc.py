@@ -76,7 +76,7 @@ def checksums(environment: Environment) -> Iterator[Diagnosis]:
 def cache_folder(environment: Environment) -> Path:
     """Return the folder of DVC's cache: the environment's, that of DVC's configuration, or DVC's own."""
     if environment.dvc_cache:
-        return environment.dvc_cache.expanduser()
+        return environment.dvc_cache
     for file in (CONFIG, DVC / "config"):
         with suppress(ConfigObjError, UnicodeDecodeError, AttributeError):
             if folder := ConfigObj(str(file), encoding="utf-8", interpolation=False).get("cache", {}).get("dir"):

@@ -25,7 +25,7 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     Raises:
         UserError: the source cannot be read, has no image, or has a name that is not UTF-8.
     """
-    downloads = environment.downloads.expanduser() if environment.downloads else RAW.with_name(".raw.parts")
+    downloads = environment.downloads or RAW.with_name(".raw.parts")
     source: Source = ingest.source
     # Another folder may have another file with the same path, size and date.
     origin = hashlib.sha256(repr(source).encode()).hexdigest()[:16]

@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+import psutil
+
 from diffusion_core.documents import read_json
 from diffusion_core.files import write_whole
 
@@ -11,6 +13,19 @@ logger = logging.getLogger(__name__)
 
 MOVED = Path(".cache/moved.json")
 GIGABYTE = 1e9
+INTERFACES = Path("/sys/class/net")
+
+
+def bytes_moved() -> int:
+    """Return the bytes that all processes of this machine have received and sent since it started.
+
+    Where there is hardware, it counts alone: bridges and tunnels repeat its bytes. A container has none, and all but
+    its loopback counts.
+    """
+    counted = psutil.net_io_counters(pernic=True)
+    hardware = {name for name in counted if (INTERFACES / name / "device").exists()}
+    names = hardware or {name for name in counted if not name.startswith("lo")}
+    return sum(counted[name].bytes_recv + counted[name].bytes_sent for name in names)
 
 
 def add_moved(flow_run: str, stage: str, count: int) -> None:

@@ -57,7 +57,7 @@ def run(environment: Environment) -> None:
     config.setdefault("core", {})["remote"] = "store"
     config['remote "store"'] = remote_options(str(address), environment)
     if environment.dvc_cache:
-        config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.expanduser().absolute())
+        config.setdefault("cache", {})["dir"] = str(environment.dvc_cache.absolute())
     if environment.s3_endpoint:
         write_whole(PROFILE, _profiles(), MODE)
         _tell_of_another_file()

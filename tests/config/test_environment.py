@@ -11,6 +11,20 @@ def test_an_address_with_a_password_is_not_shown():
     assert "canary" not in f"{environment} {environment!r} {environment.model_dump_json()}"
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "downloads", "dvc_cache", "compile_cache"])
+def test_a_folder_below_somebodys_home_is_found_or_refused(monkeypatch, name):
+    monkeypatch.setenv("HOME", "/somebody")
+    monkeypatch.setenv(f"DIFFUSION_{name.upper()}", "~/folder")
+    assert str(getattr(load_environment(), name)) == "/somebody/folder"
+    monkeypatch.setenv(f"DIFFUSION_{name.upper()}", "~nosuchuser/folder")
+    with pytest.raises(UserError) as raised:
+        load_environment()
+    assert str(raised.value) == (
+        f"DIFFUSION_{name.upper()} is '~nosuchuser/folder': it must be a path without the ~ of a user whom this machine"
+        " does not know"
+    )
+
+
 def test_environment_names_the_variable_that_is_wrong(monkeypatch):
     monkeypatch.setenv("DIFFUSION_DEVICE", "abacus")
     with pytest.raises(UserError, match="DIFFUSION_DEVICE is 'abacus': it must be 'auto', 'cpu', 'cuda' or 'mps'$"):

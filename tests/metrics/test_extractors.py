@@ -174,6 +174,7 @@ def test_features_of_the_real_images_are_computed_once_per_images_file_and_optio
     ("options", "sentence"),
     [
         ({"file": "missing.pt"}, "is missing.pt, which does not exist: correct its path"),
+        ({"file": "~nosuchuser/x.pt"}, "is ~nosuchuser/x.pt, with the ~ of a user whom this machine does not know"),
         (
             {"sha256": "0" * 64},
             r"whose sha256 is [0-9a-f]{64}, where 0{64} is expected: correct its sha256",

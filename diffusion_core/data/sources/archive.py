@@ -14,6 +14,7 @@ from typing import BinaryIO, NoReturn
 from diffusion_core.data.sources.names import suffix_of
 from diffusion_core.data.sources.stamps import stamp_of
 from diffusion_core.errors import UserError
+from diffusion_core.files import expanded
 
 # Of one entry; the largest image of `prepare.max_pixels` with 16 bits a sample has fewer.
 MOST_BYTES = 2**31
@@ -99,18 +100,6 @@ def archives_at(key: str, path: Path, suffix: str) -> tuple[list[Archive], Count
         raise UserError(f"{key}, where two files are named {twice} once `-` stands for `/`: rename one of the two")
     pairs = sorted(zip(found, names, strict=True))
     return [archive_at(f"{key}, in it {file.relative_to(root)}", file, name) for file, name in pairs], others
-
-
-def expanded(key: str, path: Path) -> Path:
-    """Return a path with the folder that `~` means.
-
-    Raises:
-        UserError: it begins with `~name` of an unknown user.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{key}: {error}; correct it in params.yaml") from None
 
 
 def check_size(key: str, name: str, size: int) -> None:

@@ -188,7 +188,7 @@ class WebFile:
 
 def downloads_folder(environment: Environment) -> Path:
     """Return the folder of what was fetched from web servers."""
-    return environment.downloads.expanduser() if environment.downloads else FOLDER
+    return environment.downloads or FOLDER
 
 
 def check_address(url: str) -> str:

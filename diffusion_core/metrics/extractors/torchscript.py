@@ -13,7 +13,7 @@ from diffusion_core.choices import Choice
 from diffusion_core.config.environment import Environment
 from diffusion_core.data.sources.web import WebFile, check_sha256
 from diffusion_core.errors import UserError
-from diffusion_core.files import sha256_of
+from diffusion_core.files import expanded, sha256_of
 from diffusion_core.metrics.extractors.resized import Resized
 
 
@@ -77,7 +77,7 @@ class TorchScript(Choice):
         correct = "correct its sha256 if you trust this file, else the address"
         if self.file.startswith(("https://", "http://")):
             return WebFile(key, self.file, self.sha256.lower(), correct).fetched(environment)
-        file = Path(self.file).expanduser()
+        file = expanded(key, Path(self.file))
         if not file.is_file():
             raise UserError(f"{key}, which does not exist: correct its path")
         if (found := sha256_of(file)) != self.sha256.lower():

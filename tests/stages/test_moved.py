@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from diffusion_core.runtime import network
-from diffusion_core.runtime.network import bytes_moved
-from diffusion_core.stages.moved import MOVED, add_moved, moved_by, moved_metrics
+from diffusion_core.stages import moved
+from diffusion_core.stages.moved import MOVED, add_moved, bytes_moved, moved_by, moved_metrics
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def interfaces(tmp_path, monkeypatch):
         for name, received in {"lo": 1_000_000, "eth0": 10_000, "docker0": 100}.items()
     }
     monkeypatch.setattr(psutil, "net_io_counters", lambda pernic: counted)
-    monkeypatch.setattr(network, "INTERFACES", tmp_path)
+    monkeypatch.setattr(moved, "INTERFACES", tmp_path)
     return tmp_path
 
 
