@@ -44,7 +44,9 @@ def expanded(key: str, path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise UserError(f"{key}, with the ~ of a user whom this machine does not know: correct it") from None
+        raise UserError(
+            f"{key}, with the ~ of a user whom this machine does not know: correct it in params.yaml"
+        ) from None
 
 
 def read_differently(file: Path) -> OSError:
