@@ -47,7 +47,7 @@ class Load:
         p50: seconds to an image, the median.
         p99: seconds to an image, of all but one in a hundred at most.
         batch_seconds: of one batch of the server's, the median of the turns before.
-        memory_mb: of all processes of the server together, each ten seconds.
+        memory_mb: of all processes of the server together, without what they share, each ten seconds.
     """
 
     statuses: dict[str, int]
@@ -222,12 +222,14 @@ async def _load(session: aiohttp.ClientSession, server: int, batch_seconds: floa
             await asyncio.sleep(10)
         return found
 
+    begun = time.monotonic()
     _, used = await asyncio.gather(asyncio.gather(*(client() for _ in range(CLIENTS))), memory())
+    took = time.monotonic() - begun
     waits.sort()
     return Load(
         dict(statuses),
         lost,
-        round(len(waits) / SECONDS, 1),
+        round(len(waits) / took, 1),
         round(statistics.median(waits), 3),
         round(waits[int(0.99 * len(waits))], 3),
         round(batch_seconds, 3),

@@ -80,7 +80,7 @@ def _options(
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector from what is imported in the block: 600,000 objects that stay, and no garbage."""
+    """Keep the garbage collector from what is imported in the block: half a million objects that stay."""
     gc.disable()
     try:
         yield

@@ -21,7 +21,7 @@ from prefect.exceptions import PrefectException
 
 from diffusion_core.config.environment import load_environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.stages.moved import add_moved, bytes_moved
+from diffusion_core.stages.moved import add_moved, bytes_between, network_bytes
 from diffusion_core.supervision.child import TimeIsUp, killed, run_child
 from flows.automations import notify_decision
 from flows.checkout import Override
@@ -155,7 +155,7 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     # `ingest` uses the user's bucket with the user's AWS configuration, and DVC does not use the remote meanwhile.
     shares = module[0] == "dvc" and stage != "ingest"
     hours, seconds = _hours_left()
-    moved = bytes_moved()
+    before = network_bytes()
     try:
         code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed, seconds)
     except TimeIsUp:
@@ -165,7 +165,7 @@ def run_module(stage: str, module: Sequence[str]) -> None:
         ) from None
     finally:
         if runtime.flow_run.id is not None:
-            add_moved(str(runtime.flow_run.id), stage, bytes_moved() - moved)
+            add_moved(str(runtime.flow_run.id), stage, bytes_between(before, network_bytes()))
     transcript.close()
     if code == 0:
         progress.finish()

@@ -1,15 +1,17 @@
 import errno
+import gc
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.main import get_command
 
-from diffusion_core.__main__ import STAGES, application, main
+from diffusion_core.__main__ import STAGES, _run_stage, application, main
 from diffusion_core.locks import exclusive_lock
 from diffusion_core.stages import ingest
 from diffusion_core.stages.paths import PARAMS_BEFORE, RUN_LOCK
@@ -63,6 +65,22 @@ def test_a_mistake_in_the_last_section_stops_the_first_stage(folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown key bogus" in done.stderr
     assert not (folder / "data").exists()
+
+
+def test_a_stage_has_the_garbage_collector_without_what_was_imported(folder, monkeypatch):
+    seen = []
+
+    def run():
+        seen.append((gc.isenabled(), gc.get_freeze_count() > 100_000))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, "diffusion_core.stages.probe", SimpleNamespace(run=run))
+    gc.unfreeze()
+    _run_stage("probe")
+    assert seen == [(True, True)]
+    with pytest.raises(ModuleNotFoundError):
+        _run_stage("none")
+    assert gc.isenabled()
 
 
 def test_overrides_of_a_killed_run_are_not_used_by_hand(folder):

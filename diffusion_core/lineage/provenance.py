@@ -61,6 +61,10 @@ def dvc_tags(within: str = "") -> dict[str, str]:
     return {f"dvc.{path}": md5 for path, md5 in dvc_hashes().items() if path.startswith(within)}
 
 
+# Tag of runs and versions.
+FLOW_RUN = "prefect_flow_run"
+
+
 def flow_run_id() -> str | None:
     """Return the id of the Prefect flow run that started this process, or None."""
     return os.environ.get("PREFECT__FLOW_RUN_ID")
@@ -69,7 +73,7 @@ def flow_run_id() -> str | None:
 def provenance_tags() -> dict[str, str]:
     """Return the known tags of an MLflow run: `git_commit`, `git_dirty` and `prefect_flow_run`."""
     git = git_state()
-    return known_tags({"git_commit": git.commit, "git_dirty": git.dirty, "prefect_flow_run": flow_run_id()})
+    return known_tags({"git_commit": git.commit, "git_dirty": git.dirty, FLOW_RUN: flow_run_id()})
 
 
 def known_tags(tags: Mapping[str, str | bool | None]) -> dict[str, str]:

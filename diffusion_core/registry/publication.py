@@ -102,7 +102,7 @@ def log_evaluation(
     artifacts: Mapping[str, Iterable[Path]],
     model: str | None = None,
 ) -> None:
-    """Log the metrics that the run does not have yet, and the files by artifact folder.
+    """Log the metrics of a model, as `log_metrics` does, and the files by artifact folder.
 
     Args:
         client: client of the current store.
@@ -111,16 +111,30 @@ def log_evaluation(
         artifacts: the files.
         model: id of the stored model whose metrics these are, on the run's dataset; its page then shows them.
     """
-    now = time.time_ns() // 1_000_000
-    known = client.get_run(run.info.run_id)
-    # Compared as text, because NaN != NaN.
-    changed = {name: value for name, value in figures.items() if str(known.data.metrics.get(name)) != str(value)}
-    used = known.inputs.dataset_inputs if known.inputs is not None else []
+    inputs = client.get_run(run.info.run_id).inputs
+    used = inputs.dataset_inputs if inputs is not None else []
     of = (model, used[0].dataset.name, used[0].dataset.digest) if used else (model, None, None)
-    client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0, *of) for name, value in changed.items()])
+    log_metrics(client, run, figures, *of)
     for folder, files in artifacts.items():
         for file in files:
             client.log_artifact(run.info.run_id, str(file), folder)
+
+
+def log_metrics(client: MlflowClient, run: Run, figures: Mapping[str, float], *of: str | None) -> None:
+    """Log the metrics that the run does not have yet.
+
+    Args:
+        client: client of the current store.
+        run: the run.
+        figures: the metrics by name.
+        *of: the stored model's id, and name and digest of the dataset on which it was measured; nothing for metrics of
+            the run itself.
+    """
+    now = time.time_ns() // 1_000_000
+    known = client.get_run(run.info.run_id).data.metrics
+    # Compared as text, because NaN != NaN.
+    changed = {name: value for name, value in figures.items() if str(known.get(name)) != str(value)}
+    client.log_batch(run.info.run_id, metrics=[Metric(name, value, now, 0, *of) for name, value in changed.items()])
 
 
 def log_decision(client: MlflowClient, version: ModelVersion, decision: Decision) -> None:

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.promotion import Decision
+from diffusion_core.lineage.provenance import FLOW_RUN
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.publication import STANDS_IN_FOR
@@ -16,7 +17,7 @@ from diffusion_core.registry.sending import has_run
 from diffusion_core.registry.versions import find_named, find_version, recorded_evaluation, versions_named
 
 # Tags of a version that say where it comes from, by what they are called on a page.
-TAGS = {"prefect_flow_run": "flow run in Prefect"}
+TAGS = {FLOW_RUN: "flow run in Prefect"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def measured_versions(client: MlflowClient, environment: Environment) -> dict[in
         evaluation = recorded_evaluation(version)
         estimates = {} if evaluation is None else evaluation.estimates
         found[int(version.version)] = Measured(
-            version.tags.get("prefect_flow_run"),
+            version.tags.get(FLOW_RUN),
             {name: f"{each.value:.4g}" for name, each in estimates.items()},
             _page(client, environment, str(version.run_id)),
         )

@@ -14,6 +14,7 @@ from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.provenance import FLOW_RUN
 from diffusion_core.lineage.recorded import (
     CHANGES,
     DATA,
@@ -207,10 +208,10 @@ def _runs(environment: Environment, known: _Known) -> dict[str, str]:
     if known.run is not None:
         found["MLflow run"] = str(known.version.run_id)
         found["MLflow page"] = run_page(environment, known.run.info.experiment_id, known.run.info.run_id)
-        if "prefect_flow_run" in known.run.data.tags:
-            found["trained in Prefect's flow run"] = known.run.data.tags["prefect_flow_run"]
-    if "prefect_flow_run" in known.version.tags:
-        found["published in Prefect's flow run"] = known.version.tags["prefect_flow_run"]
+        if FLOW_RUN in known.run.data.tags:
+            found["trained in Prefect's flow run"] = known.run.data.tags[FLOW_RUN]
+    if FLOW_RUN in known.version.tags:
+        found["published in Prefect's flow run"] = known.version.tags[FLOW_RUN]
     return found
 
 

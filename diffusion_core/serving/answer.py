@@ -6,6 +6,7 @@ import json
 import zipfile
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import Request, Response
@@ -28,7 +29,8 @@ def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.u
         served: the model.
         images: its images, uint8 (n, H, W, C).
     """
-    headers = {"X-Model": served.name, "X-Model-Version": served.version}
+    # Headers are Latin-1; the name of a model may be of other letters.
+    headers = {"X-Model": quote(served.name), "X-Model-Version": served.version}
     if request.format == "png":
         if len(images) == 1:
             content = png(picture(images[0]), _about(job, served, 0))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,16 +17,28 @@ GIGABYTE = 1e9
 INTERFACES = Path("/sys/class/net")
 
 
-def bytes_moved() -> int:
-    """Return the bytes that all processes of this machine have received and sent since it started.
+def network_bytes() -> dict[str, int]:
+    """Return the bytes that each network interface has received and sent for all processes of this machine.
 
-    Where there is hardware, it counts alone: bridges and tunnels repeat its bytes. A container has none, and all but
-    its loopback counts.
+    Where there is hardware, it counts alone: bridges and tunnels repeat its bytes, and so does hardware that other
+    hardware has as a part. A container has none, and all but its loopback counts. Nothing where the system counts none.
     """
-    counted = psutil.net_io_counters(pernic=True)
-    hardware = {name for name in counted if (INTERFACES / name / "device").exists()}
+    try:
+        counted = psutil.net_io_counters(pernic=True)
+    except OSError:
+        return {}
+    hardware = {name for name in counted if _is_hardware(name) and not _is_hardware(f"{name}/master")}
     names = hardware or {name for name in counted if not name.startswith("lo")}
-    return sum(counted[name].bytes_recv + counted[name].bytes_sent for name in names)
+    return {name: counted[name].bytes_recv + counted[name].bytes_sent for name in names}
+
+
+def bytes_between(before: Mapping[str, int], after: Mapping[str, int]) -> int:
+    """Return the bytes of the interfaces that were there before and after, and counted on."""
+    return sum(max(0, count - before.get(name, count)) for name, count in after.items())
+
+
+def _is_hardware(name: str) -> bool:
+    return (INTERFACES / name / "device").exists()
 
 
 def add_moved(flow_run: str, stage: str, count: int) -> None:
@@ -46,7 +59,7 @@ def moved_by(flow_run: str | None) -> dict[str, int]:
         if flow_run is None or recorded["flow_run"] != flow_run:
             return {}
         return {stage: int(count) for stage, count in recorded["bytes"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         return {}
 
 

@@ -7,7 +7,7 @@ from diffusion_core.errors import UserError
 from diffusion_core.files import write_whole
 from diffusion_core.lineage.evaluation import Evaluation, FiguresOrigin
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
-from diffusion_core.lineage.provenance import dvc_hashes, flow_run_id, known_tags
+from diffusion_core.lineage.provenance import FLOW_RUN, dvc_hashes, flow_run_id, known_tags
 from diffusion_core.lineage.queue_errors import DamagedQueue, RefusedQueue
 from diffusion_core.lineage.record import RunInfo
 from diffusion_core.lineage.recorded import LOCK
@@ -18,7 +18,7 @@ from diffusion_core.registry.evaluation_table import log_table
 from diffusion_core.registry.ingredients import log_lineage
 from diffusion_core.registry.outputs import OUTPUTS
 from diffusion_core.registry.pages import describe_run
-from diffusion_core.registry.publication import log_evaluation, original_run, record_sample, register
+from diffusion_core.registry.publication import log_evaluation, log_metrics, original_run, record_sample, register
 from diffusion_core.registry.sending import RUN_KEY
 from diffusion_core.registry.tracking import replay_training
 from diffusion_core.registry.versions import find_version, record_evaluation, stored_model
@@ -70,18 +70,18 @@ def run(environment: Environment) -> None:
             )
         name = environment.registered_model
         version = find_version(client, name, digest)
-        is_new = version is None
         if version is None:
             made_of = info.model_dump(include={"git_commit", "git_dirty", "dataset_md5", "dataset_digest"})
-            tags = known_tags(made_of | {"prefect_flow_run": flow_run_id()}) | made.parent
+            tags = known_tags(made_of | {FLOW_RUN: flow_run_id()}) | made.parent
             version = register(client, training, name, MODELS, tags | {OUTPUTS: json.dumps(hashes)}, sample)
         pictures = {folder.name: sorted(folder.glob("*.png")) for folder in (SAMPLES, PLOTS)}
         values = {name: each.value for name, each in evaluation.estimates.items()}
         costs = cost_metrics("sample", SAMPLES / "samples.npy") | cost_metrics("evaluate", METRICS_ORIGIN)
-        if is_new:
+        if (flow_run := flow_run_id()) == version.tags.get(FLOW_RUN):
             # A later run that finds all done moves next to nothing.
-            costs |= moved_metrics(flow_run_id())
-        log_evaluation(client, training, evaluation.counts | values | costs, pictures, stored_model(version))
+            costs |= moved_metrics(flow_run)
+        log_metrics(client, training, costs)
+        log_evaluation(client, training, evaluation.counts | values, pictures, stored_model(version))
         log_table(client, training.info.run_id, evaluation, recorded_decision(version))
         record_evaluation(client, version, evaluation)
         if sample is not None:

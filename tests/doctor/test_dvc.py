@@ -93,9 +93,9 @@ def test_without_locks_there_is_nothing_to_say(dvc):
 
 
 def test_a_configuration_that_is_not_the_environments_is_found(server, admin, dvc):
-    admin.create_bucket(Bucket="outputs")
+    admin.create_bucket(Bucket="configured")
     environment = Environment(
-        dvc_remote="s3://outputs/of/us/", s3_endpoint=server, s3_access_key=ACCESS, s3_secret_key=SECRET
+        dvc_remote="s3://configured/of/us/", s3_endpoint=server, s3_access_key=ACCESS, s3_secret_key=SECRET
     )
     assert "does not use" in worst(dvc_config, environment).sentence
     remote.run(environment)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from prefect import flow, task
 
+from diffusion_core.stages.moved import moved_by
 from flows import progress, tasks
 from flows.failure import StageFailed
 from tests.flows.runs import artifacts
@@ -55,6 +56,22 @@ def test_a_bar_shows_the_progress_of_a_stage_and_is_not_sent_with_each_line(
 
 def test_the_bar_of_a_stage_that_has_ended_is_full(tmp_path, monkeypatch):
     assert shown(tmp_path, monkeypatch, code=0) == [("stage-progress", 100.0, "ended")]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_stage_has_the_bytes_that_the_machine_moved_meanwhile(tmp_path, monkeypatch, code):
+    counted = iter((100, 107, 150, 155))
+    monkeypatch.setattr(tasks, "network_bytes", lambda: {"eth0": next(counted)})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "child.py").write_text(LINES.format(code=code))
+
+    @flow(name="two-stages")
+    def two_stages():
+        assert stage(return_state=True).is_completed() == stage(return_state=True).is_completed() == (code == 0)
+
+    run = two_stages(return_state=True)
+    assert run.is_completed()
+    assert moved_by(str(run.state_details.flow_run_id)) == {"stage": 7 + 5}
 
 
 def test_a_server_that_does_not_answer_costs_the_bar_alone(tmp_path, monkeypatch, caplog):

@@ -1,5 +1,7 @@
 """What a request means for a model, and that requests which are sampled together get what each would get alone."""
 
+from urllib.parse import unquote
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from diffusion_core.errors import UserError
 from diffusion_core.generation import generate
 from diffusion_core.lineage.sampling import Sampling, usual_sampling
 from diffusion_core.lineage.saved_model import TrainedModel, build_model
+from diffusion_core.registry.served import Served
 from diffusion_core.samplers.ddim import DDIM
 from diffusion_core.samplers.ddpm import DDPM
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.heun import Heun
+from diffusion_core.serving.answer import answer
 from diffusion_core.serving.batch import sample_jobs
 from diffusion_core.serving.request import ImageRequest, job
 
@@ -149,3 +153,14 @@ def test_batches_hold_images_of_one_sampling_and_are_no_larger_than_asked(monkey
     jobs = [meaning(model, n=3, seed=seed, steps=4 + seed % 2) for seed in range(4)]
     sample_jobs(model, jobs, batch_size=4, dtype=torch.float32)
     assert sizes == [(4, DDIM(steps=4)), (2, DDIM(steps=4)), (4, DDIM(steps=5)), (2, DDIM(steps=5))]
+
+
+@pytest.mark.parametrize("form", ["json", "png", "zip"])
+def test_a_name_of_any_letters_is_in_a_header(form):
+    model = a_model()
+    served = Served("цифры", "7", model, usual_sampling(8))
+    body = {"n": 2, "steps": 2, "format": form}
+    asked = meaning(model, **body)
+    (images,) = sample_jobs(model, [asked], 4, torch.float32)
+    headers = answer(ImageRequest.model_validate(body), asked, served, images).headers
+    assert (unquote(headers["x-model"]), headers["x-model-version"]) == ("цифры", "7")

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from diffusion_core.stages import moved
-from diffusion_core.stages.moved import MOVED, add_moved, bytes_moved, moved_by, moved_metrics
+from diffusion_core.stages.moved import MOVED, add_moved, bytes_between, moved_by, moved_metrics, network_bytes
 
 
 @pytest.fixture
@@ -25,15 +25,48 @@ def interfaces(tmp_path, monkeypatch):
 
 def test_hardware_counts_alone(interfaces):
     (interfaces / "eth0/device").mkdir(parents=True)
-    assert bytes_moved() == 10_001
+    assert network_bytes() == {"eth0": 10_001}
+
+
+def test_hardware_that_is_a_part_of_other_hardware_counts_once(interfaces):
+    (interfaces / "eth0/device").mkdir(parents=True)
+    (interfaces / "docker0/device").mkdir(parents=True)
+    (interfaces / "docker0/master").symlink_to(interfaces / "eth0")
+    assert network_bytes() == {"eth0": 10_001}
+    # A bond of two is none itself, and both count.
+    (interfaces / "eth0/device").rmdir()
+    assert network_bytes() == {"docker0": 101}
 
 
 def test_in_a_container_all_but_the_loopback_counts(interfaces):
-    assert bytes_moved() == 10_102
+    assert network_bytes() == {"eth0": 10_001, "docker0": 101}
+
+
+def test_a_system_that_counts_none_stops_nothing(monkeypatch):
+    def refuse(pernic):
+        raise PermissionError(13, "Permission denied", "/proc/net/dev")
+
+    monkeypatch.setattr(psutil, "net_io_counters", refuse)
+    assert network_bytes() == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "count"),
+    [
+        ({"eth0": 5, "wlan0": 7}, {"eth0": 15, "wlan0": 10}, 13),
+        # Unplugged, plugged in, and plugged in anew.
+        ({"eth0": 5, "wlan0": 7}, {"eth0": 15}, 10),
+        ({"eth0": 5}, {"eth0": 15, "wlan0": 10}, 10),
+        ({"eth0": 5, "wlan0": 7}, {"eth0": 15, "wlan0": 2}, 10),
+        ({}, {}, 0),
+    ],
+)
+def test_interfaces_may_come_and_go(before, after, count):
+    assert bytes_between(before, after) == count
 
 
 def test_what_stays_on_this_machine_is_not_counted():
-    before = bytes_moved()
+    before = network_bytes()
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         there, _ = server.accept()
         with there:
@@ -44,7 +77,7 @@ def test_what_stays_on_this_machine_is_not_counted():
                 left -= len(there.recv(left))
             sender.join()
     # Other programs of the machine may have used the network meanwhile.
-    assert 0 <= bytes_moved() - before < 10_000_000
+    assert bytes_between(before, network_bytes()) < 10_000_000
 
 
 @pytest.fixture
@@ -64,7 +97,14 @@ def test_stages_add_up_within_a_run_and_end_with_it(project):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"flow_run": "first"}', '{"flow_run": "first", "bytes": {"pull": null}}']
+    "content",
+    [
+        "",
+        "[]",
+        '{"flow_run": "first"}',
+        '{"flow_run": "first", "bytes": {"pull": null}}',
+        '{"flow_run": "first", "bytes": {"pull": 1e999}}',
+    ],
 )
 def test_a_damaged_record_is_none(project, content):
     MOVED.parent.mkdir()

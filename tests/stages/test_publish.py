@@ -81,6 +81,10 @@ def test_the_run_that_trained_the_model_gets_figures_and_pictures(environment, t
     assert files == ["samples/grid.png", "plots/nearest.png"]
 
 
+def unavailable(*_):
+    raise Unavailable("the store has gone")
+
+
 def test_the_run_gets_what_the_flow_run_that_published_its_model_moved(environment, monkeypatch):
     for flow_run, count in {"first": 5_000_000, "second": 7}.items():
         monkeypatch.setenv("PREFECT__FLOW_RUN_ID", flow_run)
@@ -88,6 +92,19 @@ def test_the_run_gets_what_the_flow_run_that_published_its_model_moved(environme
         run_stage(environment)
         (run,) = runs(environment)
         assert run.data.metrics["cost/pull_network_gb"] == pytest.approx(0.005)
+
+
+def test_what_was_moved_is_not_lost_when_the_store_goes_after_the_version_is_there(environment, monkeypatch):
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "first")
+    add_moved("first", "pull", 5_000_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "log_metrics", unavailable)
+        with pytest.raises(Unavailable):
+            run_stage(environment)
+    assert published_versions(environment)
+    run_stage(environment)
+    (run,) = runs(environment)
+    assert run.data.metrics["cost/pull_network_gb"] == pytest.approx(0.005)
 
 
 def test_mlflows_pages_show_the_evaluation_its_model_and_its_samples(environment, tmp_path):
