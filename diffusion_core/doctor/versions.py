@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -17,6 +18,8 @@ from diffusion_core.doctor.diagnosis import Diagnosis, ok, problem, warning
 
 PACKAGE = Requirement("diffusion-core[pipeline]")
 LOCK = Path("requirements.lock")
+# Name, version and marker of a package in it.
+PINNED = r"^([\w.-]+)==([^\s;]+)(?: *; *([^\\\n]+))?"
 SETUP = "say `make setup`, or install what the lock says: `pip install -r requirements.lock -e .`"
 # The import of Prefect's server is where a version of FastAPI that does not fit shows itself.
 SERVER = "prefect.server.api.server"
@@ -39,11 +42,11 @@ def lock(_: Environment) -> Iterator[Diagnosis]:
     """Check that the installed packages are those of requirements.lock, with which the tests run."""
     if not LOCK.exists():
         return
-    found = re.finditer(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    lines = re.findall(PINNED, LOCK.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     other = [
         f"{name} {installed} instead of {wanted}"
-        for name, wanted in (each.groups() for each in found)
-        if (installed := installed_version(name)) not in (None, wanted)
+        for name, wanted, marker in lines
+        if (not marker or Marker(marker).evaluate()) and (installed := installed_version(name)) not in (None, wanted)
     ]
     if other:
         yield warning(f"other versions are installed than in {LOCK}: {_listed(other)}", SETUP)

@@ -14,6 +14,7 @@ from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
 from diffusion_core.registry.run_files import run_file
+from diffusion_core.registry.version_names import registered_name
 from diffusion_core.registry.versions import RUN_ID, find_named, recorded_evaluation, versions_of_run
 
 SAMPLES = "samples/grid.png"
@@ -54,7 +55,7 @@ def compared(client: MlflowClient, environment: Environment, names: list[str], m
     Args:
         client: client of the current store.
         environment: the environment, with the registered model.
-        names: numbers or aliases of versions, or ids of runs.
+        names: versions, as `registered_name` takes them, or ids of runs.
         metrics: names of the metrics whose series are wanted.
 
     Raises:
@@ -64,18 +65,17 @@ def compared(client: MlflowClient, environment: Environment, names: list[str], m
 
 
 def _compared(client: MlflowClient, environment: Environment, name: str, metrics: list[str]) -> Compared:
-    model = environment.registered_model
     if RUN_ID.fullmatch(name):
         run = _run(client, name)
         made = versions_of_run(client, run.info.run_id)
         version = max(made, key=lambda each: int(each.version), default=None)
     else:
-        version = find_named(client, model, name)
+        version = find_named(client, *registered_name(environment, name))
         run = _run(client, str(version.run_id))
     tags = run.data.tags | ({} if version is None else version.tags)
     title = run.info.run_name or run.info.run_id
     if version is not None:
-        is_alias = name not in (str(version.version), run.info.run_id)
+        is_alias = name not in (str(version.version), f"{version.name}/{version.version}", run.info.run_id)
         title = f"{version.name}, version {version.version}" + (f" ({name})" if is_alias else "")
     return Compared(
         title=title,

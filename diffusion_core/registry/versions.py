@@ -72,12 +72,23 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
     found = None if version.isdecimal() and int(version) > LARGEST_NUMBER else _found(look, name, version)
     if found is None:
         there = sorted(int(each.version) for each in versions_named(client, name))
-        hint = (
-            f"it has {', '.join(map(str, there[-MOST_SHOWN:]))}" if there else "publish a model, or name another model"
-        )
+        hint = _those(client, name, there[-MOST_SHOWN:]) if there else _others(client)
         kind = "version" if version.isdecimal() else "alias"
         raise UserError(f"{name} has no {kind} {version} in this store: {hint}")
     return found
+
+
+def _those(client: MlflowClient, name: str, numbers: list[int]) -> str:
+    aliases: dict[int, list[str]] = {number: [] for number in numbers}
+    for alias, version in sorted(client.get_registered_model(name).aliases.items()):
+        aliases.get(int(version), []).append(alias)
+    shown = (f"{number} ({', '.join(each)})" if each else str(number) for number, each in aliases.items())
+    return f"its versions are {', '.join(shown)}"
+
+
+def _others(client: MlflowClient) -> str:
+    names = [each.name for each in client.search_registered_models(max_results=MOST_SHOWN)]
+    return f"name one of {', '.join(names)}" if names else "publish a model"
 
 
 def find_made(client: MlflowClient, run_id: str) -> ModelVersion:

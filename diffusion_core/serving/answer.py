@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import zipfile
+from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -31,14 +32,16 @@ def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.u
     """
     # Headers are Latin-1; the name of a model may be of other letters.
     headers = {"X-Model": quote(served.name), "X-Model-Version": served.version}
+    how = {"sampler": asdict(job.sampling.sampler), "guidance": asdict(job.sampling.guidance)}
     if request.format == "png":
         if len(images) == 1:
-            content = png(picture(images[0]), _about(job, served, 0))
+            content = png(picture(images[0]), _about(job, served, 0) | how)
         else:
-            content = png(grid(images, columns=min(COLUMNS, len(images))))
+            about = {"images": [_about(job, served, place) for place in range(len(images))], **how}
+            content = png(grid(images, columns=min(COLUMNS, len(images))), about)
         return Response(content, media_type="image/png", headers=headers)
     abouts = [_about(job, served, place) for place in range(len(images))]
-    files = [png(picture(image), about) for image, about in zip(images, abouts, strict=True)]
+    files = [png(picture(image), about | how) for image, about in zip(images, abouts, strict=True)]
     if request.format == "zip":
         folder = io.BytesIO()
         # PNG files are compressed already.
@@ -47,7 +50,7 @@ def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.u
                 archive.writestr(f"{about['seed']}-{about['index']:05d}.png", file)
         return Response(folder.getvalue(), media_type="application/zip", headers=headers)
     made = [about | {"png": base64.b64encode(file).decode()} for about, file in zip(abouts, files, strict=True)]
-    content = json.dumps({"model": served.name, "version": served.version, "images": made}).encode()
+    content = json.dumps({"model": served.name, "version": served.version, **how, "images": made}).encode()
     return Response(content, media_type="application/json", headers=headers)
 
 

@@ -1,24 +1,34 @@
-"""Check before a training that the gate can compare its model with the champion."""
+"""Check before a training what it begins from, and that the gate can compare its model with the champion."""
 
 from diffusion_core.config.environment import Environment
-from diffusion_core.config.settings import PrepareSettings, PromoteSettings, SampleSettings
+from diffusion_core.config.settings import PrepareSettings, PromoteSettings, SampleSettings, TrainSettings
 from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.versions import downloaded, find_champion
+from diffusion_core.stages.parent import find_parent
 
 WAY_OUT = "set DIFFUSION_REGISTERED_MODEL to another name, or remove the alias champion in MLflow"
 
 
-def run(prepare: PrepareSettings, sample: SampleSettings, promote: PromoteSettings, environment: Environment) -> None:
-    """Load the champion, if there is one and the gate compares with it, and check that it can be sampled alike.
+def run(
+    prepare: PrepareSettings,
+    train: TrainSettings,
+    sample: SampleSettings,
+    promote: PromoteSettings,
+    environment: Environment,
+) -> None:
+    """Find the model of `train.from`; load the champion, if the gate compares with it, and check how it is sampled.
 
+    DVC removes the outputs of `train` before it runs, so a wrong name would cost the model of the training before.
     A training does not wait for the tracking store, so a store that does not answer stops nothing here.
 
     Raises:
-        UserError: its files cannot be read, or it makes other images, or the sampler does not fit it.
+        UserError: there is no model of that name. Or the champion's files cannot be read, it makes other images, or the
+            sampler does not fit it.
     """
     try:
+        find_parent(train, environment)
         _check(prepare, sample, promote, environment)
     except Unavailable as error:
         print(f"check: the champion is not checked, because {error}")

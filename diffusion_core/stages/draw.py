@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from diffusion_core.arrays import save_array
@@ -19,16 +20,18 @@ from diffusion_core.data.decoding import Decoding
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced, replaced_file
 from diffusion_core.generation import Make, make_all
-from diffusion_core.lineage.saved_model import TrainedModel
-from diffusion_core.pictures import grid, picture, png, save
+from diffusion_core.lineage.saved_model import TrainedModel, load_model
+from diffusion_core.pictures import grid, picture, png
 from diffusion_core.runtime.device import choose_device, choose_dtype
 from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
 from diffusion_core.samplers.noise import ImageNoise
 from diffusion_core.stages.memory import free_memory
-from diffusion_core.stages.named import load_named
+from diffusion_core.stages.named import NamedModel, find_model
 
 COLUMNS = 10
+# What somebody may expect as a file, and would get as a folder.
+OTHER_FILES = {*Image.registered_extensions(), ".npz", ".zip", ".pt"} - {".png"}
 # Of a mask, from 0 to 255: pixels that are lighter are sampled.
 MIDDLE = 128
 # Of RePaint, as in its paper, where the sampler has that many steps.
@@ -104,22 +107,26 @@ def request(
 def run(environment: Environment, name: str, wanted: Request, out: Path) -> None:
     """Sample images and write them: to a folder of PNG files, or to one file `*.png` (a grid) or `*.npy` (an array).
 
-    The PNG files have model, seed, index, class, sampler and guidance in their metadata.
+    The PNG files have model, seed, sampler and guidance in their metadata, and those of one image its index and class.
 
     Args:
         environment: the environment.
-        name: see `load_named`.
+        name: see `find_model`.
         wanted: what is asked for.
-        out: the folder or file; a folder must be new or empty.
+        out: the folder or file; a folder must be new or empty, and a file is replaced.
 
     Raises:
         UserError: the model, a class, a file or an option is wrong, there is too little memory, or `out` has files.
         Unavailable: the tracking store does not answer.
     """
+    if (out.suffix.lower() in OTHER_FILES or out.suffix in (".PNG", ".NPY")) and not out.is_dir():
+        raise UserError(f"--out is {out}: name a folder, or a file *.png (a grid) or *.npy (an array)")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} has files already: name another folder with --out")
     device = choose_device(environment.device)
-    model = load_named(environment, name, device)
+    found = find_model(environment, name)
+    with found.files() as folder:
+        model = load_model(folder, device)
     diffusion = model.diffusion
     size = wanted.count * math.prod(diffusion.image_size) * diffusion.channels
     if 2 * size > (free := free_memory()):
@@ -142,13 +149,15 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
         )
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled like this: {error}") from None
-    _write(images, out, name, wanted, labels, model.class_names)
+    _write(images, out, found, wanted, labels, model.class_names)
     print(f"{out} has {wanted.count} images by {wanted.sampler.kind}")
 
 
 def _labels(model: TrainedModel, wanted: Request) -> list[int] | None:
     if wanted.class_name is None:
-        return model.labels(wanted.count)
+        labels = model.labels(wanted.count)
+        # From one seed to another, of one class.
+        return labels if labels is None or wanted.to_seed is None else labels[:1] * wanted.count
     return [model.label(wanted.class_name)] * wanted.count
 
 
@@ -217,20 +226,22 @@ def _read(file: Path, *, size: tuple[int, int], channels: int) -> NDArray[np.uin
 def _write(
     images: NDArray[np.uint8],
     out: Path,
-    name: str,
+    model: NamedModel,
     wanted: Request,
     labels: list[int] | None,
     classes: tuple[str, ...],
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    made = {"model": model.name, "digest": model.digest, "seed": wanted.seed, "sampler": asdict(wanted.sampler)}
+    made |= {"guidance": asdict(wanted.guidance)}
     if out.suffix == ".npy":
         with replaced_file(out) as beside:
             save_array(beside, images)
     elif out.suffix == ".png":
-        save(grid(images, columns=wanted.count if wanted.to_seed is not None else COLUMNS), out)
+        shown = grid(images, columns=wanted.count if wanted.to_seed is not None else COLUMNS)
+        with replaced_file(out) as beside:
+            beside.write_bytes(png(shown, made | {"n": wanted.count}))
     else:
-        made = {"model": name, "seed": wanted.seed, "sampler": asdict(wanted.sampler)}
-        made |= {"guidance": asdict(wanted.guidance)}
         made |= {key: str(value) for key in ("image", "mask", "to_seed") if (value := getattr(wanted, key)) is not None}
         with replaced(out) as folder:
             for index, image in enumerate(images):

@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from diffusion_core.config.environment import Environment
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS, model_digest
-from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
+from diffusion_core.registry.version_names import registered_name
 from diffusion_core.registry.versions import MODEL_DIGEST, RUN_ID, downloaded, find_made, find_named
-from diffusion_core.stages.version_names import registered_name
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,16 @@ def find_model(environment: Environment, name: str) -> NamedModel:
             raise UserError(f"{folder} has no {missing[0]}: name a folder that `train` or `diffusion import` wrote")
         return NamedModel(_public(folder), "folder", model_digest(folder), lambda: nullcontext(folder))
     client = connect(environment, may_create=False)
-    with answering(environment):
-        if RUN_ID.fullmatch(name):
-            version = find_made(client, name)
-        else:
-            version = find_named(client, *registered_name(environment, name))
+    try:
+        with answering(environment):
+            if RUN_ID.fullmatch(name):
+                version = find_made(client, name)
+            else:
+                version = find_named(client, *registered_name(environment, name))
+    except Unavailable:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; there is no folder {name} either") from None
 
     @contextmanager
     def fetched() -> Iterator[Path]:
@@ -69,17 +71,6 @@ def find_model(environment: Environment, name: str) -> NamedModel:
             yield files
 
     return NamedModel(f"{version.name}/{version.version}", "version", str(version.tags.get(MODEL_DIGEST)), fetched)
-
-
-def load_named(environment: Environment, name: str, device: torch.device) -> TrainedModel:
-    """Load the model that `find_model` finds.
-
-    Raises:
-        UserError: it is not found, or its files cannot be loaded.
-        Unavailable: the tracking store does not answer.
-    """
-    with find_model(environment, name).files() as folder:
-        return load_model(folder, device)
 
 
 def _folder(name: str) -> Path | None:

@@ -10,7 +10,7 @@ import torch
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import TrainSettings
 from diffusion_core.documents import read_json
-from diffusion_core.errors import UserError
+from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.lineage.model_files import DESCRIPTION
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.networks.unet import Unet
@@ -40,7 +40,12 @@ def find_parent(train: TrainSettings, environment: Environment) -> NamedModel | 
     """
     if train.parent is None:
         return None
-    parent = find_model(environment, train.parent)
+    try:
+        parent = find_model(environment, train.parent)
+    except Unavailable:
+        raise
+    except UserError as error:
+        raise UserError(f"train.from is {train.parent}: {error}") from None
     if parent.kind == "folder" and Path(train.parent).expanduser().resolve() == MODELS.resolve():
         raise UserError(f"train.from is {train.parent}, which this training replaces: copy it, or name a version")
     return parent

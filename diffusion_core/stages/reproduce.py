@@ -28,9 +28,9 @@ from diffusion_core.locks import Locked, exclusive_lock
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.origin import Origin, Trained, origin, trained
 from diffusion_core.registry.tracking import replay_training
+from diffusion_core.registry.version_names import registered_name
 from diffusion_core.registry.versions import downloaded, find_named
 from diffusion_core.stages.paths import MODELS, PREPARED, REPRODUCED, RUN_INFO
-from diffusion_core.stages.version_names import registered_name
 from diffusion_core.supervision.child import leave, run_child
 from diffusion_core.training.validation import affordable_images, share_of
 

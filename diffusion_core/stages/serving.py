@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.registry.served import aliases_by_version, version_now
-from diffusion_core.stages.version_names import registered_name
+from diffusion_core.registry.version_names import registered_name
 
 
 def serve_model(environment: Environment, name: str, host: str, port: int) -> None:

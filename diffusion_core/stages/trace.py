@@ -8,10 +8,10 @@ from diffusion_core.files import write_whole
 from diffusion_core.lineage.trace import Trace
 from diffusion_core.registry.connection import answering, connect
 from diffusion_core.registry.traced import traced
+from diffusion_core.registry.version_names import registered_name
 from diffusion_core.registry.versions import find_named
 from diffusion_core.report.trace import trace_page
 from diffusion_core.stages.paths import TRACE, TRACE_JSON
-from diffusion_core.stages.version_names import registered_name
 
 
 def run(environment: Environment, name: str, as_json: bool) -> None:

@@ -26,7 +26,12 @@ def test_versions_that_are_not_those_of_the_lock_are_found(folder):
     assert not [*lock(ENVIRONMENT)]
     (folder / "requirements.lock").write_text(f"httpx=={version('httpx')}\nnot-there==1.0 ; sys_platform == 'x'\n")
     assert is_silent(lock, ENVIRONMENT)
-    (folder / "requirements.lock").write_text("httpx==0.0.1\n")
+    # Other versions for other versions of Python, as `pip-compile` or `uv` writes them.
+    (folder / "requirements.lock").write_text(
+        f"httpx==0.0.1 ; python_full_version < '3'\nhttpx=={version('httpx')} ; python_full_version >= '3' \\\n"
+    )
+    assert is_silent(lock, ENVIRONMENT)
+    (folder / "requirements.lock").write_text("httpx==0.0.1 ; python_full_version >= '3'\n")
     assert f"httpx {version('httpx')} instead of 0.0.1" in worst(lock, ENVIRONMENT).sentence
 
 

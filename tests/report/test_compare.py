@@ -112,11 +112,11 @@ def test_names_of_others_are_text():
     [
         (["1"], "compare takes 2 to 6 runs, and not 1"),
         ([str(number) for number in range(7)], "and not 7"),
-        (["1", "9"], "diffusion has no version 9 in this store: it has 1, 2"),
+        (["1", "9"], "diffusion has no version 9 in this store: its versions are 1, 2 "),
         (["1", "challenger"], "diffusion has no alias challenger in this store"),
         (["1", "0" * 32], "this store has no run 0{32}: name a version"),
         (["2", "champion"], r"version 2 and diffusion, version 2 \(champion\) are the same run"),
-        (["1", "../x"], "has no alias ../x"),
+        (["1", "../x"], "has no alias x"),
     ],
 )
 def test_what_does_not_exist_is_told_and_no_page_is_left(names, message):

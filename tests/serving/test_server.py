@@ -114,10 +114,14 @@ def test_a_seed_gives_the_images_of_the_pipeline_in_each_format(client, environm
     assert answer.headers["x-model-version"] == "1"
     content = answer.json()
     assert (content["model"], content["version"]) == ("diffusion", "1")
+    how = {name: content[name] for name in ("sampler", "guidance")}
+    assert (how["sampler"]["kind"], how["sampler"]["steps"], how["guidance"]["scale"]) == ("ddim", STEPS, 1.0)
     for index, each in enumerate(content["images"]):
         image, about = pixels(base64.b64decode(each["png"]))
         assert np.abs(image - expected[index]).max() <= 1
-        assert about == {"model": "diffusion", "version": "1", "seed": 7, "index": index, "class": str(labels[index])}
+        of_it = {"model": "diffusion", "version": "1", "seed": 7, "index": index, "class": str(labels[index])}
+        assert about == {**of_it, **how}
+        assert each == {**of_it, "png": each["png"]}
     with zipfile.ZipFile(io.BytesIO(ask(client, **wanted, format="zip").content)) as archive:
         assert archive.namelist() == ["7-00000.png", "7-00001.png", "7-00002.png"]
         zipped = [pixels(archive.read(name))[0] for name in archive.namelist()]
@@ -127,6 +131,9 @@ def test_a_seed_gives_the_images_of_the_pipeline_in_each_format(client, environm
     assert np.abs(pixels(one.content)[0] - expected[2]).max() <= 1
     with Image.open(io.BytesIO(ask(client, **wanted, format="png").content)) as grid:
         assert grid.width > grid.height > 8
+        about = json.loads(grid.info["diffusion"])
+    assert {name: about[name] for name in how} == how
+    assert [each["index"] for each in about["images"]] == [0, 1, 2]
 
 
 def test_clients_that_ask_together_share_batches(client):
@@ -302,7 +309,7 @@ def _group(pid):
     ("arguments", "words"),
     [
         (("diffusion@challenger",), "no alias challenger in this store"),
-        (("diffusion/9",), "no version 9 in this store: it has 1, 2"),
+        (("diffusion/9",), "no version 9 in this store: its versions are 1 (champion), 2"),
         (("../../etc/passwd",), "in this store"),
         (("champion", "--port", "80"), "--port is 80: it must be one of 1024 to 65535"),
         (("champion", "--host", "example.org"), "--host is example.org"),

@@ -13,6 +13,7 @@ from PIL import Image
 from diffusion_core.__main__ import main
 from diffusion_core.config.environment import load_environment
 from diffusion_core.generation import generate
+from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.pictures import grid
 from diffusion_core.registry.champions import CHAMPION
@@ -104,7 +105,9 @@ def test_each_file_says_how_it_was_made(say):
         with Image.open(file) as picture:
             np.testing.assert_array_equal(np.asarray(picture), images[index, ..., 0])
             about = json.loads(picture.text["diffusion"])
-        assert (about["model"], about["seed"], about["index"], about["class"]) == ("champion", 7, index, "1")
+        assert (about["model"], about["seed"], about["index"], about["class"]) == ("diffusion/1", 7, index, "1")
+        # The same model whatever the alias will mean.
+        assert about["digest"] == model_digest(Path("models"))
         assert about["sampler"]["steps"] == 4
         assert about["guidance"]["scale"] == 1.0
 
@@ -112,6 +115,8 @@ def test_each_file_says_how_it_was_made(say):
 def test_a_grid_is_one_picture(say):
     assert say("models", "--n", 12, *STEPS, "--out", "grid.png") == 0
     np.testing.assert_array_equal(np.asarray(Image.open("grid.png")), np.asarray(grid(expected(12), columns=10)))
+    about = json.loads(Image.open("grid.png").text["diffusion"])
+    assert (about["model"], about["digest"], about["n"]) == ("models", model_digest(Path("models")), 12)
 
 
 def picture(file, value, size=(8, 8)):
@@ -146,6 +151,12 @@ def test_a_strip_goes_from_the_image_of_one_seed_to_that_of_another(say):
     assert steps.max() < np.abs(found[0].astype(float) - found[-1]).mean()
 
 
+def test_a_strip_is_of_one_class(say):
+    found = array("models", "--n", 9, "--seed", 3, "--to", 8, say=say)
+    named = model().class_names[model().labels(9)[0]]
+    np.testing.assert_array_equal(found, array("models", "--n", 9, "--class", named, "--seed", 3, "--to", 8, say=say))
+
+
 def test_noises_of_a_strip_are_noise():
     request = draw.Request(11, None, 1, DDIM(), Guidance(), to_seed=2)
     strip = draw._strip(request, (1, 64, 64))
@@ -175,13 +186,17 @@ def test_noises_of_a_strip_are_noise():
         (["models", "--to", 2, "--n", 1], "--to needs at least two images"),
         (["models", "--image", "no.png"], "no.png cannot be read (No such file or directory)"),
         (["models", "--image", "models/model.json"], "model.json is not an image that decodes"),
-        (["9"], "diffusion has no version 9 in this store: it has 1"),
+        (["9"], "diffusion has no version 9 in this store: its versions are 1 (champion); there is no folder 9 either"),
         (["challenger"], "diffusion has no alias challenger"),
         (["other@champion"], "other has no alias champion"),
         (["../x"], "has no alias x"),
         (["diffusion@"], "names no version"),
         (["."], ". has no model.json"),
-        (["9" * 20], f"diffusion has no version {'9' * 20} in this store: it has 1"),
+        (["unknown/1"], "unknown has no version 1 in this store: name one of diffusion"),
+        (["models", "--out", "x.jpg"], "--out is x.jpg: name a folder, or a file *.png (a grid) or *.npy (an array)"),
+        (["models", "--out", "x.NPZ"], "--out is x.NPZ: name a folder"),
+        (["models", "--out", "x.PNG"], "--out is x.PNG: name a folder"),
+        (["9" * 20], f"diffusion has no version {'9' * 20} in this store: its versions are 1 (champion)"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_leaves_nothing(say, capsys, arguments, sentence):

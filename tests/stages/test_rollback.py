@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from diffusion_core.config.params import load_settings
 from diffusion_core.config.settings import Comparison, Limit, PromoteSettings
 from diffusion_core.errors import UserError
 from diffusion_core.registry import champions
@@ -264,8 +266,21 @@ def test_a_decision_that_was_changed_by_hand_is_noticed(environment):
 NOT_WORSE = PromoteSettings(champion={"frechet": Comparison(better="lower")})
 
 
-def checked(environment, prepare=PREPARE, gate=NOT_WORSE):
-    check.run(prepare, projects.SAMPLE, gate, environment)
+def checked(environment, prepare=PREPARE, gate=NOT_WORSE, parent=None):
+    train = load_settings(Path(__file__).parents[2] / "params.yaml").train.model_copy(update={"parent": parent})
+    check.run(prepare, train, projects.SAMPLE, gate, environment)
+
+
+def test_a_model_to_begin_from_that_is_not_there_is_told_before_dvc_removes_the_last_one(environment):
+    publish_and_promote(environment)
+    checked(environment, parent="champion")
+    sentence = (
+        "train.from is champ: diffusion has no alias champ in this store: its versions are 1 (champion); there is no"
+        " folder champ either"
+    )
+    with pytest.raises(UserError) as raised:
+        checked(environment, parent="champ")
+    assert str(raised.value) == sentence
 
 
 def test_a_champion_that_cannot_be_compared_with_is_told_before_the_training(environment, tmp_path, capsys):
