@@ -91,6 +91,7 @@ def write_repository(folder):
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     (folder / "stage.py").write_text(STAGE)
     (folder / "source.txt").write_text("the images")
+    (folder / ".gitignore").write_text(".cache/\n")
     shutil.copy(CHECKOUT / "params.yaml", folder)
     (folder / "diffusion_core").mkdir()
     # The command is the stand-in's, and all other modules are those of the checkout.
