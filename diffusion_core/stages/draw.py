@@ -30,8 +30,9 @@ from diffusion_core.stages.memory import free_memory
 from diffusion_core.stages.named import NamedModel, find_model
 
 COLUMNS = 10
-# What somebody may expect as a file, and would get as a folder.
-OTHER_FILES = {*Image.registered_extensions(), ".npz", ".zip", ".pt"} - {".png"}
+# Files that it writes, and suffixes of others that somebody may expect, and would get as a folder.
+WRITTEN = (".png", ".npy")
+OTHERS = {*Image.registered_extensions(), *WRITTEN, ".npz", ".zip", ".pt"}
 # Of a mask, from 0 to 255: pixels that are lighter are sampled.
 MIDDLE = 128
 # Of RePaint, as in its paper, where the sampler has that many steps.
@@ -119,7 +120,7 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
         UserError: the model, a class, a file or an option is wrong, there is too little memory, or `out` has files.
         Unavailable: the tracking store does not answer.
     """
-    if (out.suffix.lower() in OTHER_FILES or out.suffix in (".PNG", ".NPY")) and not out.is_dir():
+    if out.suffix not in WRITTEN and out.suffix.lower() in OTHERS and not out.is_dir():
         raise UserError(f"--out is {out}: name a folder, or a file *.png (a grid) or *.npy (an array)")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} has files already: name another folder with --out")

@@ -141,7 +141,7 @@ def test_a_trace_shows_no_markup_of_others(job, say):
 @pytest.mark.parametrize(
     ("version", "sentence"),
     [
-        ("9", "diffusion has no version 9 in this store: its versions are 1"),
+        ("9", "diffusion has no version 9 in this store: its versions are 1, 2 (champion)"),
         ("challenger", "diffusion has no alias challenger"),
         ("../x", "has no alias x"),
         ("../../1", "has no version 1"),

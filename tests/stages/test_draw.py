@@ -196,6 +196,7 @@ def test_noises_of_a_strip_are_noise():
         (["models", "--out", "x.jpg"], "--out is x.jpg: name a folder, or a file *.png (a grid) or *.npy (an array)"),
         (["models", "--out", "x.NPZ"], "--out is x.NPZ: name a folder"),
         (["models", "--out", "x.PNG"], "--out is x.PNG: name a folder"),
+        (["models", "--out", "x.Npy"], "--out is x.Npy: name a folder"),
         (["9" * 20], f"diffusion has no version {'9' * 20} in this store: its versions are 1 (champion)"),
     ],
 )
