@@ -8,7 +8,7 @@ from diffusion_core.config.environment import Environment
 from diffusion_core.lineage.sampling import Sampling, usual_sampling
 from diffusion_core.lineage.saved_model import TrainedModel, load_model
 from diffusion_core.registry.connection import answering, connect
-from diffusion_core.registry.versions import downloaded, find_named, recorded_sample, versions_named
+from diffusion_core.registry.versions import downloaded, find_named, named_aliases, recorded_sample
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,4 @@ def aliases_by_version(environment: Environment, name: str) -> dict[str, list[st
     """
     client = connect(environment, may_create=False)
     with answering(environment):
-        found = versions_named(client, name)
-        aliases = client.get_registered_model(name).aliases if found else {}
-    newest = sorted(found, key=lambda each: -int(each.version))
-    return {
-        str(each.version): [alias for alias, number in aliases.items() if str(number) == str(each.version)]
-        for each in newest
-    }
+        return named_aliases(client, name)

@@ -71,19 +71,14 @@ def find_named(client: MlflowClient, name: str, version: str) -> ModelVersion:
     look = client.get_model_version if version.isdecimal() else client.get_model_version_by_alias
     found = None if version.isdecimal() and int(version) > LARGEST_NUMBER else _found(look, name, version)
     if found is None:
-        there = sorted(int(each.version) for each in versions_named(client, name))
-        hint = _those(client, name, there[-MOST_SHOWN:]) if there else _others(client)
+        there = [
+            f"{number} ({', '.join(names)})" if names else number
+            for number, names in named_aliases(client, name).items()
+        ]
+        hint = f"its versions are {', '.join(there[:MOST_SHOWN][::-1])}" if there else _others(client)
         kind = "version" if version.isdecimal() else "alias"
         raise UserError(f"{name} has no {kind} {version} in this store: {hint}")
     return found
-
-
-def _those(client: MlflowClient, name: str, numbers: list[int]) -> str:
-    aliases: dict[int, list[str]] = {number: [] for number in numbers}
-    for alias, version in sorted(client.get_registered_model(name).aliases.items()):
-        aliases.get(int(version), []).append(alias)
-    shown = (f"{number} ({', '.join(each)})" if each else str(number) for number, each in aliases.items())
-    return f"its versions are {', '.join(shown)}"
 
 
 def _others(client: MlflowClient) -> str:
@@ -106,6 +101,16 @@ def find_made(client: MlflowClient, run_id: str) -> ModelVersion:
 def versions_named(client: MlflowClient, name: str) -> list[ModelVersion]:
     """Return all versions of the registered model `name`."""
     return every_version(client, f"name = '{name}'")
+
+
+def named_aliases(client: MlflowClient, name: str) -> dict[str, list[str]]:
+    """Return the aliases of each version of the registered model `name`, newest version first."""
+    found = sorted(versions_named(client, name), key=lambda each: -int(each.version))
+    aliases = client.get_registered_model(name).aliases if found else {}
+    return {
+        str(each.version): [alias for alias, number in aliases.items() if str(number) == str(each.version)]
+        for each in found
+    }
 
 
 def versions_of_run(client: MlflowClient, run_id: str) -> list[ModelVersion]:
