@@ -16,7 +16,7 @@ from diffusion_core.lineage.saved_model import load_model
 from diffusion_core.stages.import_lucidrains import run
 from tests.conformance import cases
 from tests.conformance.golden import FOLDER
-from tests.interop.checkpoints import OPTIONS, SMALLEST, checkpoint, tables
+from tests.interop.checkpoints import OPTIONS, RECORDED, TINY, checkpoint, tables
 
 with np.load(FOLDER / "unets.npz", allow_pickle=False) as archive:
     OUTPUTS = {name: torch.from_numpy(archive[name]) for name in archive.files}
@@ -46,7 +46,7 @@ def test_both_sets_of_weights_give_the_packages_outputs(tmp_path, name):
 @pytest.mark.parametrize("objective", cases.OBJECTIVES)
 @pytest.mark.parametrize("schedule", cases.SCHEDULES)
 def test_the_process_is_inferred_from_the_tables_and_told(tmp_path, capsys, schedule, objective, weighting):
-    torch.save(checkpoint(SMALLEST, schedule=schedule, objective=objective, weighting=weighting), tmp_path / "a.pt")
+    torch.save(checkpoint(TINY, schedule=schedule, objective=objective, weighting=weighting), tmp_path / "a.pt")
     run(tmp_path / "a.pt", tmp_path / "models", "16")
     diffusion = load_model(tmp_path / "models").diffusion
     torch.testing.assert_close(
@@ -58,7 +58,7 @@ def test_the_process_is_inferred_from_the_tables_and_told(tmp_path, capsys, sche
     assert f"objective: {objective} (by the tables)" in told
     assert f"beta_schedule: {schedule} (by the tables)" in told
     assert ("min_snr 4.0" if weighting == "min_snr" else "weighting: snr") in told
-    assert "dim=32, init_dim=32, dim_mults=[1, 2, 4], channels=1, self_condition=True" in told
+    assert "dim=8, init_dim=8, dim_mults=[1, 2], channels=1, self_condition=True" in told
     assert "after 100000 steps" in told
 
 
@@ -81,7 +81,7 @@ def test_tables_of_any_number_of_timesteps_tell_the_process(schedule, objective,
 
 
 def test_an_objective_that_overrules_the_tables_takes_their_weighting_along(tmp_path, capsys):
-    torch.save(checkpoint(SMALLEST, objective="pred_noise", weighting="min_snr"), tmp_path / "a.pt")
+    torch.save(checkpoint(TINY, objective="pred_noise", weighting="min_snr"), tmp_path / "a.pt")
     run(tmp_path / "a.pt", tmp_path / "models", "16", objective="pred_v")
     told = capsys.readouterr().out
     assert "objective: pred_v (as given, where the tables say pred_noise)" in told
@@ -89,7 +89,7 @@ def test_an_objective_that_overrules_the_tables_takes_their_weighting_along(tmp_
 
 
 def test_a_folder_whose_model_dvc_brings_back_is_told(tmp_path, capsys):
-    torch.save(checkpoint(SMALLEST), tmp_path / "a.pt")
+    torch.save(checkpoint(TINY), tmp_path / "a.pt")
     run(tmp_path / "a.pt", tmp_path / "imported", "16")
     assert "`dvc repro`" not in capsys.readouterr().out
     (tmp_path / "imported" / "run_info.json").write_text("{}", encoding="utf-8")
@@ -99,7 +99,7 @@ def test_a_folder_whose_model_dvc_brings_back_is_told(tmp_path, capsys):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_what_wrappers_put_before_the_names_is_stripped(tmp_path, prefix):
-    content = checkpoint(SMALLEST)
+    content = checkpoint(TINY)
     torch.save(content, tmp_path / "plain.pt")
     average = {
         key.replace("ema_model.", f"ema_model.{prefix}").replace(".model.", f".model.{prefix}"): value
@@ -146,15 +146,15 @@ def test_the_period_of_the_time_embedding_is_an_option(tmp_path, capsys):
 
 @pytest.mark.parametrize("part", ["process", "network"])
 def test_a_state_dict_alone_is_read_too(tmp_path, capsys, part):
-    content = checkpoint(SMALLEST)["model"]
+    content = checkpoint(RECORDED)["model"]
     if part == "network":
         content = {key.removeprefix("model."): value for key, value in content.items() if key.startswith("model.")}
     torch.save(content, tmp_path / "unet.pt")
     run(tmp_path / "unet.pt", tmp_path / "models", "16x24", beta_schedule="cosine", objective="pred_x0")
     diffusion = load_model(tmp_path / "models").diffusion
     with torch.no_grad():
-        output = diffusion.model(*cases.unet_input(OPTIONS[SMALLEST]))
-    torch.testing.assert_close(output, OUTPUTS[f"{SMALLEST}/model"], rtol=1e-5, atol=1e-4)
+        output = diffusion.model(*cases.unet_input(OPTIONS[RECORDED]))
+    torch.testing.assert_close(output, OUTPUTS[f"{RECORDED}/model"], rtol=1e-5, atol=1e-4)
     told = capsys.readouterr().out
     assert "the file has no average" in told
     assert ("weighting: snr (not inferred: the usual)" in told) == (part == "network")
@@ -190,7 +190,7 @@ def command(folder, *arguments):
 
 
 def test_the_command_writes_a_model_that_samples(tmp_path):
-    torch.save(checkpoint(SMALLEST), tmp_path / "model-100.pt")
+    torch.save(checkpoint(TINY), tmp_path / "model-100.pt")
     done = command(tmp_path, "model-100.pt", "--out", "models/", "--image-size", "8x16")
     assert done.returncode == 0, done.stderr
     assert "wrote models/model.safetensors with EMA weights" in done.stdout
@@ -207,13 +207,13 @@ def test_the_command_writes_a_model_that_samples(tmp_path):
     [
         (["nowhere.pt"], "nowhere.pt is missing: name a checkpoint"),
         (["model.pt", "--image-size", "big"], "--image-size is big: give pixels"),
-        (["model.pt", "--image-size", "18"], r"image_size is (18, 18); it must be two multiples of 4"),
+        (["model.pt", "--image-size", "17"], r"image_size is (17, 17); it must be two multiples of 2"),
         (["model.pt", "--objective", "pred_score"], "objective is 'pred_score'; it must be one of pred_noise"),
         (["model.pt", "--beta-schedule", "os.system"], "beta_schedule is 'os.system'; it must be one of cosine"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_exit_code_2(tmp_path, arguments, told):
-    torch.save(checkpoint(SMALLEST), tmp_path / "model.pt")
+    torch.save(checkpoint(TINY), tmp_path / "model.pt")
     done = command(tmp_path, *arguments)
     assert done.returncode == 2
     assert told in done.stderr
