@@ -28,7 +28,7 @@ setup: .venv/.stamp ## Create .venv from requirements.lock; skipped while the lo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -e .
 	touch $@
 
-demo: setup ## Run the whole job on the built-in digits: data, training, samples, metrics, champion
+demo: setup ## Run the whole job of params.yaml, at first on the built-in digits: data, training, samples, metrics, champion
 	$(BIN)/diffusion run
 
 # Test processes with one thread each, as many as tests/conftest.py says; a file's tests share their servers.
@@ -122,8 +122,11 @@ bench-data: $(if $(ARCHIVE),setup .bench-data/.stamp) ## Measure ingest and prep
 bench-serve: setup ## Measure the served champion beside the bare sampler, and under fifty clients
 	$(BIN)/python -m benchmarks.serving
 
-serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow
-	$(BIN)/python -m stack.serve
+PREFECT_PORT ?= 4200
+MLFLOW_PORT ?= 5000
+
+serve: setup ## Keep this machine's nightly schedule, and the pages of Prefect and MLflow (make serve MLFLOW_PORT=5001)
+	$(BIN)/python -m stack.serve --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
 
 PORT ?= 8001
 

@@ -43,7 +43,7 @@ STAGES = {
     "publish": "Register the model as a version in MLflow.",
     "promote": "Make the version the champion if it passes the gate.",
     "report": "Write the page of the run: plots/report.html.",
-    "check": "Check train.from, and that the gate can compare with the champion.",
+    "check": "Check train.from, and whether the gate can compare models.",
 }
 
 application = typer.Typer(

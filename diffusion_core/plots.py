@@ -29,19 +29,23 @@ MOST = 20.0
 def distances(estimates: Mapping[str, Estimate]) -> Image.Image:
     """Plot each metric with its 95% interval as a bar next to those of real images and of noise.
 
-    Each metric has its own scale. The bar of noise is left out where it would be more than `MOST` times the others.
+    Each metric has its own scale. Noise has a number in place of its bar where that would be more than `MOST` times as
+    high as the others.
     """
     rows = -(-len(estimates) // PER_ROW)
     figure = Figure(figsize=(2.1 * min(len(estimates), PER_ROW) + 0.6, 3.6 * rows + 0.4), dpi=120, layout="constrained")
     figure.suptitle("Generated images, and in their place real ones and noise", color=INK)
     panels = figure.subplots(rows, min(len(estimates), PER_ROW), squeeze=False).flat
     for axes, (name, estimate) in zip(panels, estimates.items(), strict=False):
-        values = {"generated": estimate.value, "real": estimate.floor}
-        if abs(estimate.ceiling) <= MOST * max(map(abs, values.values())):
-            values["noise"] = estimate.ceiling
-        bars = axes.bar([*values], [*values.values()], color=COLOURS[: len(values)], width=0.7)
-        axes.errorbar(0, estimate.value, estimate.half_width, color=INK, capsize=3, linewidth=1.0)
-        axes.bar_label(bars, fmt="{:.3g}", padding=4, color=INK)
+        values = {"generated": estimate.value, "real": estimate.floor, "noise": estimate.ceiling}
+        most = MOST * max(abs(estimate.value), abs(estimate.floor))
+        for (kind, value), colour in zip(values.items(), COLOURS, strict=True):
+            # With its interval, so that the label stands above both.
+            interval = {"yerr": estimate.half_width, "capsize": 3} if kind == "generated" else {}
+            style = {"color": colour, "ecolor": INK, "width": 0.7}
+            bar = axes.bar([kind], [value if abs(value) <= most else 0.0], **style, **interval)
+            label = f"{value:.3g}" if abs(value) <= most else f"{value:.3g}\n(too high\nto show)"
+            axes.bar_label(bar, [label], padding=4, color=INK)
         axes.set_title(name.replace("_", " "), color=INK)
         axes.margins(y=0.15)
         axes.axhline(0.0, color=INK, linewidth=0.8)
@@ -55,14 +59,15 @@ def distances(estimates: Mapping[str, Estimate]) -> Image.Image:
 
 
 def real_and_generated(real: Images, generated: Images) -> Image.Image:
-    """Plot real and generated images, uint8 (n, H, W, C), side by side in nearly square grids."""
-    count, height, width, _ = generated.shape
+    """Plot real and generated images, uint8 (n, H, W, C), side by side in nearly square grids, as many of each."""
+    count = min(len(real), len(generated))
+    height, width = generated.shape[1:3]
     columns = min(count, max(1, round((count * height / width) ** 0.5)))
     figure = Figure(figsize=(11.0, 5.8), dpi=120, layout="constrained")
     for axes, title, images in zip(
         figure.subplots(1, 2), ("real images", "generated images"), (real, generated), strict=True
     ):
-        _show(axes, grid(images, columns))
+        _show(axes, grid(images[:count], columns))
         axes.set_title(title, color=INK)
     return _render(figure)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ LOGS = Path(".cache")
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+LAST_PORT = 65535
 
 
 class CannotServe(Exception):
@@ -56,9 +57,17 @@ class Server:
         return f"http://{HOST}:{self.port}"
 
 
-PREFECT = Server("prefect", ("prefect", "server", "start", "--host", HOST, "--port", "4200"), 4200, "/api/health")
-MLFLOW = Server("mlflow", ("diffusion_core.registry.server", HOST, "5000"), 5000, "/health", is_optional=True)
 SCHEDULE = ("flows.schedule",)
+
+
+def prefect(port: int) -> Server:
+    """Return Prefect's server on a port."""
+    return Server("prefect", ("prefect", "server", "start", "--host", HOST, "--port", str(port)), port, "/api/health")
+
+
+def mlflow(port: int) -> Server:
+    """Return MLflow's pages on a port."""
+    return Server("mlflow", ("diffusion_core.registry.server", HOST, str(port)), port, "/health", is_optional=True)
 
 
 @contextmanager
@@ -75,7 +84,10 @@ def running(server: Server) -> Iterator[subprocess.Popen[bytes] | None]:
         try:
             probe.bind((HOST, server.port))
         except OSError:
-            raise CannotServe(f"port {server.port} for {server.name} is taken: stop what listens there") from None
+            raise CannotServe(
+                f"port {server.port} for {server.name} is taken: stop what listens there, or choose another with"
+                f" `make serve {server.name.upper()}_PORT=...`"
+            ) from None
     LOGS.mkdir(exist_ok=True)
     log = LOGS / f"{server.name}-server.log"
     command = [sys.executable, "-m", *server.module]
@@ -153,19 +165,28 @@ def _becomes_ready(server: Server, process: subprocess.Popen[bytes], log: Path) 
     raise CannotServe(f"the {server.name} server did not answer within {START_SECONDS:.0f} seconds: {log} says why")
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 0 < int(text) <= LAST_PORT:
+        raise ArgumentTypeError(f"a port is a number from 1 to {LAST_PORT}, which {text} is not")
+    return int(text)
+
+
 def main() -> None:
     """Serve until Ctrl-C or TERM; exit code 2 if a process cannot be started or ends."""
-    ArgumentParser("python -m stack.serve", description=__doc__).parse_args()
+    parser = ArgumentParser("python -m stack.serve", description=__doc__)
+    parser.add_argument("--prefect-port", type=_port, default=4200, help="the port of Prefect's server (default: 4200)")
+    parser.add_argument("--mlflow-port", type=_port, default=5000, help="the port of MLflow's pages (default: 5000)")
+    ports = parser.parse_args()
     signal.signal(signal.SIGTERM, leave)
     try:
         with ExitStack() as running_now:
             page = user_page()
             if page is None:
-                servers = [PREFECT, MLFLOW]
-                environment = {**os.environ, "PREFECT_API_URL": PREFECT.page + "/api"}
+                servers = [prefect(ports.prefect_port), mlflow(ports.mlflow_port)]
+                environment = {**os.environ, "PREFECT_API_URL": servers[0].page + "/api"}
             else:
                 print(f"prefect: {page}", flush=True)
-                servers = [MLFLOW]
+                servers = [mlflow(ports.mlflow_port)]
                 # By default, Prefect derives logged links from the API's address with its password.
                 environment = {**os.environ, "PREFECT_UI_URL": page}
             processes = {}

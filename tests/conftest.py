@@ -77,8 +77,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """Take half as many processes more than there are cores, because many tests wait for servers."""
-    return cores() + cores() // 2
+    """Take twice as many processes as there are cores, because many tests wait for servers and other processes."""
+    return 2 * cores()
 
 
 def pytest_collection_modifyitems(items):

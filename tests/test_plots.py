@@ -60,6 +60,12 @@ def test_real_images_are_left_and_generated_ones_right():
         assert not (half == elsewhere).all(axis=2).any()
 
 
+@pytest.mark.parametrize(("real", "generated"), [(64, 40), (40, 64)])
+def test_of_unequal_numbers_as_many_are_shown_in_one_size(real, generated):
+    page = real_and_generated(of_colour(RED, real, 16, 16), of_colour(BLUE, generated, 16, 16))
+    assert pixels_of(page, "#ff0000") == pixels_of(page, "#0000ff") > 10_000
+
+
 def test_gray_images_stay_gray():
     page = np.asarray(real_and_generated(np.full((9, 8, 8, 1), 77, np.uint8), np.full((9, 8, 8, 1), 77, np.uint8)))
     assert (page == 77).all(axis=2).mean() > 0.7

@@ -1,9 +1,7 @@
 """Reads params.yaml as YAML 1.2, like DVC, without converting values to other types."""
 
 import json
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from pydantic import ValidationError
 from diffusion_core.config.settings import Settings
 from diffusion_core.documents import read_yaml
 from diffusion_core.errors import UserError
+from diffusion_core.problems import sentence
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -34,7 +33,8 @@ def load_settings(file: Path = PARAMS_FILE) -> Settings:
         # Validated as JSON, where pydantic's strict mode accepts a list for a tuple and a mapping for a choice.
         return Settings.model_validate_json(json.dumps(_plain(content), default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{file}: {_sentence(error, content)}") from None
+        problems = sentence(error.errors(include_url=False), lambda place: _key(place, content), _known_keys)
+        raise UserError(f"{file}: {problems}") from None
 
 
 def _plain(content: Any) -> Any:
@@ -42,48 +42,6 @@ def _plain(content: Any) -> Any:
     if isinstance(content, dict):
         return {str(key): _plain(value) for key, value in content.items()}
     return [_plain(value) for value in content] if isinstance(content, list) else content
-
-
-def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
-    """Return the problems of a validation, each as a clause with its key."""
-    sentences = []
-    problems = error.errors(include_url=False)
-    for problem in problems:
-        place = problem["loc"]
-        # A list whose every item is wrong is too short for pydantic as well.
-        if problem["type"] == "too_short" and any(
-            each["loc"][: len(place)] == place != each["loc"] for each in problems
-        ):
-            continue
-        key = _key(problem["loc"], content)
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            nearest = get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), n=1)
-            remedy = f"did you mean {nearest[0]}?" if nearest else "remove it or correct its spelling"
-            sentence = f"unknown key {key}: {remedy}"
-        elif problem["type"] == "union_tag_invalid":
-            tag, names = problem["ctx"]["tag"], re.findall(r"'(.*?)'", problem["ctx"]["expected_tags"])
-            sentence = f"{key}.kind is {tag!r}: {_hint(tag, names)}it must be one of {', '.join(names)}"
-        elif problem["type"] == "literal_error":
-            value, names = problem["input"], re.findall(r"'(.*?)'", problem["ctx"]["expected"])
-            sentence = f"{key} is {value!r}: {_hint(value, names)}it must be one of {', '.join(names)}"
-        elif problem["type"] == "union_tag_not_found":
-            sentence = f"{key}.kind is missing: add it"
-        elif problem["type"] == "missing":
-            sentence = f"{key} is missing: add it"
-        elif problem["type"] == "value_error":
-            sentence = f"{key + ': ' if key else ''}{problem['ctx']['error']}"
-        else:
-            sentence = f"{key} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
-        sentences.append(sentence)
-    return "; ".join(sentences)
-
-
-def _hint(value: Any, names: Sequence[str]) -> str:
-    """Return a question for the nearest of the valid names, which have small letters, or "" if none is near."""
-    word = str(value).lower()
-    # A part of a long name is not near it: recall is one of precision_recall.
-    nearest = get_close_matches(word, names, n=1) or [name for name in names if len(word) > 2 and word in name]
-    return f"did you mean {nearest[0]}? " if nearest else ""
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:

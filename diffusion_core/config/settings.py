@@ -4,7 +4,6 @@ The whole file is checked before any stage starts, so that an error in the last 
 """
 
 from collections.abc import Collection, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -22,6 +21,7 @@ from diffusion_core.metrics.features import SMALLEST_IMAGE
 from diffusion_core.metrics.figures import MetricChoice, every_metric
 from diffusion_core.metrics.figures.frechet import Fid
 from diffusion_core.metrics.figures.metric import COUNTS, prefixed
+from diffusion_core.problems import hint
 from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
 
@@ -242,8 +242,7 @@ class Settings(Section):
 def _check_figures(key: str, names: Collection[str], figures: Sequence[str]) -> None:
     for name in names:
         if name not in figures:
-            nearest = get_close_matches(name.lower(), figures, n=1)
-            hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(
-                f"{key} names {name}, which evaluate.metrics does not measure: {hint}use one of {', '.join(figures)}"
+                f"{key} names {name}, which evaluate.metrics does not measure: {hint(name, figures)}use one of"
+                f" {', '.join(figures)}"
             )

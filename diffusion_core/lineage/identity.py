@@ -92,3 +92,8 @@ def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + name] = str(value)
     return flat
+
+
+def as_in_yaml(value: str) -> str:
+    """Return a value of `flattened` as params.yaml has it: null, true and false in place of Python's names."""
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value)

@@ -6,7 +6,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from diffusion_core.files import sha256_of
 from diffusion_core.lineage.model_files import DESCRIPTION, WEIGHTS
 from diffusion_core.lineage.tensors import save_tensors
 from diffusion_core.networks.unet import Unet
+from diffusion_core.problems import hint
 from diffusion_core.process.gaussian_diffusion import GaussianDiffusion
 from diffusion_core.process.learned_gaussian_diffusion import LearnedGaussianDiffusion
 from diffusion_core.process.losses import LossChoice
@@ -71,10 +71,8 @@ class TrainedModel:
         names = self.class_names
         if class_name in names:
             return names.index(class_name)
-        nearest = get_close_matches(class_name, names, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
         shown = f"it has {', '.join(names[:MOST_SHOWN])}" if names else "it has no classes"
-        raise UserError(f"the model has no class {class_name!r}: {hint}{shown}")
+        raise UserError(f"the model has no class {class_name!r}: {hint(class_name, names)}{shown}")
 
 
 def proportional_labels(class_counts: Sequence[int], count: int) -> list[int]:

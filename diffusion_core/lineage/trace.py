@@ -35,6 +35,7 @@ class Trace:
         data_changes: what differs of the images.
         param_changes: what differs of the parameters.
         missing: a sentence for each part that was not recorded.
+        diff: what the checkout had beside its commit, as `git apply` takes it; empty if it had nothing.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Trace:
     data_changes: list[Change] = field(default_factory=list)
     param_changes: list[Change] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    diff: str = ""
 
     @property
     def title(self) -> str:

@@ -10,6 +10,7 @@ from mlflow.exceptions import MlflowException
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.evaluation import Evaluation
+from diffusion_core.lineage.identity import as_in_yaml
 from diffusion_core.registry.champions import recorded_decision
 from diffusion_core.registry.connection import run_page
 from diffusion_core.registry.published import TAGS, cost_of
@@ -81,7 +82,7 @@ def _compared(client: MlflowClient, environment: Environment, name: str, metrics
         title=title,
         decision=_decision(version),
         evaluation=None if version is None else recorded_evaluation(version),
-        params=dict(run.data.params),
+        params={param: as_in_yaml(value) for param, value in run.data.params.items()},
         cost=cost_of(run),
         page=run_page(environment, run.info.experiment_id, run.info.run_id),
         origin=_origin(tags),

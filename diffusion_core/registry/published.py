@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
+from diffusion_core.lineage.identity import as_in_yaml
 from diffusion_core.lineage.promotion import Decision
 from diffusion_core.lineage.provenance import FLOW_RUN
 from diffusion_core.registry.champions import recorded_decision
@@ -108,7 +109,7 @@ def _changes(before: Run, now: Run) -> list[tuple[str, str, str]]:
     pairs = [(before.data.params, now.data.params), (before.data.tags, now.data.tags)]
     names = [sorted({*pairs[0][0], *pairs[0][1]}), ["dataset_md5", "git_commit"]]
     return [
-        (name, one.get(name, "none"), other.get(name, "none"))
+        (name, as_in_yaml(one.get(name, "none")), as_in_yaml(other.get(name, "none")))
         for (one, other), each in zip(pairs, names, strict=True)
         for name in each
         if one.get(name) != other.get(name)

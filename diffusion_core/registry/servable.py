@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from diffusion_core.choices import choices
 from diffusion_core.errors import UserError
 from diffusion_core.generation import make_all
 from diffusion_core.lineage.saved_model import load_model
+from diffusion_core.problems import hint
 from diffusion_core.process.sampling import sample_steps
 from diffusion_core.samplers import SamplerChoice
 from diffusion_core.samplers.guidance import Guidance
@@ -166,9 +166,8 @@ def _table(model_input: Any) -> pd.DataFrame:
         raise ValueError(f"the input is not a table with a column {LABEL} or {CLASS} ({error})") from None
     for column in table.columns:
         if column not in (LABEL, CLASS):
-            nearest = get_close_matches(str(column).lower(), (LABEL, CLASS), n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"it must be {LABEL} or {CLASS}"
-            raise ValueError(f"the column {column!r} is not known: {hint}")
+            remedy = hint(column, (LABEL, CLASS)).rstrip() or f"it must be {LABEL} or {CLASS}"
+            raise ValueError(f"the column {column!r} is not known: {remedy}")
     return table
 
 
@@ -180,9 +179,7 @@ def _sampler(settings: Mapping[str, Any]) -> SamplerChoice:
     """
     known, kind = choices(SamplerChoice), str(settings[SAMPLER])
     if kind not in known:
-        nearest = get_close_matches(kind.lower(), known, n=1)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ValueError(f"sampler is {kind!r}: {hint}it must be one of {', '.join(known)}")
+        raise ValueError(f"sampler is {kind!r}: {hint(kind, known)}it must be one of {', '.join(known)}")
     options = {field.name: settings[field.name] for field in fields(known[kind]) if field.name != "kind"}
     sampler: SamplerChoice = known[kind](**options)
     return sampler

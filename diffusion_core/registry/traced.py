@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from diffusion_core.address import without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.identity import as_in_yaml, flattened
 from diffusion_core.lineage.provenance import FLOW_RUN
 from diffusion_core.lineage.recorded import (
     CHANGES,
@@ -78,13 +78,14 @@ def traced(client: MlflowClient, environment: Environment, version: ModelVersion
     decision = _json(version.tags.get(DECISION, "{}"))
     before, gone = _before(client, version, decision)
     other = None if before is None else _known(client, before)
+    code, diff = _code(client, now)
     return Trace(
         model=version.name,
         version=int(version.version),
         published=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
         aliases=sorted(version.aliases),
         decision=str(decision.get("sentence", "")),
-        code=_code(client, now),
+        code=code,
         data=_source(now.sections) | now.data | _data_page(client, environment, now),
         params=now.params,
         metrics=_metrics(version),
@@ -95,6 +96,7 @@ def traced(client: MlflowClient, environment: Environment, version: ModelVersion
         data_changes=[] if other is None else differences(other.data, now.data),
         param_changes=[] if other is None else _param_changes(other, now),
         missing=now.missing,
+        diff=diff,
     )
 
 
@@ -121,7 +123,9 @@ def _known(client: MlflowClient, version: ModelVersion) -> _Known:
             "the machine was not recorded: it was trained by earlier code, or another run stands in for its own"
         )
     params_of = flattened(sections) or dict(run.data.params)
-    values = {name: without_userinfo(value) if "://" in value else value for name, value in params_of.items()}
+    values = {
+        name: as_in_yaml(without_userinfo(value) if "://" in value else value) for name, value in params_of.items()
+    }
     return _Known(version, run, values, sections, numbers, missing)
 
 
@@ -162,19 +166,23 @@ def _param_changes(before: _Known, now: _Known) -> list[Change]:
     # One of them has those of its training alone.
     both = [{} if each.run is None else each.run.data.params for each in (before, now)]
     names = both[0].keys() & both[1].keys()
-    return differences(*({name: each[name] for name in names} for each in both))
+    return differences(*({name: as_in_yaml(each[name]) for name in names} for each in both))
 
 
-def _code(client: MlflowClient, known: _Known) -> dict[str, str]:
+def _code(client: MlflowClient, known: _Known) -> tuple[dict[str, str], str]:
+    """Return commit and changes by name, and the text of the changes."""
     code = {"commit": known.tags.get(COMMIT, "unknown: it was trained outside of a git checkout")}
     dirty = known.tags.get("git_dirty")
     if dirty == "true":
         why = known.tags.get(UNRECORDED, "it was trained by earlier code")
-        has_changes = known.run is not None and run_file(client, known.run, CHANGES) is not None
-        code["changes"] = f"in {CHANGES} of the run" if has_changes else f"not recorded, because {why}"
+        content = None if known.run is None else run_file(client, known.run, CHANGES)
+        if content is not None:
+            code["changes"] = f"in {CHANGES} of the run"
+            return code, content.decode(errors="replace")
+        code["changes"] = f"not recorded, because {why}"
     elif dirty == "false":
         code["changes"] = "none"
-    return code
+    return code, ""
 
 
 def _source(sections: Mapping[str, Any]) -> dict[str, str]:

@@ -50,6 +50,7 @@ def comparison(columns: Sequence[Column], charts: Sequence[Chart]) -> str:
         .render(
             columns=columns,
             charts=charts,
+            titles=dict(enumerate((column.title for column in columns), start=1)),
             metrics=metric_cells([column.evaluation for column in columns]),
             floors=floors([column.evaluation for column in columns]),
             params=differing([column.params for column in columns]),

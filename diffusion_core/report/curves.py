@@ -20,6 +20,7 @@ class Chart:
 
     Attributes:
         name: what is shown.
+        names: of each curve by its number, from 1.
         paths: of each curve by its number, from 1, in SVG, in a box of `WIDTH` x `HEIGHT`.
         text: the curves in words.
         low: the lowest value.
@@ -28,6 +29,7 @@ class Chart:
     """
 
     name: str
+    names: dict[int, str]
     paths: dict[int, str]
     text: str
     low: str
@@ -50,7 +52,7 @@ def read_points(file: Path, names: Sequence[str]) -> dict[str, list[Point]]:
 
 
 def chart(name: str, unit: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> Chart | None:
-    """Return the curves that have two finite values or more, or None without any.
+    """Return the curves that have a finite value, or None without any; one value alone is a small square.
 
     Args:
         name: what is shown.
@@ -58,7 +60,7 @@ def chart(name: str, unit: str, curves: Sequence[tuple[str, Sequence[Point]]]) -
         curves: the name of each curve, and its points from left to right. One that is left out keeps its number.
     """
     finite = [[point for point in points if math.isfinite(point[1])] for _, points in curves]
-    shown = {number: points for number, points in enumerate(finite, start=1) if len(points) > 1}
+    shown = {number: points for number, points in enumerate(finite, start=1) if points}
     if not shown:
         return None
     values = [value for points in shown.values() for _, value in points]
@@ -66,15 +68,16 @@ def chart(name: str, unit: str, curves: Sequence[tuple[str, Sequence[Point]]]) -
     span, last = (high - low) or 1.0, max(points[-1][0] for points in shown.values()) or 1.0
 
     def path(points: Sequence[Point]) -> str:
-        places = " L ".join(
+        places = [
             f"{place / last * WIDTH:.1f} {HEIGHT - MARGIN - (value - low) / span * (HEIGHT - 2 * MARGIN):.1f}"
             for place, value in points
-        )
-        return f"M {places}"
+        ]
+        return f"M {' L '.join(places)}" if len(places) > 1 else f"M {places[0]} h -{MARGIN} v -{MARGIN} h {MARGIN} z"
 
+    names = {number: curves[number - 1][0] for number in shown}
     words = [
-        f"{curves[number - 1][0]}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
+        f"{names[number]}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
         for number, points in shown.items()
     ]
     paths = {number: path(points) for number, points in shown.items()}
-    return Chart(name, paths, "; ".join(words), f"{low:.3g}", f"{high:.3g}", f"{last:,.0f} {unit}")
+    return Chart(name, names, paths, "; ".join(words), f"{low:.3g}", f"{high:.3g}", f"{last:,.0f} {unit}")

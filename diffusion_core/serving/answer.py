@@ -15,10 +15,13 @@ from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
 
 from diffusion_core.pictures import grid, picture, png
+from diffusion_core.problems import Location, sentence
 from diffusion_core.registry.served import Served
 from diffusion_core.serving.request import ImageRequest, Job
 
 COLUMNS = 8
+# As clients name the fields of a request.
+KEYS = [field.alias or name for name, field in ImageRequest.model_fields.items()]
 
 
 def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.uint8]) -> Response:
@@ -60,11 +63,20 @@ def refusal(status: int, sentence: str) -> Response:
 
 
 async def invalid_request(_: Request, error: Exception) -> Response:
-    """Return the answer to a body that is not of the request's type: its first fault, in a sentence."""
+    """Return the answer to a body that is not of the request's type: its faults, in a sentence."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"][1:]) or "the body"
-    return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{field}: {first['msg']}")
+    problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        told = "the body is not JSON"
+    else:
+        told = sentence(problems, _field, lambda _: KEYS)
+    return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
+
+
+def _field(place: Location) -> str:
+    """Return the name of a field, without what it stands in; an item of a list has its place behind the name."""
+    last = max((number for number, part in enumerate(place[1:], start=1) if isinstance(part, str)), default=0)
+    return ".".join(map(str, place[last:])) if last else "the body"
 
 
 def _about(job: Job, served: Served, place: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_core.arrays import save_array
 from diffusion_core.choices import choose
 from diffusion_core.config.environment import Environment
+from diffusion_core.counts import count_of
 from diffusion_core.data.decode import decode
 from diffusion_core.data.decoding import Decoding
 from diffusion_core.errors import UserError
@@ -151,7 +152,7 @@ def run(environment: Environment, name: str, wanted: Request, out: Path) -> None
     except ValueError as error:
         raise UserError(f"{name} cannot be sampled like this: {error}") from None
     _write(images, out, found, wanted, labels, model.class_names)
-    print(f"{out} has {wanted.count} images by {wanted.sampler.kind}")
+    print(f"{out} has {count_of(wanted.count, 'image')} by {wanted.sampler.kind}")
 
 
 def _labels(model: TrainedModel, wanted: Request) -> list[int] | None:

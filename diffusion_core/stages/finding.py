@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusion_core.counts import count_of
 from diffusion_core.errors import UserError
 
 REPAIR = "say `diffusion verify --repair`"
@@ -40,7 +41,7 @@ class Hashed:
         self.sizes.setdefault(what, []).extend(file.stat().st_size for file in files if file.is_file())
 
     def __str__(self) -> str:
-        each = (f"{what} ({len(sizes):,} files, {sum(sizes):,} bytes)" for what, sizes in self.sizes.items())
+        each = (f"{what} ({count_of(len(sizes), 'file')}, {sum(sizes):,} bytes)" for what, sizes in self.sizes.items())
         return ", ".join(each) or "nothing"
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import IngestSettings
+from diffusion_core.counts import count_of
 from diffusion_core.data.raw import PackWriter, RawFile, packs_to_keep, read_index, whole_packs, write_index
 from diffusion_core.data.sources import Source
 from diffusion_core.data.sources.item import Item
@@ -38,7 +39,7 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
         if _is_same(_of(origin, item), known.get(item.path))
     }
     new = [item for item in items if item.path not in same]
-    print(f"ingest: {len(new)} of {len(items)} images are new", flush=True)
+    print(f"ingest: {len(new):,} of {len(items):,} images are new", flush=True)
     packs = packs_to_keep(RAW, same.values(), grows=bool(new))
     kept = [file for file in same.values() if file.pack in packs]
     with replaced(RAW) as folder, closing(source.contents(new, items, downloads, environment)) as contents:
@@ -58,7 +59,7 @@ def run(ingest: IngestSettings, environment: Environment) -> None:
     # Removed only after success, so that an error loses no downloads.
     if environment.downloads is None and downloads.exists():
         shutil.rmtree(downloads)
-    print(f"ingest: {len(items)} images in {RAW}")
+    print(f"ingest: {count_of(len(items), 'image')} in {RAW}")
 
 
 def _check_texts(items: Sequence[Item]) -> None:

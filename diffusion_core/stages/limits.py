@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from diffusion_core.config.settings import DataLimits
+from diffusion_core.counts import count_of
 from diffusion_core.data.manifest import ManifestRow
 from diffusion_core.data.report.statistics import Statistics
 from diffusion_core.errors import UserError
@@ -55,7 +56,7 @@ def _too_few(limits: DataLimits, statistics: Statistics) -> Iterator[str]:
         yield _crossed(
             "min_images",
             limits.min_images,
-            f"the dataset has {images} images of {statistics.files} files",
+            f"the dataset has {count_of(images, 'image')} of {count_of(statistics.files, 'file')}",
             [f"{row.source}: {row.quarantined}" for row in statistics.quarantined],
             "bring more images, or lower the limit",
         )
@@ -65,7 +66,7 @@ def _too_few(limits: DataLimits, statistics: Statistics) -> Iterator[str]:
             "min_images_per_class",
             least,
             f"{len(small)} of {len(classes)} classes have fewer",
-            [f"{name}: {count} images" for count, name in small],
+            [f"{name}: {count_of(count, 'image')}" for count, name in small],
             "bring more images of these, remove their folders, or lower the limit",
         )
 
@@ -77,7 +78,7 @@ def _too_many(limits: DataLimits, statistics: Statistics) -> Iterator[str]:
         yield _crossed(
             "max_duplicates_share",
             most,
-            f"{len(copies)} images are near-duplicates of others ({share:.3g})",
+            f"{len(copies):,} of the images are near-duplicates of others ({share:.3g})",
             [f"{row.source}: like {row.duplicate_of}" for row in copies],
             "remove these files, or raise the limit",
         )

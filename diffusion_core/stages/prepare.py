@@ -146,7 +146,7 @@ def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Pla
         are_told = any(place.split == "validation" for place in told.values())
         where = "in the splits that the source names" if are_told else "in the split of the first of each"
         done = "left out" if info.dropped else f"kept, {where}"
-        print(f"prepare: {same} images are near-duplicates of others: {done}; see the column `duplicate_of`")
+        print(f"prepare: near-duplicates of other images: {same:,}, {done}; see the column `duplicate_of`")
     if info.quarantined:
         print(
             f"prepare: left out {info.quarantined} of {len(told)} files; {DATA_PAGE} shows why, and so does the column"

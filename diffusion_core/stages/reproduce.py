@@ -176,6 +176,7 @@ def _copied_parent(environment: Environment, place: Path, parent: Mapping[str, s
             shutil.copytree(files, place)
     if model_digest(place) != digest:
         raise UserError(f"the training began from {name}, which is another model now: bring the one with {digest} back")
+    print(f"reproduce: {name}, from which the training began, is in {place}", flush=True)
     return place.absolute()
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from diffusion_core.arrays import save_array
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import SampleSettings
+from diffusion_core.counts import count_of
 from diffusion_core.errors import UserError
 from diffusion_core.files import replaced
 from diffusion_core.generation import even_size, generate, to_uint8
@@ -79,7 +80,7 @@ def run(
         origin = SamplesOrigin(model_digest=model_digest(MODELS), sampling_key=sampling_key(sample), sample=sample)
         origin.write(folder / SAMPLES_ORIGIN.name)
     record_cost("sample", SAMPLES / "samples.npy", cost)
-    print(f"sample: {len(images)} images by {sample.sampler.kind} in {SAMPLES}")
+    print(f"sample: {count_of(len(images), 'image')} by {sample.sampler.kind} in {SAMPLES}")
 
 
 def _fast(model: TrainedModel, sample: SampleSettings, environment: Environment, ranks: Ranks) -> TrainedModel:

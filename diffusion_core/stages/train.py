@@ -136,6 +136,7 @@ def _train(trainer: Trainer, plan: Plan, train: TrainSettings, environment: Envi
             write_rows(temporary / LOSS.name, COLUMNS, history.rows)
             write_rows(temporary / VALIDATION.name, validation_columns, validation.rows)
     mark_finished(plan.folder)
+    print(f"train: the model, with its weights after {model_images:,} images, is in {MODELS}", flush=True)
 
 
 def _trainer(plan: Plan, train: TrainSettings, environment: Environment, ranks: Ranks) -> Trainer:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffusion_core.address import parse_s3
 from diffusion_core.config.environment import Environment
+from diffusion_core.counts import count_of
 from diffusion_core.data.sources.folder import image_files
 from diffusion_core.errors import UserError
 from diffusion_core.progress import Progress
@@ -43,5 +44,5 @@ def run(folder: Path, url: str, environment: Environment) -> None:
             sent += is_sent
             progress.add(image.stat().st_size)
     if others or found.links:
-        print(f"upload: left out {others} files that are not images and {found.links} links that lead elsewhere")
-    print(f"upload: sent {sent} files to {address}; {len(images) - sent} were there already")
+        print(f"upload: left out files that are not images: {others}, and links that lead elsewhere: {found.links}")
+    print(f"upload: sent {count_of(sent, 'file')} to {address}; {len(images) - sent:,} were there already")

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from stack.serve import MLFLOW, PREFECT, CannotServe, Server, running, watch
+from stack.serve import CannotServe, Server, mlflow, prefect, running, watch
 from tests.flows.repository import CHECKOUT
 from tests.ports import free_port
 from tests.registry.projects import new_environment
@@ -46,9 +46,17 @@ def test_a_server_answers_in_the_block_and_is_gone_with_its_children_afterwards(
 
 def test_a_taken_port_is_told_and_its_owner_left_alone(listener):
     with running(listener) as owner:
-        with pytest.raises(CannotServe, match=f"port {listener.port} for listener is taken"), running(listener):
+        with pytest.raises(CannotServe, match=f"port {listener.port} .* `make serve LISTENER_PORT="), running(listener):
             pass
         assert owner.poll() is None
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "4200.0", "²"])
+def test_what_is_no_port_is_told(port):
+    command = [sys.executable, "-m", "stack.serve", f"--mlflow-port={port}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"a port is a number from 1 to 65535, which {port} is not" in done.stderr
 
 
 def test_a_server_that_does_not_start_is_told_with_its_log(tmp_path, monkeypatch):
@@ -77,7 +85,7 @@ def test_a_server_that_nobody_needs_is_no_trouble(tmp_path, monkeypatch, capsys)
 
 
 def test_only_mlflows_pages_may_turn_out_to_be_needed_by_nobody(tmp_path, monkeypatch):
-    assert [server.name for server in (PREFECT, MLFLOW) if server.is_optional] == ["mlflow"]
+    assert [server.name for server in (prefect(4200), mlflow(5000)) if server.is_optional] == ["mlflow"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CannotServe, match="the idle server ended with exit code 0"), running(idle(tmp_path)):
         pass
@@ -95,22 +103,6 @@ def test_a_process_that_ends_is_noticed(code):
             watch({"lasting": lasting, "dying": dying})
 
 
-# `make serve` on other ports, so that a machine that serves already can run this test.
-SERVE = """
-import sys
-from dataclasses import replace
-from stack import serve
-
-def at(server, port):
-    module = tuple(str(port) if each == str(server.port) else each for each in server.module)
-    return replace(server, port=port, module=module)
-
-serve.PREFECT, serve.MLFLOW = at(serve.PREFECT, int(sys.argv[1])), at(serve.MLFLOW, int(sys.argv[2]))
-del sys.argv[1:]
-serve.main()
-"""
-
-
 @contextmanager
 def served(folder, ports, variables):
     """Serve in a folder for the block, which begins when the schedule works; yield the process and its output so far.
@@ -119,7 +111,8 @@ def served(folder, ports, variables):
     """
     (folder / "prefect.yaml").symlink_to(CHECKOUT / "prefect.yaml")
     (folder / "flows").symlink_to(CHECKOUT / "flows")
-    command = [sys.executable, "-c", SERVE, *map(str, ports)]
+    # On other ports, so that a machine that serves already can run this test.
+    command = [sys.executable, "-m", "stack.serve", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
     variables = {name: value for name, value in variables.items() if name != "PYTHONUNBUFFERED"}
     with (folder / "log").open("w") as log:
         # The folder is no checkout, and `stack` is installed nowhere.
@@ -182,10 +175,9 @@ import sys
 from stack import serve
 
 serve.STOP_SECONDS = 3.0
-serve.PREFECT = serve.Server("prefect", ("listener", sys.argv[1]), int(sys.argv[1]), "/")
-serve.MLFLOW = serve.Server("mlflow", ("listener", sys.argv[2]), int(sys.argv[2]), "/")
+serve.prefect = lambda port: serve.Server("prefect", ("listener", str(port)), port, "/")
+serve.mlflow = lambda port: serve.Server("mlflow", ("listener", str(port)), port, "/")
 serve.SCHEDULE = ("schedule",)
-del sys.argv[1:]
 serve.main()
 """
 
@@ -217,7 +209,10 @@ def press_ctrl_c(folder, schedule, moments):
     (folder / "listener.py").write_text(LISTENER)
     (folder / "schedule.py").write_text(schedule)
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE_STAND_INS, str(free_port()), str(free_port())],
+        [
+            *(sys.executable, "-c", SERVE_STAND_INS),
+            *("--prefect-port", str(free_port()), "--mlflow-port", str(free_port())),
+        ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
         stderr=subprocess.PIPE,

@@ -103,6 +103,7 @@ def test_a_trace_says_where_the_champion_comes_from(made, say, capsys):
     }
     assert trace["param_changes"] == [{"name": "train.seed", "before": "0", "now": "1"}]
     assert trace["data_changes"] == trace["missing"] == []
+    assert "+CHANGED = True" in trace["diff"]
     page = Path("plots/trace.html").read_text()
     assert made[1] in page
     assert trace["runs"]["MLflow page"] in page

@@ -42,7 +42,9 @@ def test_it_shows_samples_metrics_curves_and_the_decision():
         assert name.replace("_", " ") in words
     # 40 samples of 10 classes, and five other pictures.
     assert len(parsed.all("img")) == 40 + 5
-    assert len(parsed.all("svg")) == 4
+    # Four charts, and five keys of the curves of validation.
+    assert len(parsed.all("svg")) == 4 + 5
+    assert "all timesteps quarter 1 quarter 2 quarter 3 quarter 4" in words
     assert all(each["alt"] for each in parsed.all("img"))
     assert "Of 40 samples, 40 were compared" in words
 
@@ -191,11 +193,18 @@ def test_a_curve_ends_at_the_last_row(tmp_path):
 
 def test_curves_of_a_chart_have_common_axes_and_keep_their_numbers():
     nan = float("nan")
-    curves = [("a", [(1, 9)]), ("b", [(1, 4), (2, nan), (4, 2)]), ("b", [(1, 2), (8, 0)]), ("d", [])]
+    curves = [("a", [(1, nan)]), ("b", [(1, 4), (2, nan), (4, 2)]), ("c", [(1, 2), (8, 0)]), ("d", [])]
     found = chart("Loss", "seconds", curves)
     assert found.paths == {2: "M 40.0 4.0 L 160.0 60.0", 3: "M 40.0 60.0 L 320.0 116.0"}
+    assert found.names == {2: "b", 3: "c"}
     assert (found.low, found.high, found.end) == ("0", "4", "8 seconds")
-    assert chart("Loss", "seconds", [("a", [(1, 4)]), ("b", [(1, nan), (2, nan)])]) is None
+    assert chart("Loss", "seconds", [("a", []), ("b", [(1, nan), (2, nan)])]) is None
+
+
+def test_one_value_alone_is_a_square():
+    found = chart("Loss", "seconds", [("a", [(4, 2)]), ("b", [(0, 1), (8, 3)])])
+    assert found.paths[1] == "M 160.0 60.0 h -4.0 v -4.0 h 4.0 z"
+    assert found.text.startswith("a: from 2 to 2 after 4 seconds")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

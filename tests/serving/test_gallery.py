@@ -94,8 +94,9 @@ def test_a_page_of_elsewhere_cannot_ask_by_a_name_that_leads_here(app):
         ({"versions": ["1"], "images": {"class": "cat"}}, "it has 0, 1, 2"),
         ({"versions": ["1"], "images": {"steps": 99}}, "8 timesteps"),
         ({"versions": ["9"], "images": {}}, "no version 9"),
-        ({"versions": ["../1"], "images": {}}, "versions"),
-        ({"versions": [], "images": {}}, "versions"),
+        ({"versions": ["1"], "images": {"guidance": 200}}, "guidance is 200: it must be less than or equal to 100"),
+        ({"versions": ["../1"], "images": {}}, "versions.0 is '../1': it must match"),
+        ({"versions": [], "images": {}}, "versions is []: it must have at least 1 item"),
         ({"versions": ["1", "2", "1"], "images": {}}, "versions"),
         ({}, "versions"),
     ],
@@ -104,6 +105,11 @@ def test_a_wrong_request_is_answered_with_its_fault(client, body, words):
     answer = client.post("/frames", json=body)
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
+
+
+def test_a_body_that_is_not_json_is_told(client):
+    answer = client.post("/frames", content=b"{n: 1}", headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()) == (422, {"detail": "the body is not JSON"})
 
 
 def test_a_version_that_is_not_there_has_no_card(client):

@@ -163,10 +163,17 @@ def test_clients_that_ask_together_share_batches(client):
     [
         ({"n": 10**9}, 422, "at most 64"),
         ({"class": "cat"}, 422, "it has 0, 1, 2"),
-        ({"lable": 1}, 422, "lable: Extra inputs are not permitted"),
-        ({"n": "many"}, 422, "n: Input should be a valid integer"),
+        ({"claas": "1"}, 422, "unknown key claas: did you mean class?"),
+        ({"lable": 1}, 422, "unknown key lable: remove it or correct its spelling"),
+        ({"n": "many", "seed": -1}, 422, "n is 'many': it must be a valid integer; seed is -1: it must be greater"),
+        ({"n": "m" * 1000}, 422, "mmm...: it must be a valid integer"),
+        (
+            {"sampler": "DDIN"},
+            422,
+            "sampler is 'DDIN': did you mean ddim? it must be one of ddim, ddpm, dpm_solver, heun",
+        ),
         ({"steps": 9}, 422, "8 timesteps"),
-        ([], 422, "the body: Input should be a valid dictionary"),
+        ([], 422, "the body is []: it must be a valid dictionary"),
     ],
 )
 def test_a_wrong_request_is_answered_with_its_fault(client, body, status, words):

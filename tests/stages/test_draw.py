@@ -174,7 +174,7 @@ def test_noises_of_a_strip_are_noise():
         (["models", "--n", 10**12], "MB of memory are free: sample fewer at a time"),
         (["models", "--seed", -1], "a seed is negative"),
         (["models", "--class", "cat"], "the model has no class 'cat'"),
-        (["models", "--class", "10"], "did you mean 1?"),
+        (["models", "--class", "10"], "the model has no class '10': it has 0, 1, 2"),
         (["models", "--steps", 9], "models cannot be sampled like this: steps is 9"),
         (["models", "--steps", 0], "steps is 0"),
         (["models", "--sampler", "ddpn"], "--sampler is 'ddpn'; it must be one of ddim, ddpm"),

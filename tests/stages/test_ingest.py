@@ -100,7 +100,7 @@ def test_what_the_source_no_longer_has_goes(tmp_path: Path, capsys: pytest.Captu
     with ZipFile(file) as archive:
         assert archive.namelist() == ["new.png"]
     assert [file.name for file in Path("data").iterdir()] == ["raw"]
-    assert capsys.readouterr().out.endswith("ingest: 1 of 1 images are new\ningest: 1 images in data/raw\n")
+    assert capsys.readouterr().out.endswith("ingest: 1 of 1 images are new\ningest: 1 image in data/raw\n")
 
 
 def test_a_failure_leaves_what_was_there() -> None:

@@ -54,4 +54,4 @@ def test_a_name_that_is_left_out_may_be_anything(folder: Path, capsys: pytest.Ca
     (folder / os.fsdecode(b"a.\xff")).touch()
     take(folder, "folder")
     told = capsys.readouterr().out.encode()
-    assert b"left out 1 files that are not images (1 .\\udcff)" in told
+    assert b"left out files that are not images: 1 (1 .\\udcff)" in told

@@ -78,7 +78,7 @@ def test_a_class_with_too_few_images_is_refused() -> None:
     ingest(named(noise(20)) | {"c/1.png": noise(1, seed=1)[0]})
     prepare.run(settings(min_images_per_class=1))
     message = refused(min_images_per_class=10)
-    assert message.startswith("prepare.limits.min_images_per_class is 10, and 1 of 3 classes have fewer: c: 1 images:")
+    assert message.startswith("prepare.limits.min_images_per_class is 10, and 1 of 3 classes have fewer: c: 1 image:")
 
 
 def test_images_without_classes_pass_the_limit_of_a_class() -> None:
@@ -92,7 +92,7 @@ def test_too_many_duplicates_are_refused() -> None:
     prepare.run(settings(max_duplicates_share=0.1))
     message = refused(max_duplicates_share=0.09)
     assert message.startswith(
-        "prepare.limits.max_duplicates_share is 0.09, and 2 images are near-duplicates of others (0.1):"
+        "prepare.limits.max_duplicates_share is 0.09, and 2 of the images are near-duplicates of others (0.1):"
         " a/copy1.png: like a/000.png; b/copy2.png: like b/001.png:"
     )
 

@@ -27,13 +27,13 @@ def pictures(tmp_path):
 def test_an_upload_sends_what_is_not_there(admin, bucket, environment, pictures, proxy, capsys):
     upload.run(pictures, f"s3://{bucket}/p", environment)
     assert capsys.readouterr().out == (
-        "upload: left out 1 files that are not images and 0 links that lead elsewhere\n"
+        "upload: left out files that are not images: 1, and links that lead elsewhere: 0\n"
         f"upload: sent 20 files to s3://{bucket}/p; 0 were there already\n"
     )
     (pictures / "1/1.png").write_bytes(b"other" * 20)
     proxy.requests.clear()
     upload.run(pictures, f"s3://{bucket}/p/", environment)
-    assert capsys.readouterr().out.endswith(f"upload: sent 1 files to s3://{bucket}/p; 19 were there already\n")
+    assert capsys.readouterr().out.endswith(f"upload: sent 1 file to s3://{bucket}/p; 19 were there already\n")
     assert proxy.count("PUT") == 1
     assert admin.get_object(Bucket=bucket, Key="p/1/1.png")["Body"].read() == b"other" * 20
 

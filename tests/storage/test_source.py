@@ -173,7 +173,7 @@ def test_another_bucket_has_other_objects(put, fetch, admin, environment, proxy)
 def test_what_is_no_image_or_hidden_is_left_out_and_told(put, fetch, capsys):
     put({"cat/1.png": b"1", "notes.txt": b"2", ".thumbs/1.png": b"3", "cat/.1.png": b"4", "cat/figure.eps": b"5"})
     assert fetch() == {"cat/1.png": b"1"}
-    assert capsys.readouterr().out.startswith("ingest: left out 4 objects that are hidden or no images\n")
+    assert capsys.readouterr().out.startswith("ingest: left out objects that are hidden or no images: 4\n")
 
 
 def test_an_empty_prefix_is_told(put, fetch):

@@ -7,6 +7,7 @@ from typing import get_args
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from diffusion_core.counts import count_of
 from diffusion_core.data.manifest import ManifestRow, Split
 from diffusion_core.data.report.measures import Values
 from diffusion_core.data.report.pictures import addresses
@@ -177,7 +178,12 @@ def _histogram(name: str, about: str, values: Values, earlier: Values) -> Histog
     shares, old = counts / len(values), before / max(1, len(earlier))
     scale = HEIGHT / max(shares.max(), old.max())
     bars = [
-        Bar(place * WIDTH / BARS, HEIGHT - share * scale, share * scale, f"{start:.3g} to {end:.3g}: {count} images")
+        Bar(
+            place * WIDTH / BARS,
+            HEIGHT - share * scale,
+            share * scale,
+            f"{start:.3g} to {end:.3g}: {count_of(count, 'image')}",
+        )
         for place, (count, share, start, end) in enumerate(zip(counts, shares, edges[:-1], edges[1:], strict=True))
         if count
     ]
@@ -197,12 +203,14 @@ def _sheets(version: Version) -> list[Group]:
     """Return images of each class, or of all where there are no classes."""
     if not version.classes:
         chosen = by_hash(version.images, PER_CLASS)
-        return [Group("All images", f"{len(version.images):,} images", _pictures(version, chosen))] if chosen else []
+        return (
+            [Group("All images", count_of(len(version.images), "image"), _pictures(version, chosen))] if chosen else []
+        )
     by_label: dict[int | None, list[ManifestRow]] = {}
     for row in version.images:
         by_label.setdefault(row.label, []).append(row)
     return [
-        Group(name, f"{len(rows):,} images", _pictures(version, by_hash(rows, PER_CLASS)))
+        Group(name, count_of(len(rows), "image"), _pictures(version, by_hash(rows, PER_CLASS)))
         for label, name in enumerate(version.classes[:MOST_CLASSES])
         if (rows := by_label.get(label))
     ]
@@ -239,7 +247,7 @@ def _changed(statistics: Statistics) -> list[Group]:
 
 def _some(title: str, count: int, pictures: list[Picture]) -> Group:
     note = f", {len(pictures)} of them shown" if count > len(pictures) else ""
-    return Group(title, f"{count:,} images{note}", pictures)
+    return Group(title, f"{count_of(count, 'image')}{note}", pictures)
 
 
 def _pictures(version: Version, rows: Sequence[ManifestRow], captions: Iterable[str] = ()) -> list[Picture]:

@@ -59,7 +59,7 @@ def test_arrays_without_names_are_images_and_labels(tmp_path: Path) -> None:
 def test_other_arrays_are_left_out_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "a.npz", images=PIXELS, weights=np.ones(3), test_labels=np.ones(3))
     assert len(read(Arrays(tmp_path / "a.npz"))) == 5
-    assert capsys.readouterr().out == "ingest: left out 2 arrays (1 array test_labels, 1 array weights)\n"
+    assert capsys.readouterr().out == "ingest: left out arrays: 2 (1 array test_labels, 1 array weights)\n"
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez_compressed])

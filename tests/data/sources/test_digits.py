@@ -55,4 +55,4 @@ def test_a_second_ingest_brings_nothing_new(
     capsys.readouterr()
     ingest.run(settings, Environment())
     assert (unpacked(raw), packs(raw)) == first
-    assert capsys.readouterr().out == "ingest: 0 of 1797 images are new\ningest: 1797 images in data/raw\n"
+    assert capsys.readouterr().out == "ingest: 0 of 1,797 images are new\ningest: 1,797 images in data/raw\n"

@@ -59,7 +59,7 @@ def test_what_is_no_image_is_left_out_and_told(images: Path, capsys: pytest.Capt
     (images / "folder.png").mkdir()
     os.mkfifo(images / "pipe.png")
     assert read(images) == {"cat/a.png": b"1"}
-    assert capsys.readouterr().out == "ingest: left out 3 files that are not images (1 .eps, 1 .png, 1 .txt)\n"
+    assert capsys.readouterr().out == "ingest: left out files that are not images: 3 (1 .eps, 1 .png, 1 .txt)\n"
 
 
 def test_a_link_that_leads_out_is_not_followed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -77,8 +77,8 @@ def test_a_link_that_leads_out_is_not_followed(images: Path, tmp_path: Path, cap
     (images / "dangling.png").symlink_to("nowhere.png")
     assert read(images) == {"cat/a.png": b"1", "inside.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 2 files that are not images (2 .png)\n"
-        "ingest: left out 5 links that lead elsewhere, which follow_links: true follows\n"
+        "ingest: left out files that are not images: 2 (2 .png)\n"
+        "ingest: left out links that lead elsewhere, which follow_links: true follows: 5\n"
     )
 
 

@@ -38,7 +38,7 @@ def test_what_is_left_out_is_printed_by_suffix(images: Path, capsys: pytest.Capt
     (images / "dangling.png").symlink_to("nowhere.png")
     assert read(Folder(images)) == {"cat/a.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 6 files that are not images (2 .png, 2 .txt, 1 .eps, 1 without suffix)\n"
+        "ingest: left out files that are not images: 6 (2 .png, 2 .txt, 1 .eps, 1 without suffix)\n"
     )
 
 
@@ -50,7 +50,7 @@ def test_links_that_lead_out_are_left_out_and_printed(
     (images / "inside.png").symlink_to("cat/a.png")
     assert read(Folder(images)) == {"cat/a.png": b"1", "inside.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 2 links that lead elsewhere, which follow_links: true follows\n"
+        "ingest: left out links that lead elsewhere, which follow_links: true follows: 2\n"
     )
 
 

@@ -110,7 +110,7 @@ def test_a_folder_is_read_in_order(tmp_path: Path, capsys: pytest.CaptureFixture
         ("train-1-000000.png", PIXELS[0]),
     ]
     assert [split for _, split in told(source).values()] == ["test", "train", "train"]
-    assert capsys.readouterr().out.splitlines()[0] == "ingest: left out 1 files that are not *.parquet (1 .md)"
+    assert capsys.readouterr().out.splitlines()[0] == "ingest: left out files that are not *.parquet: 1 (1 .md)"
 
 
 def test_some_images_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

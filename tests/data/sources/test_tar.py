@@ -99,8 +99,8 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert read(Tar(path)) == {"cat/a.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out 5 entries that are not files (2 devices or unknown, 2 links, 1 pipes)\n"
-        "ingest: left out 4 files that are hidden or no images (2 .png, 1 .txt, 1 without suffix)\n"
+        "ingest: left out entries that are not files: 5 (2 devices or unknown, 2 links, 1 pipes)\n"
+        "ingest: left out files that are hidden or no images: 4 (2 .png, 1 .txt, 1 without suffix)\n"
     )
 
 
@@ -236,7 +236,7 @@ def test_sparse_files_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture
     header = entry("hole.png", type=tarfile.GNUTYPE_SPARSE)[0].tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + whole())
     assert read(Tar(tmp_path / "a.tar")) == IMAGES
-    assert "1 entries that are not files (1 sparse files)" in capsys.readouterr().out
+    assert "entries that are not files: 1 (1 sparse files)" in capsys.readouterr().out
 
 
 def test_a_file_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:

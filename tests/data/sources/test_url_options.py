@@ -26,7 +26,7 @@ from diffusion_core.errors import UserError
         ({"sha256": "abc"}, "'abc' is not a sha256: write its 64 hexadecimal digits, as sha256sum prints them"),
         ({"sha256": "g" * 64}, "is not a sha256: write its 64 hexadecimal digits"),
         ({"url": "a.zip"}, "ingest.source.url: 'a.zip' is not the address of a file: write https://"),
-        ({"url": 1}, "ingest.source.url is 1: input should be a valid string"),
+        ({"url": 1}, "ingest.source.url is 1: it must be a valid string"),
         (
             {"format": "rar"},
             "ingest.source.format is 'rar': did you mean tar\\? it must be one of zip, tar, webdataset",

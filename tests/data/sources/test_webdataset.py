@@ -34,7 +34,7 @@ def test_images_keep_their_bytes_and_order_and_have_labels(
     source = WebDataset(write(tmp_path / "train-0.tar", *SAMPLES, mode=mode))
     assert [*read(source).items()] == [("train-0-b.jpg", b"1"), ("train-0-a.PNG", b"2")]
     assert [*told(source).values()] == [("3", "train"), ("tabby cat", "train")]
-    line = "ingest: left out 1 files that are neither images nor their labels (1 .txt)"
+    line = "ingest: left out files that are neither images nor their labels: 1 (1 .txt)"
     assert {*capsys.readouterr().out.splitlines()} == {line}
 
 
@@ -119,9 +119,9 @@ def test_what_is_left_out_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     (path.parent / "sizes.json").write_text("{}")
     assert told(WebDataset(path.parent)) == {"a-x.jpg": (None, None), "a-y.jpg": (None, None)}
     assert capsys.readouterr().out == (
-        "ingest: left out 1 files that are not *.tar (1 .json)\n"
-        "ingest: left out 1 entries that are not files (1 links)\n"
-        "ingest: left out 3 files that are neither images nor their labels"
+        "ingest: left out files that are not *.tar: 1 (1 .json)\n"
+        "ingest: left out entries that are not files: 1 (1 links)\n"
+        "ingest: left out files that are neither images nor their labels: 3"
         " (1 .jpg, 1 labels without an image, 1 without suffix)\n"
     )
 

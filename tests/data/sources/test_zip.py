@@ -61,7 +61,7 @@ def test_what_is_no_image_or_hidden_is_left_out_and_told_by_suffix(file, capsys)
     write(file, IMAGES | dict.fromkeys(others, b"1") | {"empty/": b""})
     assert read(file) == IMAGES
     assert capsys.readouterr().out == (
-        "ingest: left out 7 files that are hidden or no images (3 .png, 2 .txt, 1 .eps, 1 without suffix)\n"
+        "ingest: left out files that are hidden or no images: 7 (3 .png, 2 .txt, 1 .eps, 1 without suffix)\n"
     )
 
 
