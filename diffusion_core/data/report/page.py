@@ -203,9 +203,8 @@ def _sheets(version: Version) -> list[Group]:
     """Return images of each class, or of all where there are no classes."""
     if not version.classes:
         chosen = by_hash(version.images, PER_CLASS)
-        return (
-            [Group("All images", count_of(len(version.images), "image"), _pictures(version, chosen))] if chosen else []
-        )
+        about = count_of(len(version.images), "image")
+        return [Group("All images", about, _pictures(version, chosen))] if chosen else []
     by_label: dict[int | None, list[ManifestRow]] = {}
     for row in version.images:
         by_label.setdefault(row.label, []).append(row)
