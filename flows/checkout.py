@@ -1,7 +1,9 @@
 """Locks a run's checkout, restores its params.yaml, and checks overrides."""
 
 import logging
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -32,6 +34,20 @@ Override = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*=.+$", examples=["trai
 # What to do with the dvc.lock of a run in a temporary checkout: nothing, add it to the run's page, or push it to the
 # branch `runs/<name of the run>`.
 LockPolicy = Literal["none", "artifact", "branch"]
+
+
+def committer() -> dict[str, str]:
+    """Return the variables of a committer's name and address, so far as git is told none.
+
+    git itself then takes the names of user and machine, and `dvc exp run` does not.
+    """
+    found: dict[str, str] = {}
+    for key, word, ours in (("user.name", "NAME", "diffusion pipeline"), ("user.email", "EMAIL", "pipeline@localhost")):
+        configured = subprocess.run(["git", "config", "--get", key], capture_output=True, check=False)
+        if configured.returncode:
+            names = [f"GIT_{who}_{word}" for who in ("AUTHOR", "COMMITTER")]
+            found |= {name: os.environ.get(name, ours) for name in names}
+    return found
 
 
 @contextmanager

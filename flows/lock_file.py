@@ -11,7 +11,7 @@ from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 
 from diffusion_core.address import without_credentials
-from flows.checkout import LockPolicy
+from flows.checkout import LockPolicy, committer
 from flows.failure import StageFailed
 from flows.tasks import NETWORK_SECONDS, task_options
 from flows.transcript import without_userinfo
@@ -57,20 +57,11 @@ def _to_branch() -> str:
         _git("add", "--force", "--", *files, **index)
         tree = _git("write-tree", **index)
     message = f"Record the outputs of the run {runtime.flow_run.name}"
-    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, **_identity())
+    commit = _git("commit-tree", tree, "-p", "HEAD", "-m", message, **committer())
     # The branch is for this run only, so that a retry can replace the commit of the first attempt.
     _git("push", "--quiet", "--force", "origin", f"{commit}:refs/heads/{branch}")
     overridden = ", and params.yaml with its overrides" if _git("diff", "--name-only", "--", "params.yaml") else ""
     return f"dvc.lock is in the branch {branch}{overridden}: merge it, and `dvc pull`"
-
-
-def _identity() -> dict[str, str]:
-    """Return the variables of a committer if git has none configured."""
-    known = subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], capture_output=True, check=False)
-    if known.returncode == 0:
-        return {}
-    committer = {"NAME": "diffusion pipeline", "EMAIL": "pipeline@localhost"}
-    return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in committer.items()}
 
 
 def _git(*arguments: str, **variables: str) -> str:

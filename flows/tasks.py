@@ -24,7 +24,7 @@ from diffusion_core.errors import Unavailable, UserError
 from diffusion_core.stages.moved import add_moved, bytes_between, network_bytes
 from diffusion_core.supervision.child import TimeIsUp, killed, run_child
 from flows.automations import notify_decision
-from flows.checkout import Override
+from flows.checkout import Override, committer
 from flows.failure import StageFailed
 from flows.progress import ProgressBar
 from flows.transcript import Transcript, without_userinfo
@@ -219,6 +219,7 @@ def child_environment(shares: bool) -> dict[str, str]:
         # DVC runs stages with `python`, which must be this interpreter even if its environment is not activated.
         "PATH": os.pathsep.join([interpreter, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        **committer(),
     }
     if runtime.flow_run.id is not None:
         variables["PREFECT__FLOW_RUN_ID"] = str(runtime.flow_run.id)

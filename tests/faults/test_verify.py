@@ -29,7 +29,7 @@ def test_nothing_rotten_is_nothing_found(project, capsys):
     weights = (project / "models/model.safetensors").stat().st_size
     assert capsys.readouterr().out == (
         f"verify: all is whole; hashed: DVC's cache (7 files, {sum(each.stat().st_size for each in entries):,} bytes),"
-        f" the checkout (5 files, {size:,} bytes), models (1 files, {weights:,} bytes),"
+        f" the checkout (5 files, {size:,} bytes), models (1 file, {weights:,} bytes),"
         f" the champion of diffusion (2 files, {model:,} bytes)\n"
     )
 

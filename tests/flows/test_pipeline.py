@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
@@ -194,7 +195,11 @@ def test_what_waits_for_the_network_may_hang_and_what_computes_is_bounded_by_its
     assert limited == {"pull", "ingest", "push", "check", "publish", "promote", "report", "verify"}
 
 
-def test_overrides_change_params_yaml_and_what_depends_on_it(project, caplog):
+def test_overrides_change_params_yaml_and_what_depends_on_it(project, caplog, monkeypatch):
+    # As in a container: git knows no name, and DVC's experiments would ask for one.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("HOME", str(project.parent / "home"))
     (project / "params.yaml").write_text("train: {seed: 0}\n")
     graph = yaml.safe_load((project / "dvc.yaml").read_text())
     graph["stages"]["train"]["params"] = ["train"]
