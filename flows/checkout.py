@@ -37,7 +37,7 @@ LockPolicy = Literal["none", "artifact", "branch"]
 
 
 def committer() -> dict[str, str]:
-    """Return the variables of a committer's name and address, so far as git is told none.
+    """Return the variables of a committer's name and address, so far as git knows none.
 
     git itself then takes the names of user and machine, and `dvc exp run` does not.
     """
