@@ -33,7 +33,7 @@ def build(
     **options,
 ):
     torch.manual_seed(1)
-    network = network(8, dim_mults=(1, 2), channels=1, self_condition=True, num_classes=3, dropout=dropout, **options)
+    network = network(8, dim_mults=(1,), channels=1, self_condition=True, num_classes=3, dropout=dropout, **options)
     diffusion = process(network, image_size=4, immiscible=immiscible)
     images = torch.randint(0, 256, (30, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     data = TensorData(images, torch.arange(30) % 3)

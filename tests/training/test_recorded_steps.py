@@ -10,6 +10,8 @@ from functools import cache
 
 import pytest
 import torch
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffusion_core import GaussianDiffusion, LearnedGaussianDiffusion, TensorData, Trainer, Unet
@@ -43,7 +45,9 @@ class Recorded:
 
         # What recording computes must not count, as in a CUDA graph: only operations are noted there.
         before = [each.clone() for each in state]
-        self.graph = make_fx(flat, _allow_non_fake_inputs=True)(*given)
+        # Of one mode for all operations, because each that PyTorch would make here looks up the whole stack.
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            self.graph = make_fx(flat, _allow_non_fake_inputs=True)(*given)
         with torch.no_grad():
             for each, value in zip(state, before, strict=True):
                 each.copy_(value)
