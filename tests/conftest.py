@@ -1,8 +1,11 @@
 """Networks whose answer is known, shared by the tests of process and samplers."""
 
+import atexit
 import gc
 import logging
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,20 @@ from diffusion_core.runtime.precision import choose_precision
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Tests write and remove hundreds of thousands of small files; on a disk, those of some files take twice as long.
+MEMORY = Path("/dev/shm")
+MOST_BYTES, MACHINE_BYTES = 4 * 2**30, 16 * 2**30
+if (
+    not {"TMPDIR", "PYTEST_XDIST_WORKER"} & os.environ.keys()
+    and os.access(MEMORY, os.W_OK)
+    and shutil.disk_usage(MEMORY).free >= MOST_BYTES
+    and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= MACHINE_BYTES
+):
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-", dir=MEMORY)
+    # PostgreSQL's own user passes through it.
+    Path(tempfile.tempdir).chmod(0o755)
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 # Tests speak to nobody, and what the developer's own runs use is not theirs.
 for name in list(os.environ):

@@ -23,7 +23,7 @@ def finished(stack):
     deployed = python(stack, "flows.deploy")
     assert deployed.returncode == 0, deployed.stderr
     server = Server(stack)
-    server.shorten_silence(60)
+    server.shorten_silence(45)
     run = server.run(lock="branch")
     until(lambda: max(saved_steps(stack), default=0) > 20, 180, "no checkpoint")
     kill_worker(stack)
@@ -150,7 +150,7 @@ def test_a_run_that_cannot_start_is_left_alone(stack, finished):
         run = server.run()
         assert server.wait(run, {"CRASHED", "FAILED", "COMPLETED"}, 90)["state_type"] == "CRASHED"
         # The automation took less than a second for the run that had died.
-        time.sleep(10)
+        time.sleep(5)
         found = server.get(f"/flow_runs/{run}")
         assert (found["state_type"], found["run_count"]) == ("CRASHED", 0)
     finally:
