@@ -154,10 +154,11 @@ def run_module(stage: str, module: Sequence[str]) -> None:
     transcript = Transcript(tell)
     # `ingest` uses the user's bucket with the user's AWS configuration, and DVC does not use the remote meanwhile.
     shares = module[0] == "dvc" and stage != "ingest"
+    environment = child_environment(shares) | (committer() if module[:2] == ["dvc", "exp"] else {})
     hours, seconds = _hours_left()
     before = network_bytes()
     try:
-        code = run_child([sys.executable, "-m", *module], child_environment(shares), transcript.feed, seconds)
+        code = run_child([sys.executable, "-m", *module], environment, transcript.feed, seconds)
     except TimeIsUp:
         raise StageFailed(
             f"{stage}: the run has used the {hours:g} hours of {HOURS}: set more, or start it again, which resumes",
@@ -219,7 +220,6 @@ def child_environment(shares: bool) -> dict[str, str]:
         # DVC runs stages with `python`, which must be this interpreter even if its environment is not activated.
         "PATH": os.pathsep.join([interpreter, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
-        **committer(),
     }
     if runtime.flow_run.id is not None:
         variables["PREFECT__FLOW_RUN_ID"] = str(runtime.flow_run.id)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from dotenv import dotenv_values
 
 from diffusion_core.supervision.child import GRACE_SECONDS, leave, signals_held, started
 from diffusion_core.supervision.worker import stop_flow_runs
@@ -58,6 +59,7 @@ class Server:
 
 
 SCHEDULE = ("flows.schedule",)
+PAGE = "DIFFUSION_TRACKING_PAGE"
 
 
 def prefect(port: int) -> Server:
@@ -194,6 +196,8 @@ def main() -> None:
                 process = running_now.enter_context(running(server))
                 if process is not None:
                     processes[f"{server.name} server"] = process
+            if "mlflow server" in processes and PAGE not in {**dotenv_values(".env"), **os.environ}:
+                environment[PAGE] = servers[-1].page
             processes["schedule"] = running_now.enter_context(scheduling(environment))
             watch(processes)
     except CannotServe as error:

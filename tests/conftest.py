@@ -22,17 +22,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Tests write and remove hundreds of thousands of small files; on a disk, those of some files take twice as long.
 MEMORY = Path("/dev/shm")
-MOST_BYTES, MACHINE_BYTES = 4 * 2**30, 16 * 2**30
+LEAST_FREE, LEAST_MEMORY = 4 * 2**30, 16 * 2**30
+FOLDER = MEMORY / f"diffusion-tests-{os.getpid()}"
+outcomes: list[int] = []
+
+
+def _remove_folder():
+    """Remove what tests have left in memory, unless one has failed; then it stays until the tests run again."""
+    if outcomes == [pytest.ExitCode.OK]:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
 if (
     not {"TMPDIR", "PYTEST_XDIST_WORKER"} & os.environ.keys()
     and os.access(MEMORY, os.W_OK)
-    and shutil.disk_usage(MEMORY).free >= MOST_BYTES
-    and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= MACHINE_BYTES
+    and shutil.disk_usage(MEMORY).free >= LEAST_FREE
+    and os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= LEAST_MEMORY
 ):
-    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tests-", dir=MEMORY)
+    for left in MEMORY.glob("diffusion-tests-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    FOLDER.mkdir(exist_ok=True)
     # PostgreSQL's own user passes through it.
-    Path(tempfile.tempdir).chmod(0o755)
-    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+    FOLDER.chmod(0o755)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(FOLDER)
+    atexit.register(_remove_folder)
 
 # Tests speak to nobody, and what the developer's own runs use is not theirs.
 for name in list(os.environ):
@@ -111,10 +125,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: next((i for i, name in enumerate(first) if item.get_closest_marker(name)), len(first)))
 
 
+def pytest_sessionfinish(exitstatus):
+    """Note whether a test has failed."""
+    outcomes.append(exitstatus)
+
+
 def pytest_collection_finish():
     """Keep the garbage collector from all that was imported, through which it would go again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def disk():
+    """A folder on the checkout's filesystem, where `tmp_path` lies in memory."""
+    cache = Path(__file__).parents[1] / ".cache"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="disk-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,12 @@ def test_bars_are_as_high_as_the_figures():
 
 
 def test_the_bar_of_noise_does_not_flatten_the_others():
-    image = distances({"frechet": of(4.0, 1.0, 4000.0)})
+    image, low = (distances({"frechet": of(4.0, 1.0, ceiling)}) for ceiling in (4000.0, 0.0))
     assert pixels_of(image, COLOURS[2]) == 0
     assert pixels_of(image, COLOURS[0]) > 5000
+    # In its place stand the number and why: more than the number 0.
+    dark = [int((np.asarray(each)[:, -each.width // 3 :] < 100).all(axis=2).sum()) for each in (image, low)]
+    assert dark[0] > 1.5 * dark[1]
 
 
 def test_an_interval_is_drawn_about_the_figure():

@@ -16,6 +16,7 @@ from diffusion_core.problems import demand, hint
             "it must have at least 1 item after validation, not 0",
         ),
         ("Extra inputs are not permitted", "extra inputs are not permitted"),
+        ("JSON input is too long", "JSON input is too long"),
     ],
 )
 def test_a_message_says_what_must_be(message, told):
@@ -30,6 +31,9 @@ def test_a_message_says_what_must_be(message, told):
         ("recall", ["frechet", "precision_recall"], "did you mean precision_recall? "),
         ("12", ["1", "2", "122"], ""),
         (12, ["1", "2", "122"], ""),
+        ("-12", ["-1", "-2"], ""),
+        ("1.5", ["1", "2.5", "15"], ""),
+        ("1e-4", ["1e-5"], ""),
         ("nothing", ["steps", "dim"], ""),
         ("a", ["steps", "bar"], ""),
         ("dim", [], ""),

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from diffusion_core.errors import UserError
+from diffusion_core.problems import hint
 
 logger = logging.getLogger(__name__)
 
@@ -173,10 +174,9 @@ def _check_store(uri: str) -> None:
     scheme = found[1].lower() if found else ""
     if scheme in STORES:
         return
-    nearest = get_close_matches(scheme, STORES, n=1)
-    hint = f": did you mean {nearest[0]} instead of {scheme}?" if nearest else ""
     known = ", ".join(f"{each}://" for each in STORES)
-    raise UserError(f"{PREFIX}TRACKING_URI must begin with one of {known}{hint}")
+    question = hint(scheme, STORES).rstrip()
+    raise UserError(f"{PREFIX}TRACKING_URI must begin with one of {known}{': ' if question else ''}{question}")
 
 
 def _refuse_misspelled() -> None:

@@ -65,8 +65,8 @@ def assigned(
         rows.append(replace(row, source=file.path, label=label, split=own, duplicate_of=duplicate))
     if leaked := across([number for number, _ in of_group], [own for _, own in of_group]):
         print(
-            f"prepare: images of validation or test with near-duplicates to train on: {leaked:,}, because the source"
-            " names their splits: set prepare.duplicates to drop, or remove them from one"
+            f"prepare: images of validation or test with near-duplicates to train on: {leaked:,}. The source names"
+            " their splits: set prepare.duplicates to drop, or remove them from one"
         )
     return names, rows
 

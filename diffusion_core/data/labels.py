@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusion_core.counts import count_of
 from diffusion_core.data.manifest import Split
 from diffusion_core.errors import UserError
 
@@ -96,13 +97,13 @@ def classes(kept: Sequence[Place], quarantined: Sequence[Place]) -> list[str]:
         return []
     names = sorted((name for name in counts if name is not None), key=_natural)
     if gone := sorted(name for name in lost if name is not None and name not in counts):
-        told = ", ".join(f"{name} ({lost[name]} files)" for name in gone)
+        told = ", ".join(f"{name} ({count_of(lost[name], 'file')})" for name in gone)
         raise UserError(f"prepare: no file of the classes {told} decodes: correct these files, or remove them")
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.casefold(), []).append(name)
     if same := next((each for each in alike.values() if len(each) > 1), None):
-        told = " and ".join(f"{name} ({counts[name]} images)" for name in same)
+        told = " and ".join(f"{name} ({count_of(counts[name], 'image')})" for name in same)
         raise UserError(f"prepare: the classes {told} differ in case alone: give them one name, or two others")
     return names
 

@@ -40,9 +40,9 @@ def git(_: Environment) -> Iterator[Diagnosis]:
     if _git("rev-parse", "--verify", "--quiet", "HEAD").returncode:
         yield warning("the repository has no commit, and scheduled runs clone one", "commit")
         return
-    if _git("var", "GIT_COMMITTER_IDENT").returncode:
+    if any(_git("config", "--get", key).returncode for key in ("user.name", "user.email")):
         yield warning(
-            "git knows no name of yours, and a run with lock=branch commits",
+            "git knows no name of yours, which `dvc exp run` needs where you run it",
             "`git config user.name NAME`, and `git config user.email ADDRESS`",
         )
     else:

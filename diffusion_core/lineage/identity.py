@@ -1,5 +1,7 @@
 """What determines the weights of a training. A checkpoint resumes only a training with the same identity."""
 
+import ast
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -95,5 +97,9 @@ def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def as_in_yaml(value: str) -> str:
-    """Return a value of `flattened` as params.yaml has it: null, true and false in place of Python's names."""
-    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+    """Return a value of `flattened` as params.yaml may have it: null, true and false, also in lists and mappings."""
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
+    return value if isinstance(parsed, str | int | float) and not isinstance(parsed, bool) else json.dumps(parsed)

@@ -35,7 +35,8 @@ class Trace:
         data_changes: what differs of the images.
         param_changes: what differs of the parameters.
         missing: a sentence for each part that was not recorded.
-        diff: what the checkout had beside its commit, as `git apply` takes it; empty if it had nothing.
+        diff: what the checkout had beside its commit, to be read: addresses are without credentials; empty if it had
+            nothing.
     """
 
     model: str

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from diffusion_core.address import without_userinfo
+from diffusion_core.address import without_credentials, without_userinfo
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import UserError
 from diffusion_core.lineage.identity import as_in_yaml, flattened
@@ -177,8 +177,8 @@ def _code(client: MlflowClient, known: _Known) -> tuple[dict[str, str], str]:
         why = known.tags.get(UNRECORDED, "it was trained by earlier code")
         content = None if known.run is None else run_file(client, known.run, CHANGES)
         if content is not None:
-            code["changes"] = f"in {CHANGES} of the run"
-            return code, content.decode(errors="replace")
+            code["changes"] = f"in {CHANGES} of the run, and on the page of this trace"
+            return code, without_credentials(content.decode(errors="replace"))
         code["changes"] = f"not recorded, because {why}"
     elif dirty == "false":
         code["changes"] = "none"
@@ -191,7 +191,7 @@ def _source(sections: Mapping[str, Any]) -> dict[str, str]:
         return {}
     return {
         "source": ", ".join(
-            f"{name} {without_userinfo(str(value))}" for name, value in source.items() if value is not None
+            f"{name} {as_in_yaml(without_userinfo(str(value)))}" for name, value in source.items() if value is not None
         )
     }
 

@@ -72,12 +72,18 @@ def chart(name: str, unit: str, curves: Sequence[tuple[str, Sequence[Point]]]) -
             f"{place / last * WIDTH:.1f} {HEIGHT - MARGIN - (value - low) / span * (HEIGHT - 2 * MARGIN):.1f}"
             for place, value in points
         ]
-        return f"M {' L '.join(places)}" if len(places) > 1 else f"M {places[0]} h -{MARGIN} v -{MARGIN} h {MARGIN} z"
+        if len(places) > 1:
+            return f"M {' L '.join(places)}"
+        # Inside of the box, also where the place is at one of its ends.
+        side = MARGIN if points[0][0] < last / 2 else -MARGIN
+        return f"M {places[0]} h {side} v -{MARGIN} h {-side} z"
 
     names = {number: curves[number - 1][0] for number in shown}
-    words = [
-        f"{names[number]}: from {points[0][1]:.3g} to {points[-1][1]:.3g} after {points[-1][0]:,.0f} {unit}"
-        for number, points in shown.items()
-    ]
+    words = [f"{names[number]}: {_span(points)} after {points[-1][0]:,.0f} {unit}" for number, points in shown.items()]
     paths = {number: path(points) for number, points in shown.items()}
     return Chart(name, names, paths, "; ".join(words), f"{low:.3g}", f"{high:.3g}", f"{last:,.0f} {unit}")
+
+
+def _span(points: Sequence[Point]) -> str:
+    first, last = f"{points[0][1]:.3g}", f"{points[-1][1]:.3g}"
+    return f"from {first} to {last}" if len(points) > 1 else last

@@ -10,9 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from diffusion_core.pictures import grid, picture, png
 from diffusion_core.problems import Location, sentence
@@ -20,8 +21,6 @@ from diffusion_core.registry.served import Served
 from diffusion_core.serving.request import ImageRequest, Job
 
 COLUMNS = 8
-# As clients name the fields of a request.
-KEYS = [field.alias or name for name, field in ImageRequest.model_fields.items()]
 
 
 def answer(request: ImageRequest, job: Job, served: Served, images: NDArray[np.uint8]) -> Response:
@@ -62,21 +61,39 @@ def refusal(status: int, sentence: str) -> Response:
     return Response(json.dumps({"detail": sentence}).encode(), status, media_type="application/json")
 
 
-async def invalid_request(_: Request, error: Exception) -> Response:
-    """Return the answer to a body that is not of the request's type: its faults, in a sentence."""
-    assert isinstance(error, RequestValidationError)
-    problems = error.errors()
-    if problems[0]["type"] == "json_invalid":
-        told = "the body is not JSON"
-    else:
-        told = sentence(problems, _field, lambda _: KEYS)
-    return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
+def tell_invalid_requests(app: FastAPI, body: type[BaseModel]) -> None:
+    """Let an application answer a body that is not of its type by what is wrong with it, in a sentence."""
+
+    async def invalid_request(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        problems = error.errors()
+        content = problems[0]["input"]
+        if problems[0]["type"] == "json_invalid":
+            told = "the body is not JSON"
+        elif isinstance(content, bytes):
+            told = "the body has another type than JSON: send the header Content-Type: application/json"
+        elif problems[0]["loc"] == ("body",) and not isinstance(content, dict):
+            told = 'the body is not an object: send one, for example {"n": 1}'
+        else:
+            told = sentence(problems, _field, lambda place: _fields(body, place[1:]))
+        return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, told)
+
+    app.add_exception_handler(RequestValidationError, invalid_request)
 
 
 def _field(place: Location) -> str:
     """Return the name of a field, without what it stands in; an item of a list has its place behind the name."""
     last = max((number for number, part in enumerate(place[1:], start=1) if isinstance(part, str)), default=0)
     return ".".join(map(str, place[last:])) if last else "the body"
+
+
+def _fields(body: type[BaseModel], place: Location) -> list[str]:
+    """Return the names of the fields at a place in a body, as clients write them."""
+    for part in place:
+        inner = body.model_fields[str(part)].annotation
+        assert isinstance(inner, type)
+        body = inner
+    return [field.alias or name for name, field in body.model_fields.items()]
 
 
 def _about(job: Job, served: Served, place: int) -> dict[str, Any]:

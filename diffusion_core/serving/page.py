@@ -9,13 +9,12 @@ from typing import Annotated
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi import Path as PathParam
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.errors import Unavailable, UserError
-from diffusion_core.serving.answer import invalid_request, refusal
+from diffusion_core.serving.answer import refusal, tell_invalid_requests
 from diffusion_core.serving.gallery import Frame, Gallery, Look
 from diffusion_core.serving.server import LOCAL_HOSTS, LOOPBACK, check_port
 
@@ -66,7 +65,7 @@ def application(environment: Environment, name: str) -> FastAPI:
         is_down = isinstance(error, Unavailable)
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE if is_down else HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
 
-    app.add_exception_handler(RequestValidationError, invalid_request)
+    tell_invalid_requests(app, Look)
     return app
 
 

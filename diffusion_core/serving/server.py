@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from litserve import LitServer
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,8 +18,9 @@ from diffusion_core.errors import UserError
 from diffusion_core.runtime.device import choose_device, choose_dtype
 from diffusion_core.serving import measures
 from diffusion_core.serving.admission import Admission, Limits
-from diffusion_core.serving.answer import invalid_request
+from diffusion_core.serving.answer import tell_invalid_requests
 from diffusion_core.serving.api import CARD, PATH, PROBLEM, ImageAPI, samples
+from diffusion_core.serving.request import ImageRequest
 
 LOOPBACK = "127.0.0.1"
 # Without a token: a page of elsewhere in somebody's browser must not ask under a name that leads here.
@@ -113,7 +113,7 @@ def _add_routes(app: FastAPI, card: Path, name: str) -> None:
         """Return the values of Prometheus."""
         return Response(measures.exposition(), media_type="text/plain; version=0.0.4")
 
-    app.add_exception_handler(RequestValidationError, invalid_request)
+    tell_invalid_requests(app, ImageRequest)
 
 
 def _check_address(environment: Environment, host: str, port: int) -> None:

@@ -76,7 +76,7 @@ def write_page(environment: Environment, runs: Sequence[Mapping[str, Any]] | Non
             "history: nights without a decision are missing, because no Prefect server is configured: set"
             " PREFECT_API_URL, for `make serve` to http://127.0.0.1:4200/api"
         )
-    print(f"history: {HISTORY} shows {len(nights)} runs and events")
+    print(f"history: {HISTORY} shows its runs and events: {len(nights)}")
 
 
 def _of_run(run: Mapping[str, Any], versions: Mapping[int, Measured]) -> Night:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from diffusion_core.config.environment import Environment
 from diffusion_core.config.settings import PrepareSettings
+from diffusion_core.counts import count_of
 from diffusion_core.data.assignment import assigned
 from diffusion_core.data.dataset import INFO, DatasetInfo, dataset_digest
 from diffusion_core.data.decode import Decoded
@@ -145,8 +146,8 @@ def _tell(info: DatasetInfo, rows: Sequence[ManifestRow], told: Mapping[str, Pla
     if same := sum(row.duplicate_of is not None for row in rows):
         are_told = any(place.split == "validation" for place in told.values())
         where = "in the splits that the source names" if are_told else "in the split of the first of each"
-        done = "left out" if info.dropped else f"kept, {where}"
-        print(f"prepare: near-duplicates of other images: {same:,}, {done}; see the column `duplicate_of`")
+        done = "left out" if info.dropped else f"kept {where}"
+        print(f"prepare: near-duplicates of other images: {same:,}; they are {done}; see the column `duplicate_of`")
     if info.quarantined:
         print(
             f"prepare: left out {info.quarantined} of {len(told)} files; {DATA_PAGE} shows why, and so does the column"
@@ -246,7 +247,9 @@ def _check_told(rows: Sequence[ManifestRow], told: Mapping[str, Place]) -> None:
         lost = [row for row in rows if told[row.source].split == name and row.quarantined is not None]
         if any(row.split == name for row in rows) or len(lost) == len(rows):
             continue
-        why = f" (it has lost {len(lost)} files, as {lost[0].source}: {lost[0].quarantined})" if lost else ""
+        why = (
+            f" (it has lost {count_of(len(lost), 'file')}, as {lost[0].source}: {lost[0].quarantined})" if lost else ""
+        )
         raise UserError(
             f"ingest.source names the splits of its images, and none is left to the {name} split{why}: add images to"
             " it, or name no splits, for folders by prepare.first_folder: class"

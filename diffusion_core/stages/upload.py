@@ -44,5 +44,5 @@ def run(folder: Path, url: str, environment: Environment) -> None:
             sent += is_sent
             progress.add(image.stat().st_size)
     if others or found.links:
-        print(f"upload: left out files that are not images: {others}, and links that lead elsewhere: {found.links}")
+        print(f"upload: left out files that are not images: {others:,}, and links that lead elsewhere: {found.links:,}")
     print(f"upload: sent {count_of(sent, 'file')} to {address}; {len(images) - sent:,} were there already")

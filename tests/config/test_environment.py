@@ -34,9 +34,9 @@ def test_environment_names_the_variable_that_is_wrong(monkeypatch):
 @pytest.mark.parametrize(
     ("uri", "hint"),
     [
-        ("htp://user:canary@host", ": did you mean http instead of htp?"),
-        ("HTPS://canary", ": did you mean https instead of htps?"),
-        ("postgres://user:canary@host/db", ": did you mean postgresql instead of postgres?"),
+        ("htp://user:canary@host", ": did you mean http?"),
+        ("HTPS://canary", ": did you mean https?"),
+        ("postgres://user:canary@host/db", ": did you mean postgresql?"),
         ("gopher://canary", ""),
         ("canary@host", ""),
         ("http:canary@host", ""),

@@ -113,7 +113,7 @@ def test_images_without_label_beside_others_are_told():
 
 def test_names_that_differ_in_case_alone_are_told_with_their_counts():
     paths = ("Cat/1.png", "cat/2.png", "cat/3.png", "dog/4.png", "CAT/5.png")
-    expected = "prepare: the classes CAT (1 images) and Cat (1 images) and cat (2 images) differ in case alone"
+    expected = "prepare: the classes CAT (1 image) and Cat (1 image) and cat (2 images) differ in case alone"
     with pytest.raises(UserError, match=f"^{re.escape(expected)}"):
         names(*paths)
     with pytest.raises(UserError, match="STRASSE .* and Straße .* differ in case alone"):
@@ -121,7 +121,7 @@ def test_names_that_differ_in_case_alone_are_told_with_their_counts():
 
 
 def test_a_class_whose_every_file_is_no_image_is_told_and_one_that_keeps_an_image_is_not():
-    with pytest.raises(UserError, match=r"no file of the classes cow \(2 files\), dog \(1 files\) decodes: correct"):
+    with pytest.raises(UserError, match=r"no file of the classes cow \(2 files\), dog \(1 file\) decodes: correct"):
         names("cat/1.png", "ape/2.png", lost=("dog/3.png", "cow/4.png", "cow/5.png", "cat/6.png"))
     assert names("cat/1.png", "dog/2.png", lost=("dog/3.png", "stray.png")) == ["cat", "dog"]
 

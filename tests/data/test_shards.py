@@ -88,8 +88,8 @@ def resident(pixels: np.memmap) -> np.ndarray:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mincore is Linux's")
-def test_what_is_read_ahead_comes_into_the_cache_and_nothing_else_does(tmp_path: Path) -> None:
-    folder = tmp_path / "shards"
+def test_what_is_read_ahead_comes_into_the_cache_and_nothing_else_does(disk: Path) -> None:
+    folder = disk / "shards"
     folder.mkdir()
     writer = ShardWriter(folder, (64, 64, 1), shard_bytes=2**25)
     for number in range(2**13):

@@ -52,7 +52,6 @@ def test_what_git_lacks_is_found(folder, monkeypatch):
     git("init")
     assert "no commit" in worst(project.git, ENVIRONMENT).sentence
     git("commit", "--allow-empty", "--message", "first")
-    git("config", "user.useConfigOnly", "true")
     assert "git knows no name of yours" in worst(project.git, ENVIRONMENT).sentence
     git("config", "user.name", "A")
     git("config", "user.email", "a@b.c")

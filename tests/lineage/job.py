@@ -102,7 +102,7 @@ def run_job(folder):
         bring_images()
         train_and_publish(environment)
         set_params(seed=1)
-        Path("diffusion_core/mine.py").write_text("CHANGED = True\n")
+        Path("diffusion_core/mine.py").write_text("CHANGED = True  # <b>https://me:canary@host/store?token=canary\n")
         train_and_publish(environment)
         set_params(seed=7)
         Path("diffusion_core/mine.py").unlink()

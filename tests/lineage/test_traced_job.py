@@ -1,6 +1,7 @@
 """A version says where it comes from, and can be made again from that."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import yaml
 
 from diffusion_core.__main__ import main
 from diffusion_core.errors import UserError
-from diffusion_core.lineage.identity import flattened
+from diffusion_core.lineage.identity import as_in_yaml, flattened
 from diffusion_core.lineage.model_files import model_digest
 from diffusion_core.lineage.recorded import CHANGES, DATA, LOCK, PARAMS
 from diffusion_core.registry.ingredients import log_lineage
@@ -88,7 +89,7 @@ def test_a_trace_says_where_the_champion_comes_from(made, say, capsys):
     assert say("trace") == 0
     text = capsys.readouterr().out
     assert f"commit   {made[1]}" in text
-    assert f"changes  in {CHANGES} of the run" in text
+    assert f"changes  in {CHANGES} of the run, and on the page of this trace" in text
     for piece in ("kind digits", "1,797", "threads     1", "champion before  version 1", "train.seed  0 -> 1"):
         assert piece in text
     assert "version 2 is the champion now, and it was version 1" in text
@@ -106,8 +107,33 @@ def test_a_trace_says_where_the_champion_comes_from(made, say, capsys):
     assert "+CHANGED = True" in trace["diff"]
     page = Path("plots/trace.html").read_text()
     assert made[1] in page
+    # What the checkout had beside its commit is text, and its addresses have no passwords.
+    assert "+CHANGED = True" in page
+    assert "&lt;b&gt;https://host/store" in page
+    assert "canary" not in page + Path("plots/trace.json").read_text()
+    assert not re.search(r">\[?(None|True|False)\b", page)
+    assert ">null<" in page
     assert trace["runs"]["MLflow page"] in page
     assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("None", "null"),
+        ("True", "true"),
+        ("[False, True, None]", "[false, true, null]"),
+        ("[{'kind': 'frechet'}]", '[{"kind": "frechet"}]'),
+        ("0.0001", "0.0001"),
+        ("1e-4", "1e-4"),
+        ("ddim", "ddim"),
+        ("'quoted'", "'quoted'"),
+        ("[1, 2", "[1, 2"),
+        ("", ""),
+    ],
+)
+def test_values_are_shown_as_params_yaml_has_them(value, shown):
+    assert as_in_yaml(value) == shown
 
 
 def test_a_trace_needs_no_pytorch():
@@ -239,7 +265,7 @@ def test_a_version_is_made_again_to_the_last_bit_although_it_was_stopped(made, j
     monkeypatch.setattr(reproduce, "run_child", stopped)
     assert say("reproduce", f"{NAME}/2") == 128 + signal.SIGTERM
     assert list((out / "checkpoints").glob("*/step-*"))
-    assert (out / "checkout/diffusion_core/mine.py").read_text() == "CHANGED = True\n"
+    assert (out / "checkout/diffusion_core/mine.py").read_text().startswith("CHANGED = True")
     assert not (out / "checkout/half.py").exists()
     monkeypatch.setattr(reproduce, "run_child", run_child)
     assert say("reproduce", f"{NAME}/2") == 0

@@ -204,7 +204,9 @@ def test_curves_of_a_chart_have_common_axes_and_keep_their_numbers():
 def test_one_value_alone_is_a_square():
     found = chart("Loss", "seconds", [("a", [(4, 2)]), ("b", [(0, 1), (8, 3)])])
     assert found.paths[1] == "M 160.0 60.0 h -4.0 v -4.0 h 4.0 z"
-    assert found.text.startswith("a: from 2 to 2 after 4 seconds")
+    assert found.text.startswith("a: 2 after 4 seconds; b: from 1 to 3 after 8 seconds")
+    near = chart("Loss", "seconds", [("a", [(0, 2)]), ("b", [(0, 1), (8, 3)])])
+    assert near.paths[1] == "M 0.0 60.0 h 4.0 v -4.0 h -4.0 z"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

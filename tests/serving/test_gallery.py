@@ -98,7 +98,10 @@ def test_a_page_of_elsewhere_cannot_ask_by_a_name_that_leads_here(app):
         ({"versions": ["../1"], "images": {}}, "versions.0 is '../1': it must match"),
         ({"versions": [], "images": {}}, "versions is []: it must have at least 1 item"),
         ({"versions": ["1", "2", "1"], "images": {}}, "versions"),
-        ({}, "versions"),
+        ({}, "versions is missing: add it"),
+        ({"verions": ["1"], "images": {}}, "unknown key verions: did you mean versions?"),
+        ({"versions": ["1"], "images": {"sed": 3}}, "unknown key sed: did you mean seed?"),
+        ({"versions": ["1"], "images": {}, "seed": 3}, "unknown key seed: remove it or correct its spelling"),
     ],
 )
 def test_a_wrong_request_is_answered_with_its_fault(client, body, words):

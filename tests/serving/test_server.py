@@ -173,7 +173,10 @@ def test_clients_that_ask_together_share_batches(client):
             "sampler is 'DDIN': did you mean ddim? it must be one of ddim, ddpm, dpm_solver, heun",
         ),
         ({"steps": 9}, 422, "8 timesteps"),
-        ([], 422, "the body is []: it must be a valid dictionary"),
+        ([], 422, 'the body is not an object: send one, for example {"n": 1}'),
+        ({"n": None}, 422, "n is null: it must be a valid integer"),
+        ({"x" * 1000: 1}, 422, "unknown key " + "x" * 200 + "...: remove it"),
+        (dict.fromkeys("abcdefgh"), 422, "unknown key e: remove it or correct its spelling; and more"),
     ],
 )
 def test_a_wrong_request_is_answered_with_its_fault(client, body, status, words):
@@ -181,6 +184,12 @@ def test_a_wrong_request_is_answered_with_its_fault(client, body, status, words)
     assert answer.status_code == status
     assert words in answer.json()["detail"]
     assert "Traceback" not in answer.text
+
+
+def test_a_body_without_its_type_is_told_the_header(client):
+    answer = client.post("/images", content=b'{"n": 1}', headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("send the header Content-Type: application/json")
 
 
 def test_a_wrong_request_does_not_concern_those_of_its_batch(client):

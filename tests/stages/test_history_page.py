@@ -50,7 +50,7 @@ RUNS = [
 
 def test_each_run_has_its_outcome_the_metrics_of_its_version_and_links(environment, monkeypatch, tmp_path, capsys):
     history.write_page(environment, RUNS)
-    assert capsys.readouterr().out == f"history: {HISTORY} shows 3 runs and events\n"
+    assert capsys.readouterr().out == f"history: {HISTORY} shows its runs and events: 3\n"
     parsed = Parsed(HISTORY.read_text(encoding="utf-8"))
     (version,) = connect(environment).search_model_versions("name = 'diffusion'")
     pages = [each["href"] for each in parsed.all("a")]

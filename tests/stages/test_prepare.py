@@ -128,7 +128,7 @@ def test_copies_of_an_image_are_in_the_same_split_and_name_the_first(capsys: pyt
     assert len(splits) == 40
     assert all(len(split) == 1 for split in splits.values())
     assert set().union(*splits.values()) == {"train", "validation"}
-    assert "prepare: near-duplicates of other images: 40, kept" in capsys.readouterr().out
+    assert "prepare: near-duplicates of other images: 40; they are kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cores", [1, 2])

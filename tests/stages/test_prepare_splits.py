@@ -76,7 +76,7 @@ def test_near_duplicates_are_in_one_split_and_name_the_first_of_them(capsys):
         path: None if path[0] == "a" else f"a/{path[2:5]}.png" for path in found
     }
     assert all(row.split == found[f"a/{path[2:5]}.png"].split for path, row in found.items())
-    assert "prepare: near-duplicates of other images: 180, kept, in the split of the first of each" in (
+    assert "prepare: near-duplicates of other images: 180; they are kept in the split of the first of each" in (
         capsys.readouterr().out
     )
 
@@ -91,7 +91,7 @@ def test_they_are_dropped_where_that_is_asked_for_and_come_back_without_decoding
     before = rows()
     monkeypatch.setattr(prepare, "decode_all", nothing)
     prepare.run(LARGER.model_copy(update={"duplicates": "drop"}))
-    assert "prepare: near-duplicates of other images: 90, left out" in capsys.readouterr().out
+    assert "prepare: near-duplicates of other images: 90; they are left out" in capsys.readouterr().out
     dropped = ImageDataset.open(PREPARED)
     assert (dropped.info.count, dropped.info.dropped, dropped.info.quarantined) == (30, 90, 0)
     assert dropped.sources(np.arange(30)) == [f"a/{number:03d}.png" for number in range(30)]
@@ -191,8 +191,8 @@ def test_copies_across_the_splits_of_the_source_are_told(capsys):
     prepare.run(SETTINGS)
     told = capsys.readouterr().out
     assert "images of validation or test with near-duplicates to train on: 1" in told
-    assert "near-duplicates of other images: 1, kept, in the splits that the source names" in told
+    assert "near-duplicates of other images: 1; they are kept in the splits that the source names" in told
     prepare.run(SETTINGS.model_copy(update={"duplicates": "drop"}))
     told = capsys.readouterr().out
     assert "to train on" not in told
-    assert "near-duplicates of other images: 1, left out" in told
+    assert "near-duplicates of other images: 1; they are left out" in told

@@ -63,7 +63,7 @@ def test_a_table_in_the_bucket_names_the_classes(put, fetch, proxy):
         # Of the images, nothing is fetched again.
         assert proxy.count("GET") == 1
     put({"labels.csv": b"file_name,label\nnowhere.png,ant\n"})
-    with pytest.raises(UserError, match="where labels.csv names 1 files that are not there, as 'nowhere.png'"):
+    with pytest.raises(UserError, match="where labels.csv names 1 missing file, as 'nowhere.png'"):
         fetch()
 
 

@@ -140,7 +140,7 @@ class Folder(Choice):
         found = image_files(root, "ingest.source.path", follow_links=self.follow_links)
         tell_left_out(found.others, "files that are not images")
         if found.links:
-            print(f"ingest: left out links that lead elsewhere, which follow_links: true follows: {found.links}")
+            print(f"ingest: left out links that lead elsewhere: {found.links:,}; follow_links: true follows them")
         if not found.images:
             suffixes = " ".join(sorted(image_suffixes()))
             raise UserError(f"{self._key}, which holds no image ({suffixes}): add some to it")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
+from diffusion_core.counts import count_of
 from diffusion_core.data.sources.item import Item
 from diffusion_core.errors import UserError
 
@@ -51,7 +52,7 @@ def labelled(items: Sequence[Item], tables: Mapping[str, bytes], key: str) -> li
                 told[path] = replace(known[path], label=row.get(LABEL) or None, split=row.get(SPLIT) or None)
         if missing:
             raise UserError(
-                f"{key}, where {name} names {len(missing)} files that are not there, as {missing[0]!r}: add them, or"
+                f"{key}, where {name} names {count_of(len(missing), 'missing file')}, as {missing[0]!r}: add them, or"
                 " leave out their rows"
             )
     # The tables in the folder of an image and in those above it may name it; one must.
@@ -61,7 +62,9 @@ def labelled(items: Sequence[Item], tables: Mapping[str, bytes], key: str) -> li
         if path not in told and (above := next((each for each in PurePosixPath(path).parents if each in names), None)):
             left.setdefault(names[above], []).append(path)
     for name, paths in left.items():
-        raise UserError(f"{key}, where {name} has no row of {len(paths)} images, as {paths[0]!r}: add their rows")
+        raise UserError(
+            f"{key}, where {name} has no row of {count_of(len(paths), 'image')}, as {paths[0]!r}: add their rows"
+        )
     return [told.get(item.path, item) for item in items]
 
 

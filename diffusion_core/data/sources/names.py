@@ -108,6 +108,6 @@ def tell_left_out(others: Counter[str], kind: str = "files that are hidden or no
         suffixes = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda each: (-each[1], each[0]))[:5]
         )
-        told = f"ingest: left out {kind}: {others.total()} ({suffixes}{', ...' if len(others) > 5 else ''})"
+        told = f"ingest: left out {kind}: {others.total():,} ({suffixes}{', ...' if len(others) > 5 else ''})"
         # Names that are not UTF-8 cannot be printed.
         print(told.encode(errors="backslashreplace").decode())

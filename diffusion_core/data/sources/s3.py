@@ -133,7 +133,7 @@ def _images(objects: Iterable["Object"], address: S3Address) -> dict[str, "Objec
         if path in folders:
             raise UserError(f"ingest.source.url: {path!r} in {address} is an image and a folder: rename one of them")
     if others:
-        print(f"ingest: left out objects that are hidden or no images: {others}")
+        print(f"ingest: left out objects that are hidden or no images: {others:,}")
     if not images:
         raise UserError(
             f"ingest.source.url is {address}, where no image lies ({' '.join(sorted(suffixes))}): upload some with"

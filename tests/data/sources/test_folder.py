@@ -78,7 +78,7 @@ def test_a_link_that_leads_out_is_not_followed(images: Path, tmp_path: Path, cap
     assert read(images) == {"cat/a.png": b"1", "inside.png": b"1"}
     assert capsys.readouterr().out == (
         "ingest: left out files that are not images: 2 (2 .png)\n"
-        "ingest: left out links that lead elsewhere, which follow_links: true follows: 5\n"
+        "ingest: left out links that lead elsewhere: 5; follow_links: true follows them\n"
     )
 
 

@@ -50,7 +50,7 @@ def test_links_that_lead_out_are_left_out_and_printed(
     (images / "inside.png").symlink_to("cat/a.png")
     assert read(Folder(images)) == {"cat/a.png": b"1", "inside.png": b"1"}
     assert capsys.readouterr().out == (
-        "ingest: left out links that lead elsewhere, which follow_links: true follows: 2\n"
+        "ingest: left out links that lead elsewhere: 2; follow_links: true follows them\n"
     )
 
 
@@ -134,9 +134,9 @@ def test_a_table_gives_labels_and_splits(images: Path, capsys: pytest.CaptureFix
     ("content", "sentence"),
     [
         ("label\ntabby\n", r"labels.csv has no column file_name \(label\): rename one, or add it"),
-        ("file_name\nb.png\n", "labels.csv names 1 files that are not there, as 'b.png': add them"),
-        ("file_name\n../a.png\n", "labels.csv names 1 files that are not there, as '../a.png': add them"),
-        ("file_name\n", "labels.csv has no row of 1 images, as 'cat/a.png': add their rows"),
+        ("file_name\nb.png\n", "labels.csv names 1 missing file, as 'b.png': add them"),
+        ("file_name\n../a.png\n", "labels.csv names 1 missing file, as '../a.png': add them"),
+        ("file_name\n", "labels.csv has no row of 1 image, as 'cat/a.png': add their rows"),
         ("file_name\ncat/a.png\ncat/a.png\n", "names 'cat/a.png' twice: leave one of the two out"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_folders_own_table_has_the_rows_of_its_images():
     assert told(tables) == {path: (label, None) for path, label in zip(PATHS, ("ant", "bee", "cat"), strict=True)}
     # Neither table has the row of c.png.
     tables["sub/labels.csv"] = f"{table}b.png,bee\n"
-    is_refused(tables, "sub/labels.csv has no row of 1 images, as 'sub/deep/c.png'")
+    is_refused(tables, "sub/labels.csv has no row of 1 image, as 'sub/deep/c.png'")
 
 
 ROWS = {"a.png": ("1", None), "sub/b.png": ('two, and a "half"', "val"), "sub/deep/c.png": (None, "test")}
@@ -80,7 +80,7 @@ def test_label_zero_is_a_label():
 
 def test_a_row_of_a_missing_file_is_told_with_the_number():
     rows = "".join(f"{path},x\n" for path in (*PATHS, "gone.png", "sub/../a.png", "/etc/passwd"))
-    is_refused({"labels.csv": f"file_name,label\n{rows}"}, "labels.csv names 3 files that are not there, as 'gone.png'")
+    is_refused({"labels.csv": f"file_name,label\n{rows}"}, "labels.csv names 3 missing files, as 'gone.png'")
 
 
 def test_an_image_without_row_is_told_with_the_number():
@@ -128,7 +128,7 @@ def test_what_is_no_table_is_told(name, table):
     sentences = (
         r"is not a table with the column file_name \(.*\): correct",
         r"has no column file_name \(",
-        "names 1 files",
+        "names 1 missing file",
     )
     is_refused({name: table}, rf"{name} ({'|'.join(sentences)})")
 

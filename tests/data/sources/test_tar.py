@@ -128,7 +128,7 @@ def test_an_archive_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_that_names_other_files_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", entry("a.png", b"1"), entry("labels.csv", TABLE))
-    with pytest.raises(UserError, match=r"labels.csv names 3 files that are not there"):
+    with pytest.raises(UserError, match=r"labels.csv names 3 missing files"):
         Tar(path).items()
 
 

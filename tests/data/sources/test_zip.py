@@ -217,7 +217,7 @@ def test_a_table_names_the_classes_and_is_not_left_out(file, capsys, name, table
 
 def test_a_table_that_names_missing_files_is_told(file):
     write(file, {"a.png": b"1", "labels.csv": "file_name,label\na.png,cat\nb.png,dog\nc.png,dog\n"})
-    is_refused(file, "where labels.csv names 2 files that are not there, as 'b.png'")
+    is_refused(file, "where labels.csv names 2 missing files, as 'b.png'")
 
 
 @pytest.fixture
