@@ -41,6 +41,9 @@ def committer() -> dict[str, str]:
 
     git itself then takes the names of user and machine, and `dvc exp run` does not.
     """
+    if shutil.which("git") is None:
+        # DVC says itself what it lacks.
+        return {}
     found: dict[str, str] = {}
     for key, word, ours in (("user.name", "NAME", "diffusion pipeline"), ("user.email", "EMAIL", "pipeline@localhost")):
         configured = subprocess.run(["git", "config", "--get", key], capture_output=True, check=False)

@@ -176,8 +176,8 @@ def _port(text: str) -> int:
 def main() -> None:
     """Serve until Ctrl-C or TERM; exit code 2 if a process cannot be started or ends."""
     parser = ArgumentParser("python -m stack.serve", description=__doc__)
-    parser.add_argument("--prefect-port", type=_port, default=4200, help="the port of Prefect's server (default: 4200)")
-    parser.add_argument("--mlflow-port", type=_port, default=5000, help="the port of MLflow's pages (default: 5000)")
+    parser.add_argument("--prefect-port", type=_port, default=4200, help="of our Prefect server (default: 4200)")
+    parser.add_argument("--mlflow-port", type=_port, default=5000, help="of MLflow's pages (default: 5000)")
     ports = parser.parse_args()
     signal.signal(signal.SIGTERM, leave)
     try:

@@ -150,6 +150,10 @@ def test_one_machine_serves_both_pages_and_the_nightly_run_until_term(tmp_path, 
         )
         with urllib.request.urlopen(search) as answer:
             assert json.load(answer)["experiments"][0]["name"] == "Default"
+        # The pages that its runs name are those at this port.
+        schedules = [each for each in psutil.Process(process.pid).children() if "flows.schedule" in each.cmdline()]
+        pages = [each.environ()["DIFFUSION_TRACKING_PAGE"] for each in schedules]
+        assert pages == [f"http://127.0.0.1:{ports[1]}"]
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -160,6 +164,7 @@ def test_servers_that_the_user_has_are_used_and_none_is_started(tmp_path, users_
         assert output.startswith(f"prefect: {PREFECT_API_URL.value().removesuffix('/api')}\nmlflow: ")
         assert "secret" not in output
         (schedule,) = psutil.Process(process.pid).children()
+        assert "DIFFUSION_TRACKING_PAGE" not in schedule.environ()
         # A schedule that ends by itself, and in good order, leaves nothing to serve.
         schedule.send_signal(signal.SIGINT)
         process.wait(30)
